@@ -1,0 +1,5 @@
+"""python -m seqclf"""
+
+from seqclf.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,403 @@
+"""Every setting once: its type, default, bounds and meaning. Defaults < YAML < flags.
+
+YAML files and flags are written into one tree that remembers where each value stood, the tree is
+validated once, and every error names its place (`configs/x.yaml:3:3` or `--optim.lr`) and the
+remedy. Imports neither torch nor accelerate, so that a typing mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Scalar = str | int | float | bool | None
+Value = Scalar | list["Value"] | dict[str, "Value"]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class UserError(ValueError):
+    """Something the user can mend: printed without a traceback, exit code 2."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+class Augment(Settings):
+    shift: NonNegativeInt = 0
+    """Move each training image by up to this many rows and columns, zeros moving in; 0 is off."""
+
+
+class Data(Settings):
+    name: Literal["auto", "digits", "mnist", "fashion_mnist"] = "auto"
+    """Data set. auto: MNIST from `data.root` or downloaded, else the embedded digits."""
+    root: str = "data"
+    """Folder of the data files, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte ...)."""
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the training examples held out for watching, stratified; 0: the test split is
+    watched, and nothing is ever chosen by it."""
+    augment: Augment = Augment()
+    on_device: Literal["auto", True, False] = "auto"
+    """Keep the whole data set in the device's memory. auto: if it takes at most an eighth of it."""
+
+
+class Model(Settings):
+    hidden_size: PositiveInt = 64
+    """Width of the LSTM's state, per direction."""
+    num_layers: PositiveInt = 1
+    """LSTM layers, one above the other."""
+    bidirectional: bool = False
+    """Read the sequence in both directions."""
+    dropout: Probability = 0.0
+    """Probability of dropping a unit between layers and before the output layer."""
+    pooling: Literal["last", "mean", "max"] = "last"
+    """What the output layer sees: the last state, or the mean or maximum over all steps."""
+    init: Literal["orthogonal", "tutorial"] = "orthogonal"
+    """orthogonal: recurrent weights orthogonal, forget-gate bias 1. tutorial: torch's defaults."""
+
+
+class Loss(Settings):
+    label_smoothing: Probability = 0.0
+    """Share of the target's probability spread evenly over all classes."""
+
+
+class Optim(Settings):
+    name: Literal["adamw", "adam"] = "adamw"
+    """Optimizer; they differ in how weight decay acts only."""
+    lr: PositiveFloat = 0.01
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Shape of the learning rate after warm-up: constant, or falling to zero at the last step."""
+    warmup: Probability = 0.1
+    """Share of all steps over which the learning rate rises linearly from zero to `lr`."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decay of the weight matrices (biases are left alone)."""
+    betas: Annotated[tuple[Probability, Probability], Field(strict=False)] = (0.9, 0.999)
+    """Decay rates of Adam's two running means."""
+    clip: PositiveFloat | None = 1.0
+    """Largest norm of the gradient; a longer one is scaled down to it. null: off."""
+
+
+class Train(Settings):
+    batch_size: PositiveInt = 64
+    """Examples per step over all processes together."""
+    micro_batch_size: PositiveInt | None = None
+    """Examples per forward pass in one process; bounds memory only. null: the process's share."""
+    epochs: PositiveFloat | None = None
+    """Passes over the training set. null: 2, or as many as make 1,000 steps."""
+    steps: PositiveInt | None = None
+    """Number of steps; wins over epochs if set."""
+    threads: PositiveInt | None = None
+    """CPU threads per process. null: the cores this job may use, divided among its processes."""
+    max_skipped: PositiveInt = 10
+    """Stop after this many steps in a row with a loss or gradient that is not finite."""
+
+
+class Eval(Settings):
+    every: PositiveInt | None = None
+    """Steps between evaluations. null: once an epoch. The last step is always evaluated."""
+    batch_size: PositiveInt = 1000
+    """Examples per forward pass of an evaluation, per process; bounds memory only."""
+
+
+class Checkpoint(Settings):
+    every: PositiveInt | None = None
+    """Steps between checkpoints. null: once an epoch. The last step is always saved."""
+    keep_last: PositiveInt = 2
+    """Checkpoints kept on disk, the newest."""
+
+
+class Log(Settings):
+    every: PositiveInt = 50
+    """Steps between two training lines in metrics.jsonl, the console and the trackers."""
+
+
+class Tracking(Settings):
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases. auto: online with an API key, else offline."""
+    project: str = "seqclf"
+    """W&B project."""
+
+
+class Distributed(Settings):
+    timeout_s: PositiveInt = 600
+    """Seconds after which a collective operation that some process never joined is an error."""
+
+
+class Config(Settings):
+    """The settings of a run. A run is a pure function of these and the step."""
+
+    seed: NonNegativeInt = 0
+    """Seed of everything random: initial weights, order, dropout, augmentation, validation split."""
+    run_dir: str | None = None
+    """Run directory. null: runs/NAME, the config's or data set's name plus what the flags change."""
+    resume: str = "auto"
+    """auto: go on from the newest good checkpoint. never: start anew in an empty directory.
+    PATH: go on from that checkpoint directory."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. auto: CUDA if there is one, else the CPU."""
+    precision: Precision = "auto"
+    """Arithmetic. auto: what `accelerate launch --mixed_precision` says, else fp32."""
+    deterministic: bool = False
+    """Repeat a GPU run bit for bit, at some cost in speed (CPU runs always do)."""
+    data: Data = Data()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    tracking: Tracking = Tracking()
+    distributed: Distributed = Distributed()
+
+
+# Settings that change neither the weights nor the numbers measured: not part of a run's name.
+NEUTRAL = {"run_dir", "resume", "data.root", "data.on_device", "checkpoint.every"} | {
+    "checkpoint.keep_last",
+    "log.every",
+    "tracking.wandb",
+    "tracking.project",
+    "distributed.timeout_s",
+}
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, type, str]]:
+    """Yield (dotted name, annotation, description) of every setting."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        assert annotation is not None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from fields(annotation, f"{prefix}{name}.")
+        else:
+            description = " ".join((field.description or "").split())
+            yield prefix + name, annotation, description
+
+
+def is_switch(annotation: type) -> bool:
+    """Say whether a setting may stand on the command line without a value, meaning true."""
+    return annotation is bool or True in get_args(annotation)
+
+
+def flatten(tree: Mapping[str, Value], prefix: str = "") -> dict[str, Value]:
+    """Turn a nested mapping into one with dotted names."""
+    flat: dict[str, Value] = {}
+    for key, value in tree.items():
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {prefix + key: list(value) if isinstance(value, tuple) else value}
+        )
+    return flat
+
+
+def settings(config: Config) -> dict[str, Value]:
+    """Return every setting of a config by its dotted name."""
+    return flatten(config.model_dump())
+
+
+# ---- reading: YAML with positions, flags, one validation
+
+
+class _Yaml(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2: 1e-3 is a number, `no` is a word."""
+
+
+_Yaml.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Yaml.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+
+
+def _scalar(node: yaml.ScalarNode) -> Scalar:
+    text, tag = node.value, node.tag.rpartition(":")[2]
+    match tag:
+        case "null":
+            return None
+        case "bool":
+            return bool(text.lower() == "true")
+        case "int":
+            return int(text)
+        case "float":
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        case "str":
+            return str(text)
+    raise yaml.constructor.ConstructorError(
+        None, None, f"unknown tag {node.tag!r}", node.start_mark
+    )
+
+
+def _read_node(node: yaml.Node, path: str, where: dict[str, str], place: str) -> Value:
+    """Build the value of a YAML node, writing the place of each key into `where`."""
+    if isinstance(node, yaml.MappingNode):
+        tree: dict[str, Value] = {}
+        for key_node, value_node in node.value:
+            mark = key_node.start_mark
+            here = f"{place}:{mark.line + 1}:{mark.column + 1}"
+            key = str(key_node.value)
+            name = f"{path}.{key}" if path else key
+            if key in tree:
+                raise UserError(f"{here}: {name}: stands twice (first at {where[name]})")
+            where[name] = here
+            tree[key] = _read_node(value_node, name, where, place)
+        return tree
+    if isinstance(node, yaml.SequenceNode):
+        return [_read_node(item, path, where, place) for item in node.value]
+    assert isinstance(node, yaml.ScalarNode)
+    return _scalar(node)
+
+
+def read_yaml(text: str, where: dict[str, str], place: str) -> dict[str, Value]:
+    """Parse one YAML mapping; `place` names the file in errors."""
+    try:
+        node = yaml.compose(io.StringIO(text), Loader=_Yaml)
+        value = _read_node(node, "", where, place) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UserError(f"{place}{position}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{place}: not valid YAML: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{place}:1:1: expected settings (`train:` ...), found {value!r}")
+    return value
+
+
+def _read_flag(text: str) -> Value:
+    """Read a flag's value as YAML would, except that what is no scalar or list is text."""
+    try:
+        node = yaml.compose(io.StringIO(text), Loader=_Yaml)
+        if isinstance(node, yaml.ScalarNode | yaml.SequenceNode):
+            return _read_node(node, "", {}, "")
+    except yaml.YAMLError:
+        pass
+    return text
+
+
+def load_config(
+    path: str | Path | None = None, flags: Mapping[str, str] | None = None
+) -> tuple[Config, list[str]]:
+    """Read a YAML file and flags into a config; return it and the names that the flags set.
+
+    Raises UserError with one line per mistake, each with its place and the remedy.
+    """
+    where: dict[str, str] = {}
+    tree: dict[str, Value] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UserError(f"--config {path}: cannot read it: {reason}") from None
+        tree = read_yaml(text, where, str(path))
+    for name, value in (flags or {}).items():
+        *parents, leaf = name.split(".")
+        branch = tree
+        for parent in parents:
+            child = branch.get(parent)
+            branch[parent] = child = dict(child) if isinstance(child, dict) else {}
+            branch = child
+        branch[leaf] = _read_flag(value)
+        where[name] = f"--{name}"
+    return _validate(tree, where), list(flags or ())
+
+
+def _validate(tree: Mapping[str, Value], where: Mapping[str, str]) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(dict(item), where) for item in error.errors())
+        raise UserError("\n".join(lines)) from None
+
+
+def _explain(item: Mapping[str, object], where: Mapping[str, str]) -> str:
+    """Turn one pydantic error into `place: name: what is wrong; the remedy`."""
+    location = item["loc"]
+    assert isinstance(location, tuple)
+    name = ".".join(str(part) for part in location if isinstance(part, str))
+    while name and name not in where:  # pydantic appends the tried types of a union
+        name = name.rpartition(".")[0]
+    place = where.get(name, "config")
+    label = name if place != f"--{name}" else ""
+    if item["type"] == "extra_forbidden":
+        known = [full for full, _, _ in fields()]
+        known += sorted({full.rpartition(".")[0] for full in known} - {""})
+        problem = "unknown key" + did_you_mean(name, known)
+    else:
+        shown = (
+            yaml.safe_dump(item["input"], default_flow_style=True).removesuffix("\n...\n").strip()
+        )
+        problem = f"{str(item['msg'])[0].lower()}{str(item['msg'])[1:]} (found {shown})"
+    return ": ".join(part for part in (place, label, problem) if part)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?` for the closest known name, or nothing."""
+    parent, _, leaf = name.rpartition(".")
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
+    if close := difflib.get_close_matches(leaf, siblings, 1):
+        return f"; did you mean '{close[0]}'?"
+    by_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
+    close = by_leaf or difflib.get_close_matches(name, known, 1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+# ---- writing, naming, comparing
+
+
+def dump(config: Config) -> str:
+    """Write a config as YAML that reads back as the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) -> str:
+    """Name a run: the config file's stem, or the data set, plus the flags that change the result.
+
+    >>> run_name(Config(), "configs/mnist.yaml", [])
+    'mnist'
+    """
+    values = settings(config)
+    base = Path(path).stem if path is not None else config.data.name
+    parts = [
+        f"{name}={_plain(values[name])}"
+        for name in sorted(flagged)
+        if name not in NEUTRAL and not (path is None and name == "data.name")
+    ]
+    suffix = "".join(f"-{part}" for part in parts)
+    if len(suffix) > 80 or re.search(r"[^\w.=+,-]", suffix):
+        suffix = "-" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
+    return base + suffix
+
+
+def _plain(value: Value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,30 @@
+"""Augmentation on the device, drawn for the whole global batch and sliced: f(seed, step, place)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqclf.data.batches import mix
+from seqclf.data.sequences import Batch
+
+
+def shift_images(batch: Batch, limit: int, seed: int) -> Tensor:
+    """Return a batch's images [B, T, F], each moved by up to `limit` rows and columns.
+
+    The moves depend on the seed, the step and an image's place in the global batch only, so any
+    number of processes sees the same ones.
+    """
+    values = batch.values
+    if limit == 0:
+        return values
+    generator = torch.Generator().manual_seed(mix(seed, "shift", batch.step))
+    moves = torch.randint(0, 2 * limit + 1, (2, batch.total), generator=generator)
+    # an empty share's filler row has a place outside of it: clamp
+    places = torch.arange(batch.first, batch.first + len(values)).clamp(max=batch.total - 1)
+    down, right = moves[:, places].to(values.device, non_blocking=True)
+    _, height, width = values.shape
+    padded = F.pad(values, (limit,) * 4)
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # [B, 2L+1, 2L+1, T, F], a view
+    return windows[torch.arange(len(values), device=values.device), down, right]

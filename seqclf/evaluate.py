@@ -1,0 +1,112 @@
+"""Exact metrics over a split: sums and counts from every example once, divided at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqclf import runtime as runtimes
+from seqclf.config import Config, UserError
+from seqclf.data import sources
+from seqclf.data.batches import split_range
+from seqclf.data.sequences import Sequences
+from seqclf.predict import load_model
+from seqclf.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What an evaluation found. `confusion[i, j]` counts examples of class i named j."""
+
+    loss: float  # mean cross-entropy in nats, without smoothing
+    confusion: Tensor  # int64 [C, C]
+
+    @property
+    def count(self) -> int:
+        """Number of examples evaluated."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples named rightly."""
+        return int(self.confusion.diagonal().sum()) / self.count
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that occur in truth or prediction (scikit-learn's default)."""
+        hits = self.confusion.diagonal().double()
+        sums = self.confusion.sum(0) + self.confusion.sum(1)
+        return float((2 * hits[sums > 0] / sums[sums > 0]).mean())
+
+    def named(self, split: str) -> dict[str, float]:
+        """Return the metrics under their names in metrics.jsonl."""
+        return {
+            f"{split}/loss": self.loss,
+            f"{split}/accuracy": self.accuracy,
+            f"{split}/macro_f1": self.macro_f1,
+        }
+
+
+@torch.inference_mode()
+def evaluate(
+    runtime: Runtime, model: nn.Module, sequences: Sequences, *, batch_size: int
+) -> Metrics:
+    """Evaluate a model on every example of a split exactly once, on any number of processes.
+
+    Collective. Leaves the model in the mode it was in; raises RuntimeError if the count is not
+    that of the split.
+    """
+    training = model.training
+    model.eval()
+    num_classes = len(sequences.classes)
+    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=runtime.device)
+    losses = []
+    first, end = split_range(len(sequences), runtime.rank, runtime.world_size)
+    for start in range(first, end, batch_size):
+        stop = min(start + batch_size, end)
+        values = sequences.values[start:stop].to(runtime.device, non_blocking=True)
+        labels = sequences.labels[start:stop].to(runtime.device, non_blocking=True)
+        logits = model(values).float()
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+        pairs = labels * num_classes + logits.argmax(1)
+        # not bincount: it reads the largest value back
+        confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
+    model.train(training)
+    total_loss = (
+        torch.stack(losses).double().sum() if losses else torch.zeros((), dtype=torch.float64)
+    )
+    confusion = runtime.sum(confusion).cpu()
+    total_loss = runtime.sum(total_loss.to(runtime.device)).cpu()
+    if int(confusion.sum()) != len(sequences):
+        raise RuntimeError(f"evaluated {int(confusion.sum())} examples of {len(sequences)}")
+    return Metrics(float(total_loss) / len(sequences), confusion.view(num_classes, num_classes))
+
+
+def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
+    """Measure a run's result again on the data of its config, in the precision it was trained in.
+
+    Collective. Raises UserError if model or data are missing or do not belong together.
+    """
+    model, card = load_model(run_dir)
+    precision = json.loads((run_dir / "run.json").read_text())["precision"]
+    if precision == "fp16" and not torch.cuda.is_available():
+        precision = "fp32"
+    runtime = runtimes.start(config.model_copy(update={"precision": precision}))
+    try:
+        splits = sources.load(config.data, seed=config.seed)
+        if splits.test.classes != card.classes:
+            raise UserError(f"{run_dir}: trained on other classes than '{splits.name}' has")
+        model = model.to(runtime.device)
+        runtime.prepare(model)
+        metrics: dict[str, float] = {}
+        for split, sequences in splits.watched(last=True).items():
+            found = evaluate(runtime, model, sequences, batch_size=config.eval.batch_size)
+            metrics |= found.named(split)
+        return metrics
+    finally:
+        runtime.close()

@@ -1,0 +1,382 @@
+"""A run directory: its lock, config check, status, metrics, checkpoints and result.
+
+    runs/mnist-optim.lr=0.005/
+      config.yaml      the resolved config: running it again repeats the run
+      run.json         what the run met, and at the end the weights' sha256
+      metrics.jsonl    one JSON object a line, always with "step"
+      status.json      {"state": "running|finished|preempted|failed", "step", "epoch", ...}
+      sessions.jsonl   one line per start
+      checkpoints/     see checkpoint.py
+      model/           the result: model.safetensors, config.json
+
+The main process writes; every rank calls, and learns of success or failure.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+
+from seqclf import checkpoint
+from seqclf.checkpoint import State
+from seqclf.config import NEUTRAL, Config, UserError, Value, dump, load_config, settings
+from seqclf.data.batches import BatchPlan
+from seqclf.model import Architecture
+from seqclf.optim import lr_at
+from seqclf.runtime import Runtime
+from seqclf.tracking import Tracking
+
+MAX_FAILED_SAVES = 3
+RATE_SETTINGS = {"train.epochs", "train.steps", "optim.lr", "optim.schedule", "optim.warmup"}
+HARMLESS = NEUTRAL | RATE_SETTINGS | {"eval.every", "eval.batch_size", "train.max_skipped"}
+
+
+@dataclass
+class Run:
+    """An open run directory. Made by `open_run`."""
+
+    path: Path
+    config: Config
+    runtime: Runtime
+    tracking: Tracking
+    plan: BatchPlan
+    facts: dict[str, Value]  # for run.json
+    state: State = field(default_factory=State)
+    saved_step: int = -1
+    failed_saves: int = 0
+    metrics_file: IO[str] | None = None  # on the main process only
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    # ---- the boundary's questions
+
+    def finished(self) -> bool:
+        """Say whether this very run, of this length, is already done. Collective."""
+
+        def look() -> Value:
+            try:
+                status = _read_json(self.path / "status.json")
+            except UserError:
+                return False
+            return bool(status["state"] == "finished" and status["step"] == self.plan.num_steps)
+
+        return bool(self.runtime.from_main(look))
+
+    def evaluation_due(self, step: int) -> bool:
+        """Say whether the config asks for an evaluation before this step."""
+        return step > 0 and step % (self.config.eval.every or self.plan.steps_per_epoch) == 0
+
+    def log_due(self, step: int) -> bool:
+        """Say whether the config asks for a training line after this many steps."""
+        return step % self.config.log.every == 0 or step == self.plan.num_steps
+
+    def save_due(self, step: int) -> bool:
+        """Say whether the config asks for a checkpoint before this step."""
+        return step > 0 and step % (self.config.checkpoint.every or self.plan.steps_per_epoch) == 0
+
+    # ---- writing
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write metrics to metrics.jsonl, then mirror them to the console and the trackers."""
+        if self.metrics_file is None:
+            return
+        line = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self.metrics_file.write(json.dumps({"step": step} | line) + "\n")
+        self.metrics_file.flush()
+        self.tracking.log(step, self.plan.num_steps, metrics)
+
+    def write_status(self, word: str, error: str | None = None) -> None:
+        """Write status.json, on the main process."""
+        if self.metrics_file is not None:
+            status = {
+                "state": word,
+                "step": self.state.step,
+                "epoch": self.state.step / self.plan.steps_per_epoch,
+                "metrics": self.state.metrics,
+                "error": error,
+            }
+            _write_json(self.path / "status.json", status)
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Make a checkpoint, unless this step has one. Collective.
+
+        A save that fails (a full disk) is warned about; MAX_FAILED_SAVES in a row raise OSError.
+        """
+        step = self.state.step
+        if step == self.saved_step:
+            return
+        error = self.runtime.from_main(lambda: self._write_checkpoint(model, optimizer))
+        self.saved_step = step
+        self.failed_saves = self.failed_saves + 1 if error else 0
+        if error:
+            self.tracking.say(f"warning: checkpoint of step {step} not saved: {error}")
+        if self.failed_saves == MAX_FAILED_SAVES:
+            raise OSError(f"{MAX_FAILED_SAVES} checkpoints in a row could not be saved: {error}")
+
+    def _write_checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Value:
+        assert self.metrics_file is not None
+        state = self.state
+        try:
+            os.fsync(self.metrics_file.fileno())
+            state.metrics_bytes = self.metrics_file.tell()
+            scaler = self.runtime.accelerator.scaler
+            state.scaler = dict(scaler.state_dict()) if scaler else {}
+            files = {
+                "model.safetensors": checkpoint.encode(model.state_dict()),
+                "optimizer.safetensors": checkpoint.encode(
+                    checkpoint.moment_tensors(model, optimizer)
+                ),
+                "state.json": state.model_dump_json(indent=1).encode(),
+            }
+            checkpoint.commit(
+                self.checkpoints,
+                state.step,
+                files,
+                world_size=self.runtime.world_size,
+                versions=versions(),
+            )
+            checkpoint.prune(self.checkpoints, keep_last=self.config.checkpoint.keep_last)
+        except OSError as error:
+            return str(error)
+        self.write_status("running")
+        return None
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+        """Load the newest checkpoint that verifies into model and optimizer, and begin.
+
+        Collective. Only the main process reads; the others are sent its tensors, so the run
+        directory need exist on its host only. Raises UserError if there are checkpoints, but no
+        good one, or if the settings that made it differ where it matters.
+        """
+        found: Path | None = None
+
+        def find() -> Value:
+            nonlocal found
+            found, rejected = checkpoint.newest(self.checkpoints)
+            for reason in rejected:
+                self.tracking.say(f"warning: checkpoint passed over: {reason}")
+            if found is None:
+                if rejected:
+                    raise UserError(f"no checkpoint in {self.checkpoints} is whole; see above")
+                self._begin(State())
+                return None
+            _, files = checkpoint.read(found)
+            for name, put in (
+                ("model", lambda t, p: checkpoint.put_weights(model, t, p)),
+                ("optimizer", lambda t, p: checkpoint.put_moments(model, optimizer, t, p)),
+            ):
+                file = f"{name}.safetensors"
+                put(checkpoint.decode(files[file], str(found / file)), str(found / file))
+            state = checkpoint.read_state(files, found)
+            self._check_rates(state.step)
+            self._begin(state)
+            return state.model_dump()
+
+        answer = self.runtime.from_main(find)
+        if answer is None:
+            return self.state
+        self.state = State.model_validate(answer)
+        tensors = [*model.state_dict().values()]
+        tensors += checkpoint.moment_tensors(model, optimizer).values()
+        self.runtime.broadcast(tensors)
+        if self.runtime.accelerator.scaler and self.state.scaler:
+            self.runtime.accelerator.scaler.load_state_dict(self.state.scaler)
+        self.saved_step = self.state.step
+        self.tracking.say(f"resumed     step {self.state.step} from {self.checkpoints}")
+        return self.state
+
+    def _begin(self, state: State) -> None:
+        """Write what is known now, and drop the metrics that the steps to come will write again."""
+        assert self.metrics_file is not None
+        self.metrics_file.truncate(state.metrics_bytes)
+        self.metrics_file.seek(0, os.SEEK_END)
+        text = dump(self.config.model_copy(update={"run_dir": None, "resume": "auto"}))
+        checkpoint.replace_file(self.path / "config.yaml", text.encode())
+        _write_json(self.path / "run.json", self.facts)
+        keys = ("host", "device", "precision", "world_size", "threads", "versions")
+        session = {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(session | {key: self.facts[key] for key in keys}) + "\n")
+        self.state = state
+        self.write_status("running")
+
+    def finish(self, model: nn.Module, architecture: Architecture) -> str | None:
+        """Write model/ and the final status; return the weights' sha256, on the main process."""
+        if self.metrics_file is None:
+            return None
+        content = checkpoint.encode(model.state_dict())
+        folder = self.path / "model"
+        folder.mkdir(exist_ok=True)
+        card = architecture.model_dump_json(indent=1) + "\n"
+        checkpoint.replace_file(folder / "config.json", card.encode())
+        sha256 = checkpoint.replace_file(folder / "model.safetensors", content).sha256
+        _write_json(self.path / "run.json", self.facts | {"weights_sha256": sha256})
+        self.write_status("finished")
+        return sha256
+
+    def _check_rates(self, step: int) -> None:
+        """Refuse a change of the schedule that would have changed the steps already done."""
+        before = _stored_config(self.path)
+        steps_before = _read_json(self.path / "run.json")["num_steps"]
+        for past in range(step):
+            old = lr_at(past, before.optim, steps_before)
+            new = lr_at(past, self.config.optim, self.plan.num_steps)
+            if old != new:
+                raise _differs(
+                    self.path,
+                    settings(before),
+                    settings(self.config),
+                    RATE_SETTINGS,
+                    f" (the learning rate of step {past} was {old:.6g} and would be {new:.6g})",
+                )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    names = ("seqclf", "torch", "accelerate", "safetensors", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _git_revision() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    checkpoint.replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged ({error})") from None
+    return content
+
+
+def _stored_config(path: Path) -> Config:
+    return load_config(path / "config.yaml")[0]
+
+
+def _differs(
+    path: Path, old: dict[str, Value], new: dict[str, Value], names: set[str], why: str = ""
+) -> UserError:
+    lines = [
+        f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in sorted(names)
+        if old.get(name) != new.get(name)
+    ]
+    return UserError(
+        f"{path} holds a run made with other settings{why}:\n"
+        + "\n".join(lines)
+        + "\nGo on with its own settings, or choose another --run_dir."
+    )
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold a run directory until the returned file is closed (lockf: a child cannot keep it)."""
+    file = (path / ".lock").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(
+            f"{path}: another process is training there; wait for it or choose another --run_dir"
+        ) from None
+    return file
+
+
+def _claim(path: Path, config: Config, facts: dict[str, Value]) -> IO[str]:
+    """Make or re-enter a run directory: lock it, compare configs, write what is known."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot make the run directory: {error.strerror}") from None
+    if (path / "config.yaml").exists():
+        if config.resume == "never":
+            raise UserError(
+                f"{path} holds a run already, and --resume never starts anew only in an empty "
+                "directory; delete it or choose another --run_dir"
+            )
+        old, new = settings(_stored_config(path)), settings(config)
+        if changed := {name for name in new if old[name] != new[name]} - HARMLESS:
+            raise _differs(path, old, new, changed)
+        old_facts = _read_json(path / "run.json")
+        for name in ("data_fingerprint", "precision"):
+            if old_facts[name] != facts[name]:
+                raise _differs(path, old_facts, facts, {name})
+    return lock
+
+
+@contextmanager
+def open_run(
+    path: Path,
+    config: Config,
+    runtime: Runtime,
+    tracking: Tracking,
+    plan: BatchPlan,
+    facts: Mapping[str, Value],
+) -> Iterator[Run]:
+    """Open a run directory for training; write "failed" with the reason if the body raises.
+
+    Collective. Raises UserError if another process trains there, if it holds a run of other
+    settings, or if it cannot be written.
+    """
+    everything: dict[str, Value] = {
+        "versions": dict(versions()),
+        "host": socket.gethostname(),
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+        "world_size": runtime.world_size,
+        "threads": runtime.threads,
+        "git": _git_revision(),
+        "num_steps": plan.num_steps,
+        **facts,
+    }
+    run = Run(path, config, runtime, tracking, plan, everything)
+    lock: IO[str] | None = None
+
+    def claim() -> Value:
+        nonlocal lock
+        lock = _claim(path, config, everything)
+        run.metrics_file = (path / "metrics.jsonl").open("a", encoding="utf-8")
+        return None
+
+    runtime.from_main(claim)
+    try:
+        yield run
+    except BaseException as error:
+        reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
+        run.write_status("failed", reason)
+        raise
+    finally:
+        if run.metrics_file is not None:
+            run.metrics_file.close()
+        if lock is not None:
+            lock.close()

@@ -1,0 +1,388 @@
+"""The machine under a run: processes, device, precision, threads, seeds, signals.
+
+The only module that builds an Accelerator. Everything decided here is kept as a line with its
+reason, for the console and run.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from seqclf.config import Config, UserError, Value
+from seqclf.data.batches import BatchPlan, mix
+from seqclf.data.sequences import Batch, Sequences
+
+EffectivePrecision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SLOWDOWN_ALLOWED = 1.2  # half precision on a CPU slower than this against fp32 is replaced
+AGREE_EVERY = 8  # steps between two agreements of several processes about stopping
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class Runtime:
+    """What a run stands on. `decisions` are lines for people, with reasons."""
+
+    accelerator: Accelerator
+    precision: EffectivePrecision
+    threads: int
+    decisions: list[str]
+    stop_signal: int | None = None
+    _agreement: tuple[dist.ProcessGroup, Tensor] | None = None
+    _pending: dist.Work | None = None
+    _stop: bool = field(default=False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        """This process's number, 0 to world_size - 1."""
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train together."""
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints, writes and tracks."""
+        return self.accelerator.is_main_process
+
+    # ---- what the loop uses
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, under autocast and, with several processes, torch's DDP."""
+        prepared: nn.Module = self.accelerator.prepare_model(model)
+        return prepared
+
+    def loader(self, sequences: Sequences, plan: BatchPlan, *, start: int) -> Iterator[Batch]:
+        """Yield this process's batches from step `start` on, on the device.
+
+        The plan has already taken this rank's share, so Accelerate is told of one process.
+        """
+        shares = plan.shares(start, self.rank, self.world_size)
+        # torch's fetcher calls __getitems__ with whatever the batch sampler yields: a Share.
+        loader = DataLoader(
+            sequences,  # type: ignore[arg-type]
+            batch_sampler=shares,  # type: ignore[arg-type]
+            collate_fn=_identity,
+        )
+        return iter(
+            prepare_data_loader(
+                loader,
+                self.device,
+                num_processes=1,
+                process_index=0,
+                put_on_device=True,
+                rng_types=[],
+                non_blocking=True,
+            )
+        )
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Keep DDP from reducing gradients; only the last micro batch of a step reduces them."""
+        return self.accelerator.no_sync(model) if self.world_size > 1 else nullcontext()
+
+    def seed_noise(self, *parts: int) -> None:
+        """Seed what dropout draws from next (not torch.manual_seed: it visits every backend)."""
+        seed = mix("noise", *parts)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a tensor up over all processes. Collective."""
+        if self.world_size == 1:
+            return values
+        total = self.accelerator.reduce(values.to(self.device), reduction="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def stopping(self, step: int) -> bool:
+        """Say whether a signal asked to stop, the same answer on every rank at the same step.
+
+        With several processes the question travels on a gloo group of its own while AGREE_EVERY
+        steps pass, so nobody ever waits for it.
+        """
+        if self._agreement is None:
+            return self.stop_signal is not None
+        group, flag = self._agreement
+        if step % AGREE_EVERY == 0:
+            if self._pending is not None:
+                self._pending.wait()
+                self._stop = bool(flag.item())
+            flag.fill_(int(self.stop_signal is not None))
+            self._pending = dist.all_reduce(flag, dist.ReduceOp.MAX, group, async_op=True)
+        return self._stop
+
+    # ---- agreeing
+
+    def from_main(self, function: Callable[[], Value]) -> Value:
+        """Call a function on the main process and return its JSON value on every rank.
+
+        An error raised there is raised everywhere. Collective; JSON, because torch's object
+        collectives pickle.
+        """
+        if self.world_size == 1:
+            return function()
+        answer: dict[str, Value] = {}
+        caught: BaseException | None = None
+        if self.is_main:
+            try:
+                answer = {"value": function()}
+            except Exception as error:  # raised again below, after the others have heard of it
+                caught = error
+                answer = {"error": str(error), "user": isinstance(error, UserError)}
+        received = json.loads(self._broadcast_bytes(json.dumps(answer).encode()))
+        if caught is not None:
+            raise caught
+        if "error" in received:
+            cls = UserError if received["user"] else RuntimeError
+            raise cls(str(received["error"]))
+        value: Value = received["value"]
+        return value
+
+    def _broadcast_bytes(self, content: bytes) -> bytes:
+        size = torch.tensor([len(content)], device=self.device)
+        dist.broadcast(size, 0)
+        buffer = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(buffer, 0)
+        return bytes(buffer.cpu().numpy())
+
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        """Overwrite tensors with the main process's. Collective."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                on_device = tensor.to(self.device)
+                dist.broadcast(on_device, 0)
+                tensor.copy_(on_device)
+
+    def all_true(self, flag: bool) -> bool:
+        """Say whether a flag is true on every process. Collective."""
+        return int(self.sum(torch.tensor(int(not flag)))) == 0
+
+    @contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """Turn SIGTERM and SIGINT into a request to stop at the next step."""
+
+        def handle(signum: int, _frame: types.FrameType | None) -> None:
+            self.stop_signal = signum
+
+        before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def close(self) -> None:
+        """Leave the process group, if there is one."""
+        if self._pending is not None:
+            self._pending.wait()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch
+
+
+def start(config: Config) -> Runtime:
+    """Bring up processes, device, precision and threads, and say what was decided and why.
+
+    Raises UserError for what this machine cannot do.
+    """
+    decisions: list[str] = []
+    device = _choose_device(config, decisions)
+    _refuse_plugins()
+    threads = _set_threads(config, decisions)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
+        torch.use_deterministic_algorithms(True)
+    torch.set_flush_denormal(True)  # oneDNN's LSTM is up to 20 times slower on denormals
+    requested = _requested_precision(config)
+    options = {
+        "cpu": device == "cpu",
+        "kwargs_handlers": [
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.distributed.timeout_s)),
+        ],
+    }
+    # Half precision can only be tried on a device, and an Accelerator takes it at birth: its
+    # process state (a singleton, kept) comes first, the precision is probed, then it is built.
+    probe = Accelerator(mixed_precision="no", **options)  # type: ignore[arg-type]
+    runtime = Runtime(probe, "fp32", threads, decisions)
+    runtime.precision = _probe_precision(requested, config, runtime)
+    if runtime.precision != "fp32":
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state()
+        runtime.accelerator = Accelerator(mixed_precision=runtime.precision, **options)  # type: ignore[arg-type]
+    if runtime.world_size > 1:
+        runtime._agreement = (dist.new_group(backend="gloo"), torch.zeros(1, dtype=torch.int32))
+    _say_world_size(runtime)
+    return runtime
+
+
+def _choose_device(config: Config, decisions: list[str]) -> str:
+    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UserError("device: cuda was asked for, but torch finds no GPU here; use device: auto")
+    if config.device == "cuda" and told_cpu:
+        raise UserError("device: cuda was asked for, but the launcher was told to use the CPU")
+    device = "cuda" if available and config.device != "cpu" and not told_cpu else "cpu"
+    reason = (
+        f"device: {config.device}"
+        if config.device != "auto"
+        else "the launcher says so"
+        if told_cpu
+        else "there is a GPU"
+        if available
+        else "no GPU found"
+    )
+    decisions.append(f"device      {device} ({reason})")
+    return device
+
+
+def _refuse_plugins() -> None:
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TPU"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UserError(
+                f"the launcher asks for {name}; seqclf trains with DDP: remove it from the "
+                "accelerate config (configs/accelerate/ has working ones)"
+            )
+
+
+def _set_threads(config: Config, decisions: list[str]) -> int:
+    """Set the CPU threads; launchers export OMP_NUM_THREADS=1 unasked, so it is not a request."""
+    cores = (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()) or 1
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = config.train.threads or max(1, cores // local_processes)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    reason = (
+        "train.threads" if config.train.threads else f"{cores} cores, {local_processes} process"
+    )
+    plural = "es here" if local_processes > 1 and not config.train.threads else ""
+    decisions.append(f"threads     {threads} ({reason}{plural})")
+    return threads
+
+
+def _requested_precision(config: Config) -> EffectivePrecision:
+    """Return what config and launcher ask for; the launcher always says something, `no` is nothing."""
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told not in ("no", "bf16", "fp16"):
+        raise UserError(f"--mixed_precision {told} is not supported; use bf16, fp16 or no")
+    if config.precision == "auto":
+        return "fp32" if told == "no" else told  # type: ignore[return-value]
+    if told not in ("no", config.precision):
+        raise UserError(
+            f"precision: {config.precision} was asked for, but the launcher was told "
+            f"--mixed_precision {told}; leave one of them out"
+        )
+    return config.precision
+
+
+def _probe_precision(
+    requested: EffectivePrecision, config: Config, runtime: Runtime
+) -> EffectivePrecision:
+    """Try the requested arithmetic on this device with an LSTM, forward and backward."""
+    if requested == "fp32":
+        runtime.decisions.append("precision   fp32")
+        return "fp32"
+    if requested == "fp16" and runtime.device.type == "cpu":
+        raise UserError(
+            "precision: fp16 does not exist on the CPU (it would silently be fp32); "
+            "use precision: fp32, or bf16 where the CPU has it"
+        )
+    problem = _precision_problem(requested, config, runtime.device)
+    if runtime.all_true(problem is None):
+        runtime.decisions.append(f"precision   {requested} (as asked, tried on this device)")
+        return requested
+    reason = problem or "another process cannot run it"
+    runtime.decisions.append(f"precision   fp32, NOT {requested} as asked: {reason}")
+    return "fp32"
+
+
+def _precision_problem(
+    requested: EffectivePrecision, config: Config, device: torch.device
+) -> str | None:
+    if device.type == "cuda" and requested == "bf16" and not torch.cuda.is_bf16_supported(False):
+        return "this GPU only emulates bf16"
+    lstm = nn.LSTM(
+        28, config.model.hidden_size, batch_first=True, bidirectional=config.model.bidirectional
+    ).to(device)
+    values = torch.zeros(config.train.batch_size, 28, 28, device=device)
+
+    def seconds(dtype: torch.dtype | None) -> float:
+        started = time.perf_counter()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            output, _ = lstm(values)
+        output.sum().backward()
+        return time.perf_counter() - started
+
+    try:
+        seconds(AUTOCAST[requested])
+    except RuntimeError as error:
+        return str(error).partition(".")[0].partition("\n")[0]
+    if device.type == "cuda":
+        return None
+    seconds(None)
+    pairs = [(seconds(AUTOCAST[requested]), seconds(None)) for _ in range(7)]
+    ratio = statistics.median(half / full for half, full in pairs)
+    if ratio > SLOWDOWN_ALLOWED:
+        return f"this CPU runs it {ratio:.1f} times slower than fp32"
+    return None
+
+
+def _say_world_size(runtime: Runtime) -> None:
+    size, device = runtime.world_size, runtime.device.type
+    kind = runtime.accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise UserError(f"accelerate chose {kind.value}; seqclf trains with DDP on CPUs or GPUs")
+    backend = f", DDP over {dist.get_backend()}" if dist.is_initialized() else ""
+    runtime.decisions.append(f"world size  {size} process{'es' * (size > 1)}{backend}")
+    asked = os.environ.get("SLURM_NTASKS")
+    if size == 1 and asked and int(asked) > 1:
+        runtime.decisions.append(
+            f"note        Slurm has {asked} tasks, but each trains alone: start them with "
+            "torchrun or accelerate launch (see README)"
+        )
+    elif size == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        # accelerate launch --cpu --num_processes 2 sets MASTER_ADDR and starts one process
+        runtime.decisions.append(
+            "note        the launcher was asked for several processes, but started ONE; on CPUs "
+            "use: ACCELERATE_USE_CPU=true torchrun --standalone --nproc-per-node N launch/train.py"
+        )
+    elif device == "cuda" and size == 1 and torch.cuda.device_count() > 1:
+        runtime.decisions.append(
+            f"note        {torch.cuda.device_count()} GPUs here, 1 used; for all of them: accelerate "
+            "launch --config_file configs/accelerate/multi_gpu.yaml launch/train.py"
+        )

@@ -1,0 +1,292 @@
+"""The loop: a run from its config to its result, on any number of processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from seqclf import predict
+from seqclf import runtime as runtimes
+from seqclf.config import Config, UserError, run_name, settings
+from seqclf.data import sources
+from seqclf.data.augment import shift_images
+from seqclf.data.batches import BatchPlan, count_steps
+from seqclf.data.sequences import Batch
+from seqclf.data.sources import Splits
+from seqclf.evaluate import evaluate
+from seqclf.loss import summed_loss
+from seqclf.model import Architecture
+from seqclf.optim import lr_at, make_optimizer, update
+from seqclf.run import Run, open_run
+from seqclf.runtime import Runtime
+from seqclf.tracking import Tracking
+
+PREEMPTED = 143  # exit code of a run that saved and left because of a signal
+
+
+class StepStats(NamedTuple):
+    """What a step leaves on the device: nothing here has been read back."""
+
+    loss: Tensor  # this process's part of the global batch's mean loss
+    norm: Tensor  # of the global gradient, before clipping
+    skips: Tensor  # [2]: steps skipped so far, and how many of them were the latest ones
+
+
+def train_step(
+    runtime: Runtime,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    skips: Tensor,
+    config: Config,
+    lr: float,
+) -> StepStats:
+    """Make at most one update from one global batch; read nothing back from the device."""
+    values = shift_images(batch, config.data.augment.shift, config.seed)
+    size = config.train.micro_batch_size or len(values)
+    micro_batches = list(zip(values.split(size), batch.labels.split(size), strict=True))
+    loss = torch.zeros((), device=values.device)
+    for index, (x, y) in enumerate(micro_batches):
+        reduces = index == len(micro_batches) - 1
+        with nullcontext() if reduces else runtime.no_sync(model):
+            if config.model.dropout:
+                runtime.seed_noise(config.seed, batch.step, runtime.rank, index)
+            part = (
+                summed_loss(model(x), y, label_smoothing=config.loss.label_smoothing) / batch.total
+            )
+            # DDP averages over processes, hence the factor. `0 * part` makes the gradient of a loss
+            # that is not finite NaN, and the reduction carries that to every rank.
+            runtime.accelerator.backward(part * (runtime.world_size + 0 * part.detach()))
+        loss = loss + part.detach()
+    if runtime.accelerator.scaler is not None:
+        runtime.accelerator.scaler.unscale_(optimizer)
+    norm, bad = update(optimizer, lr, config.optim.clip)
+    if runtime.accelerator.scaler is not None:
+        runtime.accelerator.scaler.update()
+    optimizer.zero_grad()
+    skips += bad
+    skips[1] *= bad
+    return StepStats(loss, norm, skips)
+
+
+def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bool]:
+    """Train until the last step or a signal; return the bare model and whether it finished.
+
+    Everything happens at the boundary before a step: evaluate, save, leave. So a stop during an
+    evaluation redoes that evaluation on resume, and nothing here moves a weight.
+    """
+    config, runtime = run.config, run.runtime
+    torch.manual_seed(config.seed)  # on the CPU, so that every device starts from the same weights
+    model = architecture(config, splits).build(config.model.init).to(runtime.device)
+    optimizer = make_optimizer(model, config.optim)
+    state = run.restore(model, optimizer)
+    prepared = runtime.prepare(model)
+    skips = torch.tensor([state.skipped, state.skipped_in_a_row], device=runtime.device).float()
+    batches = runtime.loader(splits.train, plan, start=state.step)
+    clock = Stopwatch(state.step)
+    while True:
+        step, last = state.step, state.step == plan.num_steps
+        if state.judged < step and (last or run.evaluation_due(step)):
+            with clock.paused():
+                state.metrics = judge(run, model, splits, last=last)
+            state.judged = step
+        leaving = last or runtime.stopping(step)
+        if leaving or run.save_due(step):
+            with clock.paused():
+                state.skipped, state.skipped_in_a_row = map(int, skips.tolist())
+                run.save(model, optimizer)
+        if leaving:
+            return model, last
+        lr = lr_at(step, config.optim, plan.num_steps)
+        stats = train_step(runtime, prepared, optimizer, next(batches), skips, config, lr)
+        state.step += 1
+        if run.log_due(state.step):
+            report(run, stats, lr, clock.rate(state.step) * plan.batch_size)
+
+
+def judge(run: Run, model: nn.Module, splits: Splits, *, last: bool) -> dict[str, float]:
+    """Evaluate what is watched and log it. Collective."""
+    metrics: dict[str, float] = {}
+    for split, sequences in splits.watched(last=last).items():
+        found = evaluate(run.runtime, model, sequences, batch_size=run.config.eval.batch_size)
+        metrics |= found.named(split)
+    run.log(run.state.step, metrics)
+    return metrics
+
+
+def report(run: Run, stats: StepStats, lr: float, examples_per_s: float) -> None:
+    """Log a step: the one place where training reads the device. Collective.
+
+    Raises UserError after `train.max_skipped` skipped steps in a row.
+    """
+    loss = float(run.runtime.sum(stats.loss))
+    skipped, in_a_row = map(int, stats.skips.tolist())
+    metrics = {
+        "train/loss": loss,
+        "train/lr": lr,
+        "train/grad_norm": float(stats.norm),
+        "train/examples_per_s": examples_per_s,
+    }
+    if skipped:
+        metrics["train/skipped"] = skipped
+    run.log(run.state.step, metrics)
+    if in_a_row >= run.config.train.max_skipped:
+        raise UserError(
+            f"step {run.state.step}: the last {in_a_row} steps were skipped, because loss or "
+            f"gradient was not finite (learning rate {lr:.3g}); lower optim.lr, set optim.clip, "
+            "or look for extreme values in the data"
+        )
+
+
+class Stopwatch:
+    """Steps per second of training time: evaluation and saves are not counted."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._since = step, time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent in the body."""
+        paused_at = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - paused_at
+
+    def rate(self, step: int) -> float:
+        """Return the steps per second since the last call."""
+        now = time.perf_counter()
+        rate = (step - self._step) / (now - self._since)
+        self._step, self._since = step, now
+        return rate
+
+
+# ---- around the loop
+
+
+def train(
+    config: Config, config_path: Path | str | None = None, flagged: Sequence[str] = ()
+) -> int:
+    """Train, evaluate and save as a config says; return the process's exit code.
+
+    0: finished. 143: stopped by a signal after saving; the same call goes on. `config_path` and
+    `flagged` (the settings given as flags) name the run directory where `run_dir` does not.
+    Raises UserError for what the user can mend.
+    """
+    runtime = runtimes.start(config)
+    tracking = Tracking(enabled=runtime.is_main)
+    exit_code = 1
+    try:
+        with runtime.catching_signals():
+            config, fallback = resolve_data(config, runtime, tracking)
+            path = Path(config.run_dir or Path("runs") / run_name(config, config_path, flagged))
+            exit_code = _train(config, runtime, tracking, path)
+            if fallback:
+                tracking.say(fallback)
+        return exit_code
+    finally:
+        runtime.close()  # first, so that no rank waits for a slow upload
+        tracking.close(exit_code)
+
+
+def _train(config: Config, runtime: Runtime, tracking: Tracking, path: Path) -> int:
+    splits = sources.load(config.data, seed=config.seed)
+    plan = make_plan(config, len(splits.train))
+    facts = {"data": splits.name, "data_fingerprint": splits.fingerprint()}
+    with open_run(path, config, runtime, tracking, plan, facts) as run:
+        tracking.say("\n".join((*runtime.decisions, *describe(run, splits, plan))))
+        if run.finished():
+            tracking.say(f"{path} is finished: nothing to do (another --run_dir starts anew)")
+            return 0
+        splits = place(splits, config, runtime)
+        tracking.open(config.tracking, path, settings(config) | facts)
+        model, finished = train_loop(run, splits, plan)
+        if not finished:
+            run.write_status("preempted")
+            tracking.say(
+                f"stopped by a signal; saved at step {run.state.step}; the same command goes on"
+            )
+            return PREEMPTED
+        sha256 = run.finish(model, architecture(config, splits))
+        if runtime.is_main:
+            tracking.say(predict.closing(model, splits.test, run.state.metrics))
+            tracking.say(f"\nweights     sha256 {sha256}\nresult      {path}/model")
+    return 0
+
+
+def make_plan(config: Config, length: int) -> BatchPlan:
+    """Plan a run's batches over `length` training examples."""
+    batch_size, train = config.train.batch_size, config.train
+    num_steps = count_steps(length, batch_size, steps=train.steps, epochs=train.epochs)
+    return BatchPlan(length, batch_size, config.seed, num_steps)
+
+
+def architecture(config: Config, splits: Splits) -> Architecture:
+    """Put together what the model is built from."""
+    return Architecture(
+        input_size=splits.train.values.shape[2],
+        classes=splits.train.classes,
+        scale=splits.train.scale,
+        **config.model.model_dump(exclude={"init"}),
+    )
+
+
+def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
+    """Say what is about to happen."""
+    sizes = [f"{len(splits.train):,} train", f"{len(splits.test):,} test"]
+    if splits.validation is not None:
+        sizes.insert(1, f"{len(splits.validation):,} validation")
+    _, steps, features = splits.train.values.shape
+    return [
+        f"data        {splits.name}: {', '.join(sizes)}; {steps} steps of {features} features",
+        f"run         {run.path}",
+        f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
+        f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
+    ]
+
+
+def place(splits: Splits, config: Config, runtime: Runtime) -> Splits:
+    """Move the data set to the device's memory if asked to, or if it takes an eighth of it."""
+    wanted = config.data.on_device
+    if runtime.device.type == "cuda" and wanted == "auto":
+        total = torch.cuda.get_device_properties(runtime.device).total_memory
+        wanted = splits.num_bytes <= total // 8
+    return splits.to(runtime.device) if wanted is True else splits
+
+
+def resolve_data(config: Config, runtime: Runtime, tracking: Tracking) -> tuple[Config, str | None]:
+    """Make sure that the data set is there; settle `data.name: auto`. Collective.
+
+    Returns the config with the data set's name, and the line that says why it is the embedded one.
+    Raises UserError if a data set that was named cannot be had.
+    """
+    root = Path(config.data.root)
+    fallback: str | None = None
+
+    def choose() -> str:
+        nonlocal fallback
+        if config.data.name != "auto":
+            return config.data.name
+        try:
+            sources.fetch("mnist", root, tracking.say)
+        except UserError as error:
+            fallback = f"note: training the embedded digits instead of MNIST: {error}"
+            tracking.say(fallback)
+            return "digits"
+        return "mnist"
+
+    name = str(runtime.from_main(choose))
+    problem: UserError | None = None
+    if name != "digits" and runtime.accelerator.is_local_main_process:  # once a host
+        try:
+            sources.fetch(name, root, tracking.say)
+        except UserError as error:
+            problem = error
+    if not runtime.all_true(problem is None):
+        raise problem or UserError(f"data set '{name}' is missing on another host or process")
+    data = config.data.model_copy(update={"name": name})
+    return config.model_copy(update={"data": data}), fallback
