@@ -80,31 +80,31 @@ def encode(tensors: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(own)
 
 
-def decode(content: bytes, place: str) -> dict[str, Tensor]:
-    """Read a safetensors file's bytes; raises UserError naming the file."""
+def put(content: bytes, target: dict[str, Tensor], place: str) -> None:
+    """Copy a safetensors file's bytes into tensors of the same names, shapes and dtypes.
+
+    Raises UserError naming the file, and changes nothing, if it is no such file.
+    """
     try:
-        return safetensors.torch.load(content)
+        found = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{place}: not a safetensors file: {error}") from None
-
-
-def put_weights(model: nn.Module, tensors: dict[str, Tensor], place: str) -> None:
-    """Load weights into a bare model; raises UserError on a name, shape or dtype that differs."""
-    target = model.state_dict()
-    _check(tensors, target, place)
+    if found.keys() != target.keys():
+        raise UserError(
+            f"{place}: other tensors than this model has: "
+            f"missing {sorted(target.keys() - found.keys())}, "
+            f"unknown {sorted(found.keys() - target.keys())}"
+        )
+    for name, ours in target.items():
+        theirs = found[name]
+        if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+            raise UserError(
+                f"{place}: {name} is {tuple(theirs.shape)} {theirs.dtype}, "
+                f"this model's is {tuple(ours.shape)} {ours.dtype}"
+            )
     with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(tensors[name])
-
-
-def put_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], place: str
-) -> None:
-    """Load Adam's state; raises UserError on a name, shape or dtype that differs."""
-    target = moment_tensors(model, optimizer)
-    _check(tensors, target, place)
-    for name, tensor in target.items():
-        tensor.copy_(tensors[name])
+        for name, ours in target.items():
+            ours.copy_(found[name])
 
 
 def moment_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -120,22 +120,6 @@ def moment_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
         for name, parameter in model.named_parameters()
         for kind, tensor in optimizer.state[parameter].items()
     }
-
-
-def _check(found: dict[str, Tensor], expected: dict[str, Tensor], place: str) -> None:
-    if found.keys() != expected.keys():
-        raise UserError(
-            f"{place}: other tensors than this model has: "
-            f"missing {sorted(expected.keys() - found.keys())}, "
-            f"unknown {sorted(found.keys() - expected.keys())}"
-        )
-    for name, tensor in expected.items():
-        theirs, ours = found[name], (tuple(tensor.shape), tensor.dtype)
-        if (tuple(theirs.shape), theirs.dtype) != ours:
-            raise UserError(
-                f"{place}: {name} is {tuple(theirs.shape)} {theirs.dtype}, "
-                f"this model's is {ours[0]} {ours[1]}"
-            )
 
 
 # ---- files
@@ -263,7 +247,7 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def prune(root: Path, *, keep_last: int) -> None:
-    """Delete what is older than the newest `keep_last` that verify, and leftovers of killed saves."""
+    """Delete what is older than the newest `keep_last` that verify, and what killed saves left."""
     for leftover in root.glob(".tmp-*"):
         shutil.rmtree(leftover)
     kept = 0

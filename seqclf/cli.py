@@ -74,14 +74,11 @@ def _build_parser() -> _Parser:
             groups[section] = train.add_argument_group(section)
         default = defaults[name]
         shown = "null" if default is None else str(default).lower()
-        groups[section].add_argument(
-            f"--{name}",
-            dest=name,
-            default=argparse.SUPPRESS,
-            metavar=_metavar(annotation),
-            help=f"{description} [{shown}]".replace("%", "%%"),
-            **({"nargs": "?", "const": "true"} if is_switch(annotation) else {}),
-        )
+        group, text = groups[section], f"{description} [{shown}]".replace("%", "%%")
+        if is_switch(annotation):  # may stand alone, meaning true
+            group.add_argument(f"--{name}", nargs="?", const="true", metavar="BOOL", help=text)
+        else:
+            group.add_argument(f"--{name}", metavar=_metavar(annotation), help=text)
     for name, summary in (
         ("evaluate", "measure a trained model again on its data"),
         ("predict", "print a trained model's predictions beside the truth"),
@@ -100,14 +97,15 @@ def _metavar(annotation: object) -> str:
 
 
 def _train(known: argparse.Namespace) -> int:
-    flags = {k: v for k, v in vars(known).items() if k not in ("command", "config")}
+    flags = {
+        k: v for k, v in vars(known).items() if k not in ("command", "config") and v is not None
+    }
     config, flagged = load_config(known.config, flags)
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from seqclf.train import train
 
-    code: int = record(train)(config, known.config, flagged)
-    return code
+    return int(record(train)(config, known.config, flagged) or 0)
 
 
 def _load(known: argparse.Namespace) -> tuple[Config, Path]:

@@ -148,12 +148,11 @@ class Config(Settings):
     """The settings of a run. A run is a pure function of these and the step."""
 
     seed: NonNegativeInt = 0
-    """Seed of everything random: initial weights, order, dropout, augmentation, validation split."""
+    """Seed of all that is random: first weights, order, dropout, augmentation, validation split."""
     run_dir: str | None = None
-    """Run directory. null: runs/NAME, the config's or data set's name plus what the flags change."""
-    resume: str = "auto"
-    """auto: go on from the newest good checkpoint. never: start anew in an empty directory.
-    PATH: go on from that checkpoint directory."""
+    """Run directory. null: runs/NAME, the config's or data set's name plus the changing flags."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest good checkpoint. never: insist on a new run directory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. auto: CUDA if there is one, else the CPU."""
     precision: Precision = "auto"
@@ -182,11 +181,10 @@ NEUTRAL = {"run_dir", "resume", "data.root", "data.on_device", "checkpoint.every
 }
 
 
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, type, str]]:
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, object, str]]:
     """Yield (dotted name, annotation, description) of every setting."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        assert annotation is not None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from fields(annotation, f"{prefix}{name}.")
         else:
@@ -194,7 +192,7 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
             yield prefix + name, annotation, description
 
 
-def is_switch(annotation: type) -> bool:
+def is_switch(annotation: object) -> bool:
     """Say whether a setting may stand on the command line without a value, meaning true."""
     return annotation is bool or True in get_args(annotation)
 

@@ -1,4 +1,4 @@
-"""The optimizer, the learning rate as a function of the step, and the update that skips bad steps."""
+"""The optimizer, the learning rate of a step, and the update that skips bad steps."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
         raise UserError(f"{folder / 'config.json'}: damaged: {error}") from None
     model = card.build()
     place = str(folder / "model.safetensors")
-    checkpoint.put_weights(model, checkpoint.decode(content, place), place)
+    checkpoint.put(content, model.state_dict(), place)
     return model.eval(), card
 
 
@@ -49,7 +49,8 @@ def probabilities(model: nn.Module, values_BTF: Tensor) -> Tensor:
     device = next(model.parameters()).device
     logits_BC = model(values_BTF.to(device)).float()
     model.train(training)
-    return logits_BC.softmax(1).cpu()
+    chances_BC: Tensor = logits_BC.softmax(1).cpu()
+    return chances_BC
 
 
 def read_along(model: nn.Module, values_TF: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seqclf import checkpoint
 from seqclf.checkpoint import State
@@ -167,10 +167,10 @@ class Run:
         directory need exist on its host only. Raises UserError if there are checkpoints, but no
         good one, or if the settings that made it differ where it matters.
         """
-        found: Path | None = None
+        weights: dict[str, Tensor] = model.state_dict()
+        moments = checkpoint.moment_tensors(model, optimizer)
 
         def find() -> Value:
-            nonlocal found
             found, rejected = checkpoint.newest(self.checkpoints)
             for reason in rejected:
                 self.tracking.say(f"warning: checkpoint passed over: {reason}")
@@ -180,12 +180,10 @@ class Run:
                 self._begin(State())
                 return None
             _, files = checkpoint.read(found)
-            for name, put in (
-                ("model", lambda t, p: checkpoint.put_weights(model, t, p)),
-                ("optimizer", lambda t, p: checkpoint.put_moments(model, optimizer, t, p)),
-            ):
-                file = f"{name}.safetensors"
-                put(checkpoint.decode(files[file], str(found / file)), str(found / file))
+            checkpoint.put(files["model.safetensors"], weights, f"{found}/model.safetensors")
+            checkpoint.put(
+                files["optimizer.safetensors"], moments, f"{found}/optimizer.safetensors"
+            )
             state = checkpoint.read_state(files, found)
             self._check_rates(state.step)
             self._begin(state)
@@ -195,9 +193,7 @@ class Run:
         if answer is None:
             return self.state
         self.state = State.model_validate(answer)
-        tensors = [*model.state_dict().values()]
-        tensors += checkpoint.moment_tensors(model, optimizer).values()
-        self.runtime.broadcast(tensors)
+        self.runtime.broadcast([*weights.values(), *moments.values()])
         if self.runtime.accelerator.scaler and self.state.scaler:
             self.runtime.accelerator.scaler.load_state_dict(self.state.scaler)
         self.saved_step = self.state.step

@@ -54,22 +54,22 @@ class Runtime:
     @property
     def device(self) -> torch.device:
         """The device of this process."""
-        return self.accelerator.device
+        return torch.device(self.accelerator.device)
 
     @property
     def rank(self) -> int:
         """This process's number, 0 to world_size - 1."""
-        return self.accelerator.process_index
+        return int(self.accelerator.process_index)
 
     @property
     def world_size(self) -> int:
         """Number of processes that train together."""
-        return self.accelerator.num_processes
+        return int(self.accelerator.num_processes)
 
     @property
     def is_main(self) -> bool:
         """Whether this process prints, writes and tracks."""
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     # ---- what the loop uses
 
@@ -85,10 +85,10 @@ class Runtime:
         """
         shares = plan.shares(start, self.rank, self.world_size)
         # torch's fetcher calls __getitems__ with whatever the batch sampler yields: a Share.
-        loader = DataLoader(
+        loader: DataLoader[Batch] = DataLoader(
             sequences,  # type: ignore[arg-type]
             batch_sampler=shares,  # type: ignore[arg-type]
-            collate_fn=_identity,
+            collate_fn=_identity,  # type: ignore[arg-type]
         )
         return iter(
             prepare_data_loader(
@@ -236,16 +236,18 @@ def start(config: Config) -> Runtime:
     }
     # Half precision can only be tried on a device, and an Accelerator takes it at birth: its
     # process state (a singleton, kept) comes first, the precision is probed, then it is built.
-    probe = Accelerator(mixed_precision="no", **options)  # type: ignore[arg-type]
+    probe = Accelerator(mixed_precision="no", **options)
     runtime = Runtime(probe, "fp32", threads, decisions)
     runtime.precision = _probe_precision(requested, config, runtime)
     if runtime.precision != "fp32":
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state()
-        runtime.accelerator = Accelerator(mixed_precision=runtime.precision, **options)  # type: ignore[arg-type]
+        runtime.accelerator = Accelerator(mixed_precision=runtime.precision, **options)
     if runtime.world_size > 1:
-        runtime._agreement = (dist.new_group(backend="gloo"), torch.zeros(1, dtype=torch.int32))
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup)
+        runtime._agreement = (group, torch.zeros(1, dtype=torch.int32))
     _say_world_size(runtime)
     return runtime
 
@@ -296,7 +298,7 @@ def _set_threads(config: Config, decisions: list[str]) -> int:
 
 
 def _requested_precision(config: Config) -> EffectivePrecision:
-    """Return what config and launcher ask for; the launcher always says something, `no` is nothing."""
+    """Return what config and launcher ask for; the launcher's `no` is said always, no request."""
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if told not in ("no", "bf16", "fp16"):
         raise UserError(f"--mixed_precision {told} is not supported; use bf16, fp16 or no")
@@ -383,6 +385,6 @@ def _say_world_size(runtime: Runtime) -> None:
         )
     elif device == "cuda" and size == 1 and torch.cuda.device_count() > 1:
         runtime.decisions.append(
-            f"note        {torch.cuda.device_count()} GPUs here, 1 used; for all of them: accelerate "
-            "launch --config_file configs/accelerate/multi_gpu.yaml launch/train.py"
+            f"note        {torch.cuda.device_count()} GPUs here, 1 used; for all of them: "
+            "accelerate launch --config_file configs/accelerate/multi_gpu.yaml launch/train.py"
         )

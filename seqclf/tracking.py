@@ -23,7 +23,7 @@ class Tracking:
 
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
         self._wandb: Any = None  # accelerate's WandBTracker, once opened
 
     def say(self, text: str) -> None:

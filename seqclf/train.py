@@ -203,7 +203,7 @@ def _train(config: Config, runtime: Runtime, tracking: Tracking, path: Path) -> 
             tracking.say(f"{path} is finished: nothing to do (another --run_dir starts anew)")
             return 0
         splits = place(splits, config, runtime)
-        tracking.open(config.tracking, path, settings(config) | facts)
+        tracking.open(config.tracking, path, {**settings(config), **facts})
         model, finished = train_loop(run, splits, plan)
         if not finished:
             run.write_status("preempted")

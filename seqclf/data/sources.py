@@ -27,12 +27,9 @@ from seqclf.data.sequences import Sequences
 
 CONNECT_TIMEOUT_S = 10
 DIGITS_TEST_FRACTION = 0.2
-FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat") + (
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
+FASHION = (
+    *("t-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "boot"),
 )
 # torchvision's class name, which is also its folder's, and the classes
 IDX_SOURCES = {
@@ -105,7 +102,7 @@ def stratified(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, T
 
 def _digits() -> tuple[Sequences, Sequences]:
     """Load scikit-learn's handwritten digits (UCI, 1,797 images of 8x8), a fixed fifth as test."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     everything = Sequences(
@@ -217,7 +214,7 @@ def download(name: str, root: Path, announce: Callable[[str], None]) -> None:
         if find_idx(name, root) is not None:
             return  # another process was first
         announce(f"downloading {name} to {folder} ...")
-        from torchvision import datasets  # type: ignore[import-untyped]
+        from torchvision import datasets
 
         staging = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
         timeout = socket.getdefaulttimeout()
