@@ -55,9 +55,9 @@ def update(
         group["lr"] = lr
         gradients += [p.grad for p in group["params"]]
     norm = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]))
-    bad = 1.0 - norm.isfinite().to(norm.dtype)
+    bad = (~(norm < torch.inf)).to(norm.dtype)  # 1.0 for NaN too
     optimizer.found_inf = bad  # type: ignore[attr-defined]
     if clip is not None:
-        optimizer.grad_scale = (norm / clip).clamp(min=1.0)  # type: ignore[attr-defined]
+        optimizer.grad_scale = norm.clamp(min=clip) / clip  # type: ignore[attr-defined]
     optimizer.step()
     return norm, bad

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seqclf import predict
 from seqclf import runtime as runtimes
+from seqclf.checkpoint import State
 from seqclf.config import Config, UserError, run_name, settings
 from seqclf.data import sources
 from seqclf.data.augment import shift_images
@@ -35,7 +36,7 @@ class StepStats(NamedTuple):
 
     loss: Tensor  # this process's part of the global batch's mean loss
     norm: Tensor  # of the global gradient, before clipping
-    skips: Tensor  # [2]: steps skipped so far, and how many of them were the latest ones
+    bad: Tensor  # 1.0 if the step was skipped, because the norm is not finite, else 0.0
 
 
 def train_step(
@@ -43,7 +44,6 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    skips: Tensor,
     config: Config,
     lr: float,
 ) -> StepStats:
@@ -51,28 +51,25 @@ def train_step(
     values = shift_images(batch, config.data.augment.shift, config.seed)
     size = config.train.micro_batch_size or len(values)
     micro_batches = list(zip(values.split(size), batch.labels.split(size), strict=True))
-    loss = torch.zeros((), device=values.device)
+    losses = []
     for index, (x, y) in enumerate(micro_batches):
         reduces = index == len(micro_batches) - 1
         with nullcontext() if reduces else runtime.no_sync(model):
             if config.model.dropout:
                 runtime.seed_noise(config.seed, batch.step, runtime.rank, index)
-            part = (
-                summed_loss(model(x), y, label_smoothing=config.loss.label_smoothing) / batch.total
-            )
-            # DDP averages over processes, hence the factor. `0 * part` makes the gradient of a loss
-            # that is not finite NaN, and the reduction carries that to every rank.
-            runtime.accelerator.backward(part * (runtime.world_size + 0 * part.detach()))
-        loss = loss + part.detach()
+            loss = summed_loss(model(x), y, label_smoothing=config.loss.label_smoothing)
+            losses.append(value := loss.detach())
+            # One over the global batch, times the world size, because DDP averages over it. A loss
+            # that is not finite makes it NaN, and the reduction carries that to every rank.
+            weight = value * 0 + runtime.world_size / batch.total
+            runtime.accelerator.backward(loss, gradient=weight)
     if runtime.accelerator.scaler is not None:
         runtime.accelerator.scaler.unscale_(optimizer)
     norm, bad = update(optimizer, lr, config.optim.clip)
     if runtime.accelerator.scaler is not None:
         runtime.accelerator.scaler.update()
     optimizer.zero_grad()
-    skips += bad
-    skips[1] *= bad
-    return StepStats(loss, norm, skips)
+    return StepStats(torch.stack(losses).sum() / batch.total, norm, bad)
 
 
 def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bool]:
@@ -87,9 +84,9 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bo
     optimizer = make_optimizer(model, config.optim)
     state = run.restore(model, optimizer)
     prepared = runtime.prepare(model)
-    skips = torch.tensor([state.skipped, state.skipped_in_a_row], device=runtime.device).float()
+    unread: list[StepStats] = []  # of the steps since the device was last read
     batches = runtime.loader(splits.train, plan, start=state.step)
-    clock = Stopwatch(state.step)
+    clock = Stopwatch(plan.examples(state.step))
     while True:
         step, last = state.step, state.step == plan.num_steps
         if state.judged < step and (last or run.evaluation_due(step)):
@@ -99,15 +96,15 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bo
         leaving = last or runtime.stopping(step)
         if leaving or run.save_due(step):
             with clock.paused():
-                state.skipped, state.skipped_in_a_row = map(int, skips.tolist())
+                count_skipped(state, unread)
                 run.save(model, optimizer)
         if leaving:
             return model, last
         lr = lr_at(step, config.optim, plan.num_steps)
-        stats = train_step(runtime, prepared, optimizer, next(batches), skips, config, lr)
+        unread.append(train_step(runtime, prepared, optimizer, next(batches), config, lr))
         state.step += 1
         if run.log_due(state.step):
-            report(run, stats, lr, clock.rate(state.step) * plan.batch_size)
+            report(run, unread, lr, clock.rate(plan.examples(state.step)))
 
 
 def judge(run: Run, model: nn.Module, splits: Splits, *, last: bool) -> dict[str, float]:
@@ -120,35 +117,45 @@ def judge(run: Run, model: nn.Module, splits: Splits, *, last: bool) -> dict[str
     return metrics
 
 
-def report(run: Run, stats: StepStats, lr: float, examples_per_s: float) -> None:
-    """Log a step: the one place where training reads the device. Collective.
+def count_skipped(state: State, unread: list[StepStats]) -> None:
+    """Read which of the latest steps were skipped, the same on every rank, and forget them."""
+    flags = torch.stack([stats.bad for stats in unread]).tolist() if unread else []
+    unread.clear()
+    for bad in flags:
+        state.skipped += int(bad)
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if bad else 0
+
+
+def report(run: Run, unread: list[StepStats], lr: float, examples_per_s: float) -> None:
+    """Log the latest step: but for saves the one place where training reads the device. Collective.
 
     Raises UserError after `train.max_skipped` skipped steps in a row.
     """
+    stats, state = unread[-1], run.state
     loss = float(run.runtime.sum(stats.loss))
-    skipped, in_a_row = map(int, stats.skips.tolist())
+    count_skipped(state, unread)
     metrics = {
         "train/loss": loss,
         "train/lr": lr,
         "train/grad_norm": float(stats.norm),
         "train/examples_per_s": examples_per_s,
     }
-    if skipped:
-        metrics["train/skipped"] = skipped
-    run.log(run.state.step, metrics)
-    if in_a_row >= run.config.train.max_skipped:
+    if state.skipped:
+        metrics["train/skipped"] = state.skipped
+    run.log(state.step, metrics)
+    if state.skipped_in_a_row >= run.config.train.max_skipped:
         raise UserError(
-            f"step {run.state.step}: the last {in_a_row} steps were skipped, because loss or "
-            f"gradient was not finite (learning rate {lr:.3g}); lower optim.lr, set optim.clip, "
-            "or look for extreme values in the data"
+            f"step {state.step}: the last {state.skipped_in_a_row} steps were skipped, because "
+            f"loss or gradient was not finite (learning rate {lr:.3g}); lower optim.lr, set "
+            "optim.clip, or look for extreme values in the data"
         )
 
 
 class Stopwatch:
-    """Steps per second of training time: evaluation and saves are not counted."""
+    """Examples per second of training time: evaluation and saves are not counted."""
 
-    def __init__(self, step: int) -> None:
-        self._step, self._since = step, time.perf_counter()
+    def __init__(self, examples: int) -> None:
+        self._examples, self._since = examples, time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -157,11 +164,11 @@ class Stopwatch:
         yield
         self._since += time.perf_counter() - paused_at
 
-    def rate(self, step: int) -> float:
-        """Return the steps per second since the last call."""
+    def rate(self, examples: int) -> float:
+        """Return the examples per second since the last call."""
         now = time.perf_counter()
-        rate = (step - self._step) / (now - self._since)
-        self._step, self._since = step, now
+        rate = (examples - self._examples) / (now - self._since)
+        self._examples, self._since = examples, now
         return rate
 
 

@@ -52,6 +52,11 @@ class BatchPlan:
         """Steps per epoch; the last one may be short, none is dropped."""
         return math.ceil(self.length / self.batch_size)
 
+    def examples(self, step: int) -> int:
+        """Return how many examples the first `step` steps consume."""
+        epochs, index = divmod(step, self.steps_per_epoch)
+        return epochs * self.length + index * self.batch_size
+
     def batch(self, step: int) -> Tensor:
         """Return the positions of the global batch of a step, int64 [total]."""
         epoch, index = divmod(step, self.steps_per_epoch)

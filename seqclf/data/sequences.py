@@ -34,6 +34,14 @@ class Batch(NamedTuple):
     first: int
     total: int
 
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; from pinned memory without waiting."""
+        if self.values.device == device:
+            return self
+        values = self.values.to(device, non_blocking=True)
+        labels = self.labels.to(device, non_blocking=True)
+        return self._replace(values=values, labels=labels)
+
 
 @dataclass(frozen=True)
 class Sequences:
