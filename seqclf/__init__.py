@@ -1,4 +1,7 @@
-"""seqclf: train sequence classifiers, exactly, on any number of processes."""
+"""seqclf: train sequence classifiers, exactly, on any number of processes.
+
+The functions that share their module's name stay there: `from seqclf.train import train`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from seqclf.config import Config, UserError, load_config
     from seqclf.data.sequences import Sequences
-    from seqclf.evaluate import Metrics, evaluate
+    from seqclf.evaluate import Metrics
     from seqclf.model import LSTMClassifier
     from seqclf.predict import load_model
-    from seqclf.train import train
 
 _HOMES = {
     "Config": "config",
@@ -19,10 +21,8 @@ _HOMES = {
     "Metrics": "evaluate",
     "Sequences": "data.sequences",
     "UserError": "config",
-    "evaluate": "evaluate",
     "load_config": "config",
     "load_model": "predict",
-    "train": "train",
 }
 __all__ = [
     "Config",
@@ -30,10 +30,8 @@ __all__ = [
     "Metrics",
     "Sequences",
     "UserError",
-    "evaluate",
     "load_config",
     "load_model",
-    "train",
 ]
 
 

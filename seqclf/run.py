@@ -24,7 +24,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -60,7 +60,8 @@ class Run:
     state: State = field(default_factory=State)
     saved_step: int = -1
     failed_saves: int = 0
-    metrics_file: IO[str] | None = None  # on the main process only
+    begun: bool = False  # on the main process only, like
+    metrics_file: IO[str] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -77,7 +78,10 @@ class Run:
                 status = _read_json(self.path / "status.json")
             except UserError:
                 return False
-            return bool(status["state"] == "finished" and status["step"] == self.plan.num_steps)
+            if status["state"] != "finished" or status["step"] != self.plan.num_steps:
+                return False
+            self._check_rates(self.plan.num_steps)
+            return True
 
         return bool(self.runtime.from_main(look))
 
@@ -105,8 +109,8 @@ class Run:
         self.tracking.log(step, self.plan.num_steps, metrics)
 
     def write_status(self, word: str, error: str | None = None) -> None:
-        """Write status.json, on the main process."""
-        if self.metrics_file is not None:
+        """Write status.json, on the main process, of a run that has begun: not of one refused."""
+        if self.begun:
             status = {
                 "state": word,
                 "step": self.state.step,
@@ -212,7 +216,7 @@ class Run:
         session = {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(session | {key: self.facts[key] for key in keys}) + "\n")
-        self.state = state
+        self.state, self.begun = state, True
         self.write_status("running")
 
     def finish(self, model: nn.Module, architecture: Architecture) -> str | None:
@@ -307,27 +311,22 @@ def _lock(path: Path) -> IO[str]:
     return file
 
 
-def _claim(path: Path, config: Config, facts: dict[str, Value]) -> IO[str]:
-    """Make or re-enter a run directory: lock it, compare configs, write what is known."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot make the run directory: {error.strerror}") from None
-    if (path / "config.yaml").exists():
-        if config.resume == "never":
-            raise UserError(
-                f"{path} holds a run already, and --resume never starts anew only in an empty "
-                "directory; delete it or choose another --run_dir"
-            )
-        old, new = settings(_stored_config(path)), settings(config)
-        if changed := {name for name in new if old[name] != new[name]} - HARMLESS:
-            raise _differs(path, old, new, changed)
-        old_facts = _read_json(path / "run.json")
-        for name in ("data_fingerprint", "precision"):
-            if old_facts[name] != facts[name]:
-                raise _differs(path, old_facts, facts, {name})
-    return lock
+def _check_unchanged(path: Path, config: Config, facts: dict[str, Value]) -> None:
+    """Refuse a run directory whose run had other settings, data or precision."""
+    if not (path / "config.yaml").exists():
+        return
+    if config.resume == "never":
+        raise UserError(
+            f"{path} holds a run already, and --resume never insists on a new directory; "
+            "delete it or choose another --run_dir"
+        )
+    old, new = settings(_stored_config(path)), settings(config)
+    if changed := {name for name in new if old[name] != new[name]} - HARMLESS:
+        raise _differs(path, old, new, changed)
+    old_facts = _read_json(path / "run.json")
+    for name in ("data_fingerprint", "precision"):
+        if old_facts[name] != facts[name]:
+            raise _differs(path, old_facts, facts, {name})
 
 
 @contextmanager
@@ -356,23 +355,25 @@ def open_run(
         **facts,
     }
     run = Run(path, config, runtime, tracking, plan, everything)
-    lock: IO[str] | None = None
+    with ExitStack() as files:
 
-    def claim() -> Value:
-        nonlocal lock
-        lock = _claim(path, config, everything)
-        run.metrics_file = (path / "metrics.jsonl").open("a", encoding="utf-8")
-        return None
+        def claim() -> Value:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                files.enter_context(_lock(path))
+                _check_unchanged(path, config, everything)
+                metrics_file = (path / "metrics.jsonl").open("a", encoding="utf-8")
+            except OSError as error:
+                raise UserError(
+                    f"{path}: cannot write the run directory: {error.strerror}"
+                ) from None
+            run.metrics_file = files.enter_context(metrics_file)
+            return None
 
-    runtime.from_main(claim)
-    try:
-        yield run
-    except BaseException as error:
-        reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
-        run.write_status("failed", reason)
-        raise
-    finally:
-        if run.metrics_file is not None:
-            run.metrics_file.close()
-        if lock is not None:
-            lock.close()
+        runtime.from_main(claim)
+        try:
+            yield run
+        except BaseException as error:
+            reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
+            run.write_status("failed", reason)
+            raise

@@ -22,7 +22,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, reduce
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -104,10 +105,7 @@ class Runtime:
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes. Collective."""
-        if self.world_size == 1:
-            return values
-        total = self.accelerator.reduce(values.to(self.device), reduction="sum")
-        assert isinstance(total, Tensor)
+        total: Tensor = reduce(values.to(self.device), "sum")
         return total
 
     def stopping(self, step: int) -> bool:
@@ -215,23 +213,19 @@ def start(config: Config) -> Runtime:
         torch.use_deterministic_algorithms(True)
     torch.set_flush_denormal(True)  # oneDNN's LSTM is up to 20 times slower on denormals
     requested = _requested_precision(config)
-    options = {
-        "cpu": device == "cpu",
-        "kwargs_handlers": [
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.distributed.timeout_s)),
-        ],
-    }
-    # Half precision can only be tried on a device, and an Accelerator takes it at birth: its
-    # process state (a singleton, kept) comes first, the precision is probed, then it is built.
-    probe = Accelerator(mixed_precision="no", **options)
-    runtime = Runtime(probe, "fp32", threads, decisions)
-    runtime.precision = _probe_precision(requested, config, runtime)
-    if runtime.precision != "fp32":
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state()
-        runtime.accelerator = Accelerator(mixed_precision=runtime.precision, **options)
+    # Accelerate keeps its state for the life of the process: a second run starts anew.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    cpu = device == "cpu"
+    # The process group first, then the precision that all of its devices can do: an Accelerator
+    # takes that at birth.
+    processes = PartialState(cpu=cpu, timeout=timedelta(seconds=config.distributed.timeout_s))
+    precision = _effective_precision(requested, config, processes.device, decisions)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    runtime = Runtime(accelerator, precision, threads, decisions)
     if runtime.world_size > 1:
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
@@ -300,24 +294,24 @@ def _requested_precision(config: Config) -> EffectivePrecision:
     return config.precision
 
 
-def _probe_precision(
-    requested: EffectivePrecision, config: Config, runtime: Runtime
+def _effective_precision(
+    requested: EffectivePrecision, config: Config, device: torch.device, decisions: list[str]
 ) -> EffectivePrecision:
-    """Try the requested arithmetic on this device with an LSTM, forward and backward."""
+    """Try the requested arithmetic on every device with an LSTM, forward and backward."""
     if requested == "fp32":
-        runtime.decisions.append("precision   fp32")
+        decisions.append("precision   fp32")
         return "fp32"
-    if requested == "fp16" and runtime.device.type == "cpu":
+    if requested == "fp16" and device.type == "cpu":
         raise UserError(
             "precision: fp16 does not exist on the CPU (it would silently be fp32); "
             "use precision: fp32, or bf16 where the CPU has it"
         )
-    problem = _precision_problem(requested, config, runtime.device)
-    if runtime.all_true(problem is None):
-        runtime.decisions.append(f"precision   {requested} (as asked, tried on this device)")
+    problem = _precision_problem(requested, config, device)
+    if int(reduce(torch.tensor(int(problem is not None), device=device), "sum")) == 0:
+        decisions.append(f"precision   {requested} (as asked, tried on this device)")
         return requested
     reason = problem or "another process cannot run it"
-    runtime.decisions.append(f"precision   fp32, NOT {requested} as asked: {reason}")
+    decisions.append(f"precision   fp32, NOT {requested} as asked: {reason}")
     return "fp32"
 
 

@@ -186,18 +186,18 @@ def train(
     """
     runtime = runtimes.start(config)
     tracking = Tracking(enabled=runtime.is_main)
-    exit_code = 1
+    exit_code, fallback = 1, None
     try:
         with runtime.catching_signals():
             config, fallback = resolve_data(config, runtime, tracking)
             path = Path(config.run_dir or Path("runs") / run_name(config, config_path, flagged))
             exit_code = _train(config, runtime, tracking, path)
-            if fallback:
-                tracking.say(fallback)
-        return exit_code
     finally:
         runtime.close()  # first, so that no rank waits for a slow upload
         tracking.close(exit_code)
+    if fallback:
+        tracking.say(fallback)
+    return exit_code
 
 
 def _train(config: Config, runtime: Runtime, tracking: Tracking, path: Path) -> int:
@@ -274,15 +274,20 @@ def resolve_data(config: Config, runtime: Runtime, tracking: Tracking) -> tuple[
     root = Path(config.data.root)
     fallback: str | None = None
 
+    def announce(text: str) -> None:
+        tracking.say(f"{text} (if that fails, the embedded digits are trained instead)")
+
     def choose() -> str:
         nonlocal fallback
         if config.data.name != "auto":
             return config.data.name
         try:
-            sources.fetch("mnist", root, tracking.say)
+            sources.fetch("mnist", root, announce)
         except UserError as error:
-            fallback = f"note: training the embedded digits instead of MNIST: {error}"
-            tracking.say(fallback)
+            tracking.say(f"note: training the embedded digits instead of MNIST: {error}")
+            fallback = (
+                f"note: this trained the embedded digits: no MNIST under '{root}' (see above)"
+            )
             return "digits"
         return "mnist"
 

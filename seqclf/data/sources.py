@@ -6,6 +6,7 @@ is asked to download them only (its reader would unpickle a legacy `processed/` 
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import os
@@ -13,8 +14,8 @@ import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,21 +136,23 @@ def find_idx(name: str, root: Path) -> dict[tuple[str, str], Path] | None:
     return found
 
 
-def fetch(name: str, root: Path, say: Callable[[str], None]) -> None:
+def fetch(name: str, root: Path, announce: Callable[[str], None]) -> None:
     """Make sure that a data set's files are under `root`, downloading them if they are not.
 
     Raises UserError naming the folder, the files and the offline alternative.
     """
     if name not in IDX_SOURCES or find_idx(name, root) is not None:
         return
+    folder = idx_folder(name, root).absolute()
     try:
-        download(name, root, say)
+        _download(name, root, announce)
     except (OSError, RuntimeError) as error:
-        folder = idx_folder(name, root).absolute()
+        reason = " ".join(str(error).split())
         raise UserError(
             f"data set '{name}' not found: {folder} lacks one of {', '.join(IDX_FILES.values())} "
-            f"(raw or .gz), and the download failed: {error}. Put the files there, name another "
-            "folder with --data.root, or train offline on the embedded digits: --data.name digits"
+            f"(raw or .gz), and they could not be downloaded ({reason}). Put the files there, name "
+            "another folder with --data.root, or train offline on the embedded digits: "
+            "--data.name digits"
         ) from None
 
 
@@ -203,36 +206,34 @@ def read_idx(path: Path) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
 
 
-def download(name: str, root: Path, announce: Callable[[str], None]) -> None:
-    """Fetch a data set's files with torchvision into `root`; one process a host at a time.
+def _download(name: str, root: Path, announce: Callable[[str], None]) -> None:
+    """Fetch a data set's files with torchvision, one process a host at a time.
 
     Raises OSError or RuntimeError if that fails; then nothing is left behind.
     """
-    folder = idx_folder(name, root)
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / ".download.lock"):
-        if find_idx(name, root) is not None:
-            return  # another process was first
-        announce(f"downloading {name} to {folder} ...")
-        from torchvision import datasets
-
-        staging = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
+    lock = root / ".download.lock"
+    staging = None
+    with lock.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
         timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
         try:
+            if find_idx(name, root) is not None:
+                return  # another process was first
+            folder = idx_folder(name, root)
+            announce(f"downloading {name} to {folder} ...")
+            from torchvision import datasets
+
+            staging = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
+            socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
             getattr(datasets, IDX_SOURCES[name][0])(str(staging), download=True)
             folder.mkdir(parents=True, exist_ok=True)
-            for file in IDX_FILES.values():
-                os.replace(idx_folder(name, staging) / file, folder / file)
+            for idx_file in IDX_FILES.values():
+                os.replace(idx_folder(name, staging) / idx_file, folder / idx_file)
         finally:
             socket.setdefaulttimeout(timeout)
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    import fcntl
-
-    with path.open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                root.rmdir()  # if it was made for nothing

@@ -1,0 +1,90 @@
+"""Shared by the tests: several gloo ranks in 0.1 s, real launchers, a place for runs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+Json = Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["seqclf.train", "torch.distributed", "sklearn.datasets"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _enter(
+    rank: int, world_size: int, port: int, function: Callable[..., Json], args: Json
+) -> Json:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if world_size > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    torch.set_num_threads(1)
+    return function(*args)
+
+
+def run_ranks(world_size: int, function: Callable[..., Json], *args: Json) -> list[Json]:
+    """Call a module-level function on every rank of a fresh gloo group; return their answers."""
+    port = _free_port()
+    with ProcessPoolExecutor(world_size, mp_context=_CONTEXT) as pool:
+        futures = [
+            pool.submit(_enter, rank, world_size, port, function, args)
+            for rank in range(world_size)
+        ]
+        return [future.result(timeout=120) for future in futures]
+
+
+def read_metrics(run_dir: Path, *, timed: bool = False) -> list[dict[str, float]]:
+    """Return metrics.jsonl, without the figures that depend on the clock."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line) for line in lines]
+    return [{k: v for k, v in p.items() if timed or "per_s" not in k} for p in parsed]
+
+
+def launch(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the virtual environment in the repository's root."""
+    program = Path(sys.executable).parent / words[0]
+    ours = ("WANDB", "ACCELERATE", "OMP")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return subprocess.run(
+        [str(program), *map(str, words[1:])],
+        cwd=ROOT,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> str:
+    """The folder that holds the real MNIST files, from SEQCLF_DATA."""
+    root = os.environ.get("SEQCLF_DATA")
+    if not root or not (Path(root) / "MNIST" / "raw").is_dir():
+        pytest.skip("SEQCLF_DATA does not name a folder with MNIST/raw")
+    return root

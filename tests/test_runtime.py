@@ -1,0 +1,165 @@
+"""C8 and the machine: precision, threads, device, world size, agreement."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import launch, run_ranks
+
+from seqclf import runtime as runtimes
+from seqclf.config import Config, UserError, load_config
+
+DEBUG = ("--data.name", "digits", "--tracking.wandb", "disabled", "--train.steps", "3")
+
+
+def start(**flags: str) -> runtimes.Runtime:
+    return runtimes.start(load_config(None, flags)[0])
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "SLURM_NTASKS", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_precision_is_fp32_unless_asked() -> None:
+    assert start().precision == "fp32"
+
+
+def test_the_launchers_no_is_not_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert start(precision="fp32").precision == "fp32"
+
+
+def test_fp16_on_a_cpu_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"precision: fp16 does not exist on the CPU .* use"):
+        start(precision="fp16", device="cpu")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UserError, match="fp16 does not exist on the CPU"):
+        start(device="cpu")
+
+
+def test_two_different_requests_name_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match=r"fp32 was asked for.*--mixed_precision bf16"):
+        start(precision="fp32")
+
+
+def test_a_precision_nobody_here_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(UserError, match="fp8 is not supported"):
+        start()
+
+
+@pytest.mark.parametrize("problem", ["this CPU runs it 9.0 times slower than fp32", None])
+def test_what_cannot_run_is_replaced_loudly(
+    problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "_precision_problem", lambda *_: problem)
+    runtime = start(precision="bf16", device="cpu")
+    assert runtime.precision == ("fp32" if problem else "bf16")
+    assert runtime.accelerator.mixed_precision == ("no" if problem else "bf16")
+    said = next(line for line in runtime.decisions if line.startswith("precision"))
+    assert (f"fp32, NOT bf16 as asked: {problem}" in said) == bool(problem)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ONEDNN_MAX_CPU_ISA is for x86")
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_bf16_where_the_cpus_lstm_cannot_do_it_trains_in_fp32(isa: str, tmp_path: Path) -> None:
+    done = launch(
+        *("python", "launch/train.py", *DEBUG, "--precision", "bf16", "--run-dir", tmp_path),
+        ONEDNN_MAX_CPU_ISA=isa,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fp32, NOT bf16 as asked:" in done.stdout
+    assert json.loads((tmp_path / "run.json").read_text())["precision"] == "fp32"
+
+
+def test_bf16_trains_where_it_runs(tmp_path: Path) -> None:
+    runtime = start(precision="bf16", device="cpu")
+    if runtime.precision != "bf16":
+        pytest.skip("this CPU has no fast bf16 LSTM")
+    done = launch("python", "launch/train.py", *DEBUG, "--precision", "bf16", "--run-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run.json").read_text())["precision"] == "bf16"
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="torch finds no GPU here"):
+        start(device="cuda")
+
+
+def test_threads_are_all_cores_whatever_the_launcher_exports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert start().threads == 5
+    assert start(**{"train.threads": "3"}).threads == torch.get_num_threads() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert start().threads == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [("MASTER_ADDR", "127.0.0.1", "started ONE"), ("SLURM_NTASKS", "4", "Slurm has 4 tasks")],
+)
+def test_a_smaller_world_than_asked_for_is_said(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(line.startswith("note") for line in start().decisions)
+    monkeypatch.setenv(variable, value)
+    assert any(said in line for line in start().decisions if line.startswith("note"))
+
+
+@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
+def test_other_ways_to_distribute_are_refused_by_name(
+    plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    with pytest.raises(UserError, match=f"asks for {plugin}"):
+        start()
+
+
+def agree(case: str) -> Any:
+    runtime = runtimes.start(Config())
+    try:
+        if case == "value":
+            return runtime.from_main(lambda: {"said by": runtime.rank})
+        if case == "user error":
+            return runtime.from_main(lambda: _fail(UserError("your mistake")))
+        if case == "failure":
+            return runtime.from_main(lambda: _fail(OSError("disk full")))
+        if runtime.rank == 1:  # stopping: one rank alone is told, between two agreements
+            runtime.stop_signal = 15
+        return [runtime.stopping(step) for step in range(20)].index(True)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    finally:
+        runtime.close()
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("case", "answers"),
+    [
+        ("value", [{"said by": 0}] * 2),
+        ("user error", [("UserError", "your mistake")] * 2),
+        ("failure", [("OSError", "disk full"), ("RuntimeError", "disk full")]),
+        ("stopping", [8, 8]),
+    ],
+)
+def test_ranks_agree(case: str, answers: list[Any]) -> None:
+    assert run_ranks(2, agree, case) == answers
