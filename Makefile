@@ -1,0 +1,33 @@
+# make train: a fresh machine to a trained classifier.  make test: lint, types, tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test slow bench clean
+
+train: .venv/installed
+	$(BIN)/accelerate launch launch/train.py --config configs/digits.yaml
+
+test: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+slow: .venv/dev
+	$(BIN)/pytest -m slow
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/loop.py --data-root $(or $(SEQCLF_DATA),data)
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from seqclf.cli import main
+from seqclf.config import Config, fields
+
+Calls = list[tuple[Config, str | None, list[str]]]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Collect what training would be called with."""
+    calls: Calls = []
+
+    def train(config: Config, path: str | None, flagged: list[str]) -> int:
+        calls.append((config, path, flagged))
+        return 143
+
+    monkeypatch.setattr(import_module("seqclf.train"), "train", train)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "required: command"),
+        (["trian"], "'trian'"),
+        (["train", "--train.stpes=1"], "unknown argument --train.stpes; did you mean 'steps'?"),
+        (["train", "--optim.l", "1"], "unknown argument --optim.l"),
+        (["train", "stray"], "unknown argument stray"),
+        (["train", "--optim.lr"], "--optim.lr: expected one argument"),
+        (
+            ["train", "--optim.lr", "fast"],
+            "--optim.lr: input should be a valid number (found fast)",
+        ),
+        (["train", "--optim.lr", "-1"], "--optim.lr: input should be greater than 0 (found -1)"),
+        (["train", "--deterministic=maybe"], "--deterministic: "),
+        (["train", "--config", "absent.yaml"], "absent.yaml: cannot read it: No such file"),
+        (["train", "--config", "."], "--config .: cannot read it: Is a directory"),
+        (["evaluate"], "required: run_dir"),
+        (["evaluate", "absent"], "absent: no run there"),
+        (["evaluate", "empty"], "empty: no run there"),
+        (["evaluate", "untrained"], "no trained model there"),
+        (["evaluate", "broken"], "config.yaml:1:1: sede: unknown key; did you mean 'seed'?"),
+        (["predict", "untrained"], "no trained model there"),
+        (["predict", "untrained", "--count", "0"], "--count 0: must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_error_and_exit_code_2(
+    arguments: Sequence[str],
+    part: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    for name, content in (("empty", None), ("untrained", "seed: 1\n"), ("broken", "sede: 1\n")):
+        Path(name).mkdir()
+        if content:
+            Path(name, "config.yaml").write_text(content)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    assert part in err
+
+
+def test_other_ranks_stay_silent_and_let_rank_0_speak_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", slept.append)
+    assert main(["train", "--optim.lr", "fast"]) == 2
+    assert capsys.readouterr() == ("", "")
+    assert [seconds > 0 for seconds in slept] == [True]
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"]])
+def test_help_lists_every_setting_with_its_default(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0
+    assert text.startswith("usage: seqclf ")
+    if command == ["train"]:
+        for name, _, description in fields():
+            assert f"--{name} " in text
+            assert f"{description} [" in text
+        assert "Peak learning rate. [0.01]" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--train.batch-size", "32", "--run-dir", "a-b"],
+        ["--train.batch_size", "32", "--run_dir", "a-b"],
+        ["--train.batch-size=32", "--run_dir=a-b"],
+    ],
+)
+def test_dashes_and_underscores_mean_the_same(words: list[str], trained: Calls) -> None:
+    assert main(["train", *words]) == 143
+    [(config, path, flagged)] = trained
+    assert (config.train.batch_size, config.run_dir, path) == (32, "a-b", None)
+    assert sorted(flagged) == ["run_dir", "train.batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--deterministic"], (True, "auto")),
+        (["--deterministic", "--data.on-device"], (True, True)),
+        (["--deterministic", "true", "--data.on_device", "auto"], (True, "auto")),
+        (["--deterministic=false", "--data.on-device=false"], (False, False)),
+    ],
+)
+def test_a_switch_may_stand_alone(
+    words: list[str], expected: tuple[bool, bool | str], trained: Calls
+) -> None:
+    main(["train", *words])
+    assert (trained[0][0].deterministic, trained[0][0].data.on_device) == expected
+
+
+def test_file_and_flags_reach_training(tmp_path: Path, trained: Calls) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 5\noptim: {lr: 0.5}\n")
+    assert main(["train", "--config", str(path), "--optim.lr=1e-3"]) == 143
+    [(config, given_path, flagged)] = trained
+    assert (config.seed, config.optim.lr) == (5, 0.001)
+    assert (given_path, flagged) == (str(path), ["optim.lr"])

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqclf.model import Architecture, LSTMClassifier, Pooling
+
+
+class Tutorial(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(28, 64, 1, batch_first=True)
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        r_out, _ = self.rnn(x, None)
+        logits: Tensor = self.out(r_out[:, -1, :])
+        return logits
+
+
+def test_the_tutorials_weights_load_and_give_its_logits() -> None:
+    torch.manual_seed(0)
+    tutorial, ours = Tutorial(), LSTMClassifier(28, 10)
+    assert list(ours.state_dict()) == list(tutorial.state_dict())
+    ours.load_state_dict(tutorial.state_dict(), strict=True)
+    values = torch.rand(7, 28, 28)
+    torch.testing.assert_close(ours(values), tutorial(values), rtol=0, atol=1e-6)
+
+
+def test_init_tutorial_draws_the_tutorials_weights() -> None:
+    torch.manual_seed(3)
+    tutorial = Tutorial()
+    torch.manual_seed(3)
+    ours = LSTMClassifier(28, 10, init="tutorial").state_dict()
+    assert all(torch.equal(ours[name], w) for name, w in tutorial.state_dict().items())
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_logits_are_those_of_a_stacked_lstm(
+    num_layers: int, bidirectional: bool, pooling: Pooling
+) -> None:
+    torch.manual_seed(1)
+    stacked = nn.LSTM(5, 6, num_layers, batch_first=True, bidirectional=bidirectional)
+    shape = {"hidden_size": 6, "num_layers": num_layers, "bidirectional": bidirectional}
+    model = LSTMClassifier(5, 4, pooling=pooling, dropout=0.5, **shape).eval()  # type: ignore[arg-type]
+    for depth, layer in enumerate([model.rnn, *model.upper]):
+        names = {name: name.replace("_l0", f"_l{depth}") for name in layer.state_dict()}
+        layer.load_state_dict({name: stacked.state_dict()[new] for name, new in names.items()})
+    values = torch.randn(3, 9, 5)
+    output, _ = stacked(values)
+    pooled = {
+        "last": torch.cat([output[:, -1, :6], output[:, 0, 6:]], 1),
+        "mean": sum(output.unbind(1)) / 9,
+        "max": output.max(dim=1).values,
+    }[pooling]
+    expected = pooled @ model.out.weight.T + model.out.bias
+    torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_dropout_acts_in_training_only(num_layers: int) -> None:
+    torch.manual_seed(0)
+    model = LSTMClassifier(5, 4, num_layers=num_layers, hidden_size=8, dropout=0.5)
+    values = torch.randn(3, 6, 5)
+    output, (state, _) = model.rnn(values)
+    for layer in model.upper:
+        output, (state, _) = layer(output)
+    assert torch.equal(model.eval()(values), model.out(state[0]))
+
+    torch.manual_seed(7)
+    output, (state, _) = model.rnn(values)
+    for layer in model.upper:
+        output, (state, _) = layer(F.dropout(output, 0.5))
+    expected = model.out(F.dropout(state[0], 0.5))
+    torch.manual_seed(7)
+    assert torch.equal(model.train()(values), expected)
+    assert not torch.equal(model.train()(values), expected)
+
+
+def test_first_weights_are_orthogonal_with_an_open_forget_gate() -> None:
+    torch.manual_seed(0)
+    model = LSTMClassifier(28, 10, hidden_size=16, num_layers=2, bidirectional=True)
+    named = [item for layer in (model.rnn, *model.upper) for item in layer.named_parameters()]
+    assert len(named) == 2 * 2 * 4
+    for name, weight in named:
+        gates = weight.data.chunk(4)
+        if name.startswith("weight_hh"):
+            for gate in gates:
+                torch.testing.assert_close(gate @ gate.T, torch.eye(16), rtol=0, atol=1e-5)
+            assert not torch.equal(gates[0], gates[1])
+        elif name.startswith("bias"):
+            forget = 1.0 if name.startswith("bias_ih") else 0.0
+            assert [set(gate.tolist()) for gate in gates] == [{0.0}, {forget}, {0.0}, {0.0}]
+
+
+def test_scale_divides_bytes() -> None:
+    scaled, plain = (LSTMClassifier(6, 3, hidden_size=8, scale=scale) for scale in (255.0, 1.0))
+    plain.load_state_dict(scaled.state_dict())
+    values = torch.arange(2 * 5 * 6, dtype=torch.uint8).view(2, 5, 6)
+    assert torch.equal(scaled(values), plain(values.float() / 255))
+    assert not torch.allclose(scaled(values), plain(values))
+
+
+def test_a_model_is_built_anew_from_its_card() -> None:
+    shape = {"hidden_size": 6, "num_layers": 2, "bidirectional": True, "dropout": 0.25}
+    options = {"input_size": 5, "scale": 2.0, "pooling": "max", **shape}
+    card = Architecture.model_validate({"classes": ("a", "b", "c"), **options})
+    again = Architecture.model_validate_json(card.model_dump_json())
+    torch.manual_seed(0)
+    expected = LSTMClassifier(num_classes=3, init="orthogonal", **options)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model, copy = card.build("orthogonal"), again.build()
+    copy.load_state_dict(model.state_dict(), strict=True)
+    values = torch.rand(2, 4, 5)
+    assert again == card
+    assert torch.equal(model.eval()(values), expected.eval()(values))
+    assert torch.equal(copy.eval()(values), expected(values))
+    assert copy.dropout.p == 0.25

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqclf import checkpoint
+from seqclf.config import UserError
+from seqclf.data.sequences import Sequences
+from seqclf.model import Architecture, LSTMClassifier, Pooling
+from seqclf.predict import (
+    load_model,
+    predictions_text,
+    probabilities,
+    read_along,
+    reading_text,
+)
+
+
+class Adder(nn.Module):
+    """Logits are the sums of a sequence's columns, times a weight."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, values_BTF: Tensor) -> Tensor:
+        return values_BTF.float().sum(1) * self.weight
+
+
+DATA = Sequences(
+    values=torch.tensor([[[3, 0, 0]], [[0, 4, 0]], [[0, 0, 2]], [[0, 1, 0]]], dtype=torch.uint8),
+    labels=torch.tensor([0, 2, 2, 1]),
+    classes=("t-shirt", "bag", "x"),
+    scale=4.0,
+)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_reading_along_predicts_every_prefix(bidirectional: bool, pooling: Pooling) -> None:
+    torch.manual_seed(0)
+    model = LSTMClassifier(
+        *(4, 3), bidirectional=bidirectional, pooling=pooling, hidden_size=8, dropout=0.5
+    )
+    values = torch.randn(6, 4)
+    rows = read_along(model, values)
+    assert model.training
+    model.eval()
+    for t in range(6):
+        expected = model(values[None, : t + 1]).softmax(1)[0]
+        torch.testing.assert_close(rows[t], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(rows[-1:], probabilities(model, values[None]), rtol=0, atol=1e-6)
+    assert len(rows) == 6
+
+
+def test_predictions_stand_over_the_truth_with_the_errors_marked() -> None:
+    assert predictions_text(Adder(), DATA, 4).splitlines() == [
+        "prediction  t-shirt     bag       x     bag",
+        "truth       t-shirt       x       x     bag",
+        "                          ^",
+    ]
+    assert predictions_text(Adder(), DATA, 1) == "prediction  t-shirt\ntruth       t-shirt"
+    assert predictions_text(Adder(), DATA, 99) == predictions_text(Adder(), DATA, 4)
+
+
+def test_reading_draws_every_step_with_the_guess_so_far() -> None:
+    sequences = Sequences(
+        values=torch.tensor([[[0, 0], [1, 0], [0, 4], [9, 2]]], dtype=torch.uint8),
+        labels=torch.tensor([0]),
+        classes=("zero", "one"),
+        scale=4.0,
+    )
+    assert reading_text(Adder(math.log(3)), sequences, 0).splitlines() == [
+        "|    |  zero   50% ██████████",
+        "|::  |  zero   75% ███████████████",
+        "|  @@|  one   96% ███████████████████",
+        "|@@==|  zero   99% ████████████████████",
+    ]
+
+
+def test_a_model_that_diverged_can_still_be_shown() -> None:
+    assert reading_text(Adder(math.nan), DATA, 0).startswith("|")
+    assert predictions_text(Adder(math.nan), DATA, 2).startswith("prediction")
+
+
+SHAPE = {"hidden_size": 5, "num_layers": 1, "bidirectional": False, "pooling": "last"}
+CARD = Architecture.model_validate(
+    {"input_size": 3, "classes": DATA.classes, "scale": 4.0, "dropout": 0.5, **SHAPE}
+)
+
+
+def save(run_dir: Path, card: str, content: bytes) -> None:
+    (run_dir / "model").mkdir()
+    (run_dir / "model" / "config.json").write_text(card)
+    (run_dir / "model" / "model.safetensors").write_bytes(content)
+
+
+def test_a_result_is_loaded_ready_to_predict(tmp_path: Path) -> None:
+    model = CARD.build("orthogonal").eval()
+    save(tmp_path, CARD.model_dump_json(), checkpoint.encode(model.state_dict()))
+    for place in (tmp_path, str(tmp_path)):
+        loaded, card = load_model(place)
+        assert card == CARD
+        assert torch.equal(loaded(DATA.values), model(DATA.values))
+
+
+@pytest.mark.parametrize(
+    ("card", "part"),
+    [
+        (None, "no trained model there"),
+        ("{", r"config\.json: damaged"),
+        (CARD.model_dump_json().replace("pooling", "poling"), r"config\.json: damaged"),
+        (CARD.model_dump_json().replace('"hidden_size":5', '"hidden_size":6'), "this model's is"),
+        (CARD.model_dump_json().replace('"num_layers":1', '"num_layers":2'), "other tensors"),
+    ],
+)
+def test_a_missing_or_damaged_result_is_named(tmp_path: Path, card: str | None, part: str) -> None:
+    if card is not None:
+        save(tmp_path, card, checkpoint.encode(CARD.build().state_dict()))
+    with pytest.raises(UserError, match=part) as caught:
+        load_model(tmp_path)
+    assert str(tmp_path / "model") in str(caught.value)

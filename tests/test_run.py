@@ -1,0 +1,176 @@
+"""The run directory: its files, keys, lock and failure states."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import read_metrics, run_ranks
+
+import seqclf.train
+from seqclf import run as runs
+from seqclf.config import UserError, load_config
+from seqclf.train import train
+
+FLAGS = {
+    "data.name": "digits",
+    "data.val_fraction": "0.2",
+    "model.hidden_size": "8",
+    "train.steps": "30",
+    "log.every": "10",
+    "eval.every": "15",
+    "checkpoint.every": "10",
+    "tracking.wandb": "disabled",
+}
+
+
+def run(run_dir: Path, **flags: str) -> int:
+    return train(load_config(None, FLAGS | {"run_dir": str(run_dir)} | flags)[0])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    assert run(path) == 0
+    return path
+
+
+def test_the_files_of_a_run(finished: Path) -> None:
+    files = {str(f.relative_to(finished)) for f in finished.rglob("*") if f.is_file()}
+    per_step = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+    assert files == {
+        *("config.yaml", "run.json", "metrics.jsonl", "status.json", "sessions.jsonl", ".lock"),
+        *("model/model.safetensors", "model/config.json"),
+        *(f"checkpoints/step-{step:08d}/{name}" for step in (20, 30) for name in per_step),
+    }
+
+
+def test_metrics_hold_every_key_at_its_step(finished: Path) -> None:
+    lines = read_metrics(finished, timed=True)
+    train_keys = {"train/loss", "train/lr", "train/grad_norm", "train/examples_per_s"}
+    judged = {f"val/{name}" for name in ("loss", "accuracy", "macro_f1")}
+    found = [(line["step"], set(line) - {"step"}) for line in lines]
+    assert found == [
+        (10, train_keys),
+        (15, judged),
+        (20, train_keys),
+        (30, train_keys),
+        (30, judged | {key.replace("val", "test") for key in judged}),
+    ]
+
+
+def test_the_test_split_is_measured_once_at_the_end_where_there_is_a_validation(
+    finished: Path,
+) -> None:
+    status = json.loads((finished / "status.json").read_text())
+    last = read_metrics(finished)[-1]
+    del last["step"]
+    assert status == {
+        "state": "finished",
+        "step": 30,
+        "epoch": 30 / 18,
+        "metrics": last,
+        "error": None,
+    }
+
+
+def test_running_config_yaml_again_repeats_the_run(finished: Path, tmp_path: Path) -> None:
+    config, _ = load_config(finished / "config.yaml", {"run_dir": str(tmp_path / "again")})
+    assert train(config) == 0
+    hashes = [
+        json.loads((path / "run.json").read_text())["weights_sha256"]
+        for path in (finished, tmp_path / "again")
+    ]
+    assert hashes[0] == hashes[1]
+    assert read_metrics(tmp_path / "again") == read_metrics(finished)
+
+
+def test_another_process_on_the_same_directory_is_refused(finished: Path, tmp_path: Path) -> None:
+    code = "import sys, pathlib, seqclf.run as r; f = r._lock(pathlib.Path(sys.argv[1])); print(1)"
+    with subprocess.Popen(
+        [sys.executable, "-uc", f"{code}; input()", str(finished)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"1\n"
+        with pytest.raises(UserError, match="another process is training there"):
+            run(finished)
+        holder.communicate(b"\n")
+
+
+def test_a_failure_is_recorded_and_its_checkpoint_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = seqclf.train.train_step  # type: ignore[attr-defined]
+    calls = []
+
+    def failing(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 14:
+            raise RuntimeError("a cosmic ray")
+        return honest(*arguments)
+
+    monkeypatch.setattr(seqclf.train, "train_step", failing)
+    with pytest.raises(RuntimeError, match="a cosmic ray"):
+        run(tmp_path)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("failed", 13)
+    assert "RuntimeError: a cosmic ray" in status["error"]
+    assert run(tmp_path) == 0
+    assert json.loads((tmp_path / "sessions.jsonl").read_text().splitlines()[-1])["step"] == 10
+
+
+def test_a_directory_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run directory"):
+        run(tmp_path / "file" / "run")
+
+
+def test_other_data_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqclf.data.sources.DIGITS_TEST_FRACTION", 0.3)
+    with pytest.raises(UserError, match="data_fingerprint"):
+        run(finished)
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_saves_that_fail_are_warned_about_until_three_in_a_row(
+    failures: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    honest = runs.checkpoint.commit
+    calls = []
+
+    def full_disk(*arguments: object, **options: object) -> Path:
+        calls.append(1)
+        if len(calls) <= failures:
+            raise OSError(28, "No space left on device")
+        return honest(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs.checkpoint, "commit", full_disk)
+    if failures == 3:
+        with pytest.raises(OSError, match="3 checkpoints in a row could not be saved"):
+            run(tmp_path)
+    else:
+        assert run(tmp_path) == 0
+    warnings = capsys.readouterr().out.count("No space left on device")
+    assert warnings == failures
+
+
+def refuse(run_dir: str) -> tuple[str, str]:
+    try:
+        run(Path(run_dir), seed="9")
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def test_a_refusal_reaches_every_rank(finished: Path) -> None:
+    answers = run_ranks(2, refuse, str(finished))
+    assert {kind for kind, _ in answers} == {"UserError"}
+    assert all("seed: 0 there, 9 now" in text for _, text in answers)
