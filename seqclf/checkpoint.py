@@ -13,9 +13,11 @@ not sync and leaves mode 0600.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from seqclf.config import UserError
 
 FORMAT = 1
+NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -152,6 +155,17 @@ def replace_file(path: Path, content: bytes) -> FileEntry:
     return entry
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; raises UserError naming it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged ({_first(error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged (not a JSON object)")
+    return content
+
+
 def directory_name(step: int) -> str:
     """Return the name of a step's checkpoint directory."""
     return f"step-{step:08d}"
@@ -202,11 +216,14 @@ def read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     if manifest.format != FORMAT:
         raise UserError(f"{path}: format {manifest.format}, this version reads {FORMAT}")
     files = {}
+    if manifest.files.keys() != set(NAMES):
+        names = ", ".join(sorted(manifest.files))[:200]
+        raise UserError(f"{path / 'manifest.json'}: lists {names!r}, expected {', '.join(NAMES)}")
     for name, entry in manifest.files.items():
         file = path / name
-        if Path(name).name != name or file.is_symlink():
-            raise UserError(f"{path / 'manifest.json'}: {name!r} is not a plain file name")
         try:
+            if file.is_symlink():
+                raise OSError("a symbolic link")
             content = file.read_bytes()
         except OSError as error:
             raise UserError(f"{file}: cannot read it ({_first(error)})") from None
@@ -220,7 +237,7 @@ def read_state(files: dict[str, bytes], path: Path) -> State:
     """Parse a checkpoint's state.json."""
     try:
         return State.model_validate_json(files["state.json"])
-    except (KeyError, ValidationError) as error:
+    except ValidationError as error:
         raise UserError(f"{path / 'state.json'}: missing or damaged ({_first(error)})") from None
 
 

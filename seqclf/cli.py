@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from seqclf.config import Config, UserError, did_you_mean, fields, is_switch, load_config, settings
+from seqclf.config import Config, UserError, closest, fields, is_switch, load_config, settings
 
 USAGE_ERROR = 2
 
@@ -36,23 +37,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = _build_parser()
-    known, unknown = parser.parse_known_args([_normalise(word) for word in arguments])
+    known, unknown = parser.parse_known_args(_normalise(arguments))
     if unknown:
-        names = [name for name, _, _ in fields()] + ["config"]
+        names = {
+            "train": [name for name, _, _ in fields()] + ["config"],
+            "evaluate": ["data.root"],
+            "predict": ["data.root", "count"],
+        }[known.command]
         flag = unknown[0].partition("=")[0]
-        hint = did_you_mean(flag.removeprefix("--"), names) if flag.startswith("--") else ""
+        meant = closest(flag.removeprefix("--"), names) if flag.startswith("--") else None
+        hint = f"; did you mean --{meant}?" if meant else ""
         raise UserError(f"unknown argument {flag}{hint}")
     if known.command == "train":
         return _train(known)
     return _evaluate(known) if known.command == "evaluate" else _predict(known)
 
 
-def _normalise(word: str) -> str:
-    """Read --train.batch-size as --train.batch_size."""
-    flag, equals, value = word.partition("=")
-    return (
-        flag.replace("-", "_").replace("__", "--", 1) + equals + value if flag[:2] == "--" else word
-    )
+def _normalise(words: Sequence[str]) -> list[str]:
+    """Read --train.batch-size as --train.batch_size, and -1e-3 as a value, not a flag."""
+    normal: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            normal.append("--" + flag[2:].replace("-", "_") + equals + value)
+        elif normal and normal[-1].startswith("--") and re.fullmatch(r"-[\d.][\d.eE+-]*", word):
+            normal[-1] += "=" + word
+        else:
+            normal.append(word)
+    return normal
 
 
 def _build_parser() -> _Parser:

@@ -39,7 +39,11 @@ class UserError(ValueError):
 
 class Settings(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -57,7 +61,7 @@ class Data(Settings):
     """Share of the training examples held out for watching, stratified; 0: the test split is
     watched, and nothing is ever chosen by it."""
     augment: Augment = Augment()
-    on_device: Literal["auto", True, False] = "auto"
+    on_device: Literal["auto"] | bool = "auto"
     """Keep the whole data set in the device's memory. auto: if it takes at most an eighth of it."""
 
 
@@ -147,7 +151,7 @@ class Distributed(Settings):
 class Config(Settings):
     """The settings of a run. A run is a pure function of these and the step."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all that is random: first weights, order, dropout, augmentation, validation split."""
     run_dir: str | None = None
     """Run directory. null: runs/NAME, the config's or data set's name plus the changing flags."""
@@ -194,7 +198,7 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
 
 def is_switch(annotation: object) -> bool:
     """Say whether a setting may stand on the command line without a value, meaning true."""
-    return annotation is bool or True in get_args(annotation)
+    return annotation is bool or bool in get_args(annotation)
 
 
 def flatten(tree: Mapping[str, Value], prefix: str = "") -> dict[str, Value]:
@@ -235,6 +239,20 @@ for _tag, _pattern, _first in (
     _Yaml.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
     )
+
+
+class _YamlOut(yaml.SafeDumper):
+    """SafeDumper that quotes the text that _Yaml would not read as text."""
+
+
+# What either reading takes for something else than text is quoted.
+_YamlOut.yaml_implicit_resolvers = {
+    first: [
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+        *_Yaml.yaml_implicit_resolvers.get(first, []),
+    ]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Yaml.yaml_implicit_resolvers}
+}
 
 
 def _scalar(node: yaml.ScalarNode) -> Scalar:
@@ -284,15 +302,20 @@ def read_yaml(text: str, where: dict[str, str], place: str) -> dict[str, Value]:
         mark = error.problem_mark or error.context_mark
         position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise UserError(f"{place}{position}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{place}: not valid YAML: {error}") from None
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{place}:1:1: not valid YAML: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{place}:1:1: expected settings (`train:` ...), found {value!r}")
     return value
 
 
-def _read_flag(text: str) -> Value:
-    """Read a flag's value as YAML would, except that what is no scalar or list is text."""
+def _read_flag(name: str, text: str) -> Value:
+    """Read a flag's value as YAML would, except that text stays text, whatever it looks like."""
+    annotation = {full: annotation for full, annotation, _ in fields()}.get(name)
+    if annotation is str or str in get_args(annotation):
+        return None if text == "null" and annotation is not str else text
     try:
         node = yaml.compose(io.StringIO(text), Loader=_Yaml)
         if isinstance(node, yaml.ScalarNode | yaml.SequenceNode):
@@ -317,7 +340,7 @@ def load_config(
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UserError(f"--config {path}: cannot read it: {reason}") from None
-        tree = read_yaml(text, where, str(path))
+        tree = _drop_empty_sections(read_yaml(text, where, str(path)), Config)
     for name, value in (flags or {}).items():
         *parents, leaf = name.split(".")
         branch = tree
@@ -325,9 +348,25 @@ def load_config(
             child = branch.get(parent)
             branch[parent] = child = dict(child) if isinstance(child, dict) else {}
             branch = child
-        branch[leaf] = _read_flag(value)
+        branch[leaf] = _read_flag(name, value)
         where[name] = f"--{name}"
     return _validate(tree, where), list(flags or ())
+
+
+def _drop_empty_sections(tree: dict[str, Value], model: type[BaseModel]) -> dict[str, Value]:
+    """Read a section with nothing below it, which YAML takes for null, as its defaults."""
+    kept: dict[str, Value] = {}
+    for name, value in tree.items():
+        field = model.model_fields.get(name)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if isinstance(value, dict):
+                kept[name] = _drop_empty_sections(value, inner)
+            elif value is not None:
+                kept[name] = value
+        else:
+            kept[name] = value
+    return kept
 
 
 def _validate(tree: Mapping[str, Value], where: Mapping[str, str]) -> Config:
@@ -349,8 +388,15 @@ def _explain(item: Mapping[str, object], where: Mapping[str, str]) -> str:
     label = name if place != f"--{name}" else ""
     if item["type"] == "extra_forbidden":
         known = [full for full, _, _ in fields()]
-        known += sorted({full.rpartition(".")[0] for full in known} - {""})
-        problem = "unknown key" + did_you_mean(name, known)
+        section, _, leaf = name.rpartition(".")
+        if name in known:  # one key with a dot in it
+            problem = f"unknown key; write '{section}:' and below it '{leaf}:'"
+        else:
+            known += sorted({full.rpartition(".")[0] for full in known} - {""})
+            problem, meant = "unknown key", closest(name, known)
+            if meant:
+                sibling = meant.rpartition(".")[0] == section
+                problem += f"; did you mean '{meant.rpartition('.')[2] if sibling else meant}'?"
     else:
         shown = (
             yaml.safe_dump(item["input"], default_flow_style=True).removesuffix("\n...\n").strip()
@@ -359,15 +405,14 @@ def _explain(item: Mapping[str, object], where: Mapping[str, str]) -> str:
     return ": ".join(part for part in (place, label, problem) if part)
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return `; did you mean 'x'?` for the closest known name, or nothing."""
-    parent, _, leaf = name.rpartition(".")
-    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
-    if close := difflib.get_close_matches(leaf, siblings, 1):
-        return f"; did you mean '{close[0]}'?"
-    by_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
-    close = by_leaf or difflib.get_close_matches(name, known, 1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """Return the known dotted name that was probably meant: a sibling, a namesake, or one alike."""
+    section, _, leaf = name.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    if found := difflib.get_close_matches(leaf, siblings, 1):
+        return siblings[found[0]]
+    namesakes = [k for k in known if k.rpartition(".")[2] == leaf]
+    return next(iter(namesakes or difflib.get_close_matches(name, known, 1)), None)
 
 
 # ---- writing, naming, comparing
@@ -375,7 +420,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 def dump(config: Config) -> str:
     """Write a config as YAML that reads back as the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_YamlOut, sort_keys=False)
 
 
 def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) -> str:

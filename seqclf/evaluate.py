@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqclf import checkpoint
 from seqclf import runtime as runtimes
 from seqclf.config import Config, UserError
 from seqclf.data import sources
@@ -93,9 +93,9 @@ def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
     Collective. Raises UserError if model or data are missing or do not belong together.
     """
     model, card = load_model(run_dir)
-    precision = json.loads((run_dir / "run.json").read_text())["precision"]
-    if precision == "fp16" and not torch.cuda.is_available():
-        precision = "fp32"
+    precision = checkpoint.read_json(run_dir / "run.json").get("precision")
+    if precision != "bf16" and not torch.cuda.is_available():
+        precision = "fp32"  # fp16 exists on a GPU only
     runtime = runtimes.start(config.model_copy(update={"precision": precision}))
     try:
         splits = sources.load(config.data, seed=config.seed)

@@ -89,8 +89,8 @@ def reading_text(model: nn.Module, sequences: Sequences, index: int) -> str:
     lines = []
     for row, chances in zip(cells, guessed, strict=True):
         picture = "".join(SHADES[cell] * 2 for cell in row)
-        chance, guess = chances.max(0)
-        bar = ("█" * round(float(chance) * BAR_WIDTH)).ljust(BAR_WIDTH)
+        chance, guess = chances.nan_to_num(0).max(0)  # a model that diverged can be shown too
+        bar = "█" * round(float(chance) * BAR_WIDTH)
         lines.append(
             f"|{picture}|  {sequences.classes[int(guess)]}  {float(chance):4.0%} {bar}".rstrip()
         )

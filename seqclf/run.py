@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +75,10 @@ class Run:
 
         def look() -> Value:
             try:
-                status = _read_json(self.path / "status.json")
+                status = checkpoint.read_json(self.path / "status.json")
             except UserError:
                 return False
-            if status["state"] != "finished" or status["step"] != self.plan.num_steps:
+            if (status.get("state"), status.get("step")) != ("finished", self.plan.num_steps):
                 return False
             self._check_rates(self.plan.num_steps)
             return True
@@ -236,7 +236,7 @@ class Run:
     def _check_rates(self, step: int) -> None:
         """Refuse a change of the schedule that would have changed the steps already done."""
         before = _stored_config(self.path)
-        steps_before = _read_json(self.path / "run.json")["num_steps"]
+        steps_before = int(checkpoint.read_json(self.path / "run.json").get("num_steps", 0))
         for past in range(step):
             old = lr_at(past, before.optim, steps_before)
             new = lr_at(past, self.config.optim, self.plan.num_steps)
@@ -269,14 +269,6 @@ def _git_revision() -> str | None:
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
     checkpoint.replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or damaged ({error})") from None
-    return content
 
 
 def _stored_config(path: Path) -> Config:
@@ -323,9 +315,9 @@ def _check_unchanged(path: Path, config: Config, facts: dict[str, Value]) -> Non
     old, new = settings(_stored_config(path)), settings(config)
     if changed := {name for name in new if old[name] != new[name]} - HARMLESS:
         raise _differs(path, old, new, changed)
-    old_facts = _read_json(path / "run.json")
+    old_facts = checkpoint.read_json(path / "run.json")
     for name in ("data_fingerprint", "precision"):
-        if old_facts[name] != facts[name]:
+        if old_facts.get(name) != facts[name]:
             raise _differs(path, old_facts, facts, {name})
 
 

@@ -110,7 +110,7 @@ def _has_wandb_key() -> bool:
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     try:
         path = os.environ.get("NETRC") or str(Path.home() / ".netrc")
-        return netrc.netrc(path).authenticators(host) is not None
+        return host in netrc.netrc(path).hosts  # not its `default` entry
     except (OSError, netrc.NetrcParseError):
         return False
 

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,17 @@ def launch(*words: str | Path, **environment: str) -> subprocess.CompletedProces
         timeout=200,
         check=False,
     )
+
+
+@pytest.fixture(autouse=True)
+def _same_process_state() -> Iterator[None]:
+    """Undo what a run sets for its whole process."""
+    threads, variables = torch.get_num_threads(), dict(os.environ)
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_mix_is_the_same_everywhere() -> None:
 @pytest.mark.parametrize(
     ("length", "batch_size", "steps", "epochs", "expected"),
     [
-        (60000, 64, None, None, 2 * 938),
+        (70000, 64, None, None, 2 * 1094),
         (1437, 64, None, None, 44 * 23),
         (3, 64, None, None, 1000),
         (60000, 64, 7, None, 7),

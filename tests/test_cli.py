@@ -30,7 +30,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
     [
         ([], "required: command"),
         (["trian"], "'trian'"),
-        (["train", "--train.stpes=1"], "unknown argument --train.stpes; did you mean 'steps'?"),
+        (
+            ["train", "--train.stpes=1"],
+            "unknown argument --train.stpes; did you mean --train.steps?",
+        ),
         (["train", "--optim.l", "1"], "unknown argument --optim.l"),
         (["train", "stray"], "unknown argument stray"),
         (["train", "--optim.lr"], "--optim.lr: expected one argument"),

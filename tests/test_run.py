@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import read_metrics, run_ranks
 
-import seqclf.train
-from seqclf import run as runs
+from seqclf import checkpoint
+from seqclf import train as train_module
 from seqclf.config import UserError, load_config
 from seqclf.train import train
 
@@ -105,7 +106,7 @@ def test_another_process_on_the_same_directory_is_refused(finished: Path, tmp_pa
 def test_a_failure_is_recorded_and_its_checkpoint_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = seqclf.train.train_step  # type: ignore[attr-defined]
+    honest: Callable[..., object] = train_module.train_step
     calls = []
 
     def failing(*arguments: object) -> object:
@@ -114,7 +115,7 @@ def test_a_failure_is_recorded_and_its_checkpoint_loads(
             raise RuntimeError("a cosmic ray")
         return honest(*arguments)
 
-    monkeypatch.setattr(seqclf.train, "train_step", failing)
+    monkeypatch.setattr(train_module, "train_step", failing)
     with pytest.raises(RuntimeError, match="a cosmic ray"):
         run(tmp_path)
     status = json.loads((tmp_path / "status.json").read_text())
@@ -143,16 +144,16 @@ def test_saves_that_fail_are_warned_about_until_three_in_a_row(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    honest = runs.checkpoint.commit
+    honest: Callable[..., Path] = checkpoint.commit
     calls = []
 
     def full_disk(*arguments: object, **options: object) -> Path:
         calls.append(1)
         if len(calls) <= failures:
             raise OSError(28, "No space left on device")
-        return honest(*arguments, **options)  # type: ignore[arg-type]
+        return honest(*arguments, **options)
 
-    monkeypatch.setattr(runs.checkpoint, "commit", full_disk)
+    monkeypatch.setattr(checkpoint, "commit", full_disk)
     if failures == 3:
         with pytest.raises(OSError, match="3 checkpoints in a row could not be saved"):
             run(tmp_path)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import seqclf.train
+from seqclf import loss as loss_module
 from seqclf import runtime as runtimes
+from seqclf import train as train_module
 from seqclf.config import Config, UserError, load_config
 from seqclf.data.sequences import Batch
 from seqclf.model import LSTMClassifier
@@ -63,14 +64,14 @@ def test_a_step_never_reads_the_device(runtime: Runtime, config: Config) -> None
 def test_that_test_fails_when_a_step_reads(
     read: object, runtime: Runtime, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = seqclf.train.summed_loss
+    honest = loss_module.summed_loss
 
     def reading(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
         loss: Tensor = honest(logits, labels, label_smoothing=label_smoothing)
         read(loss.detach())  # type: ignore[operator]
         return loss
 
-    monkeypatch.setattr(seqclf.train, "summed_loss", reading)
+    monkeypatch.setattr(train_module, "summed_loss", reading)
     with pytest.raises((RuntimeError, NotImplementedError, TypeError)):
         step_on_meta(runtime, config)
 
@@ -121,11 +122,11 @@ def test_a_run_stops_after_too_many_skipped_steps(
         "train.max_skipped": "7",
         "log.every": "5",
     }
-    honest = seqclf.train.summed_loss
+    honest = loss_module.summed_loss
 
     def poisoned(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
         return honest(logits, labels, label_smoothing=label_smoothing) * torch.nan
 
-    monkeypatch.setattr(seqclf.train, "summed_loss", poisoned)
+    monkeypatch.setattr(train_module, "summed_loss", poisoned)
     with pytest.raises(UserError, match=r"step 10: the last 10 steps .* lower optim\.lr"):
         train(load_config(None, flags)[0])

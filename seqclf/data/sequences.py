@@ -84,8 +84,9 @@ class Sequences:
         return replace(self, values=self.values.to(device), labels=self.labels.to(device))
 
     def fingerprint(self) -> str:
-        """Return a sha256 over shapes, values and labels."""
-        digest = hashlib.sha256(repr((tuple(self.values.shape), self.classes)).encode())
+        """Return a sha256 over everything that a model sees of it."""
+        about = (tuple(self.values.shape), str(self.values.dtype), self.classes, self.scale)
+        digest = hashlib.sha256(repr(about).encode())
         for tensor in (self.values, self.labels):
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()

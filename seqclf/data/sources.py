@@ -14,6 +14,7 @@ import shutil
 import socket
 import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -86,6 +87,11 @@ def load(data: Data, *, seed: int) -> Splits:
     validation = None
     if data.val_fraction:
         kept, held_out = stratified(train.labels, data.val_fraction, seed=mix(seed, "validation"))
+        if not len(held_out) or not len(kept):
+            raise UserError(
+                f"data.val_fraction: {data.val_fraction} of {len(train)} training examples leaves "
+                "a part without any; choose a larger fraction, or 0 for none"
+            )
         train, validation = train.select(kept), train.select(held_out)
     return Splits(data.name, train, validation, test)
 
@@ -178,7 +184,13 @@ def _idx(name: str, root: Path) -> tuple[Sequences, Sequences]:
             )
         return Sequences(images, labels.to(torch.int64), classes, scale=255.0)
 
-    return read("train"), read("test")
+    train, test = read("train"), read("test")
+    if train.values.shape[1:] != test.values.shape[1:]:
+        raise UserError(
+            f"{idx_folder(name, root)}: training images are {tuple(train.values.shape[1:])}, test "
+            f"images {tuple(test.values.shape[1:])}; fetch the files again"
+        )
+    return train, test
 
 
 def read_idx(path: Path) -> Tensor:
@@ -190,7 +202,7 @@ def read_idx(path: Path) -> Tensor:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: cannot read it: {error}; fetch the file again") from None
     ndim = content[3] if len(content) >= 4 else 0
     start = 4 + 4 * ndim
@@ -198,7 +210,7 @@ def read_idx(path: Path) -> Tensor:
         raise UserError(f"{path}: not an idx file of bytes (it starts with {content[:4].hex()!r})")
     shape = struct.unpack(f">{ndim}I", content[4:start])
     expected = start + torch.Size(shape).numel()
-    if len(content) != expected:
+    if len(content) != expected or expected == start:
         raise UserError(
             f"{path}: {len(content)} bytes where its header {shape} asks for {expected}; "
             "fetch the file again"
@@ -211,6 +223,7 @@ def _download(name: str, root: Path, announce: Callable[[str], None]) -> None:
 
     Raises OSError or RuntimeError if that fails; then nothing is left behind.
     """
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     lock = root / ".download.lock"
     staging = None
@@ -236,4 +249,5 @@ def _download(name: str, root: Path, announce: Callable[[str], None]) -> None:
                 shutil.rmtree(staging, ignore_errors=True)
             lock.unlink(missing_ok=True)
             with suppress(OSError):
-                root.rmdir()  # if it was made for nothing
+                for parent in made:  # if they were made for nothing
+                    parent.rmdir()
