@@ -131,9 +131,15 @@ def test_a_damaged_one_is_replaced_and_leftovers_are_overwritten(tmp_path: Path)
     flip(commit(tmp_path, 1) / "state.json")
     (tmp_path / ".tmp-step-00000001").mkdir()
     (tmp_path / ".tmp-step-00000001" / "old").write_text("old")
-    path = commit(tmp_path, 1, {"state.json": b"new"})
-    assert checkpoint.read(path)[1] == {"state.json": b"new"}
-    assert names(path) == ["manifest.json", "state.json"]
+    path = commit(tmp_path, 1, FILES | {"state.json": b"new"})
+    assert checkpoint.read(path)[1] == FILES | {"state.json": b"new"}
+    assert names(path) == sorted(NAMES)
+
+
+def test_a_checkpoint_without_one_of_its_files_is_not_whole(tmp_path: Path) -> None:
+    path = commit(tmp_path, 1, {"state.json": b"{}"})
+    with pytest.raises(UserError, match=r"manifest\.json: lists 'state\.json', expected model"):
+        checkpoint.read(path)
 
 
 def test_prune_keeps_the_newest_that_verify(tmp_path: Path) -> None:
@@ -275,5 +281,3 @@ def test_a_state_reads_back_and_strange_ones_are_refused(tmp_path: Path) -> None
     for content in (b'{"step": 1, "stpe": 2}', b'{"step": "x"}', b"", b"\x80\x04."):
         with pytest.raises(UserError, match=r"state\.json: missing or damaged"):
             checkpoint.read_state({"state.json": content}, tmp_path)
-    with pytest.raises(UserError, match=r"state\.json"):
-        checkpoint.read_state({}, tmp_path)
