@@ -99,7 +99,7 @@ class Runtime:
         """Seed what dropout draws from next (not torch.manual_seed: it visits every backend)."""
         seed = mix("noise", *parts)
         if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+            torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
         else:
             torch.default_generator.manual_seed(seed)
 

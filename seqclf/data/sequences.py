@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; from pinned memory without waiting."""
-        if self.values.device == device:
+        if self.values.device.type == device.type:
             return self
         values = self.values.to(device, non_blocking=True)
         labels = self.labels.to(device, non_blocking=True)
