@@ -210,13 +210,12 @@ def _train(config: Config, runtime: Runtime, tracking: Tracking, path: Path) -> 
             tracking.say(f"{path} is finished: nothing to do (another --run_dir starts anew)")
             return 0
         splits = place(splits, config, runtime)
-        tracking.open(config.tracking, path, {**settings(config), **facts})
+        tracking.open(config.tracking, path, {**settings(config), **run.facts})
         model, finished = train_loop(run, splits, plan)
         if not finished:
             run.write_status("preempted")
-            tracking.say(
-                f"stopped by a signal; saved at step {run.state.step}; the same command goes on"
-            )
+            what = "NOT saved, see above" if run.failed_saves else f"saved at step {run.state.step}"
+            tracking.say(f"stopped by a signal; {what}; the same command goes on")
             return PREEMPTED
         sha256 = run.finish(model, architecture(config, splits))
         if runtime.is_main:
