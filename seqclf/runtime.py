@@ -188,7 +188,7 @@ class Runtime:
                 signal.signal(number, handler)
 
     def close(self) -> None:
-        """Leave the process group, if there is one."""
+        """Leave the process group. Not after a failure: the others may never answer."""
         if self._pending is not None:
             self._pending.wait()
         if dist.is_initialized():
@@ -227,7 +227,8 @@ def start(config: Config) -> Runtime:
     )
     runtime = Runtime(accelerator, precision, threads, decisions)
     if runtime.world_size > 1:
-        group = dist.new_group(backend="gloo")
+        timeout = timedelta(seconds=config.distributed.timeout_s)
+        group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)
         runtime._agreement = (group, torch.zeros(1, dtype=torch.int32))
     _say_world_size(runtime)

@@ -192,8 +192,8 @@ def train(
             config, fallback = resolve_data(config, runtime, tracking)
             path = Path(config.run_dir or Path("runs") / run_name(config, config_path, flagged))
             exit_code = _train(config, runtime, tracking, path)
+        runtime.close()  # before the trackers, so that no rank waits for a slow upload
     finally:
-        runtime.close()  # first, so that no rank waits for a slow upload
         tracking.close(exit_code)
     if fallback:
         tracking.say(fallback)

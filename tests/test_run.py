@@ -14,6 +14,7 @@ from conftest import read_metrics, run_ranks
 from seqclf import checkpoint
 from seqclf import train as train_module
 from seqclf.config import UserError, load_config
+from seqclf.runtime import Runtime
 from seqclf.train import train
 
 FLAGS = {
@@ -123,6 +124,37 @@ def test_a_failure_is_recorded_and_its_checkpoint_loads(
     assert "RuntimeError: a cosmic ray" in status["error"]
     assert run(tmp_path) == 0
     assert json.loads((tmp_path / "sessions.jsonl").read_text().splitlines()[-1])["step"] == 10
+
+
+def fail_on_one_rank(run_dir: str) -> str:
+    """Fail on rank 1 in mid-training; return how this rank learned of it."""
+    honest: Callable[..., object] = train_module.train_step
+
+    def failing(runtime: Runtime, *arguments: object) -> object:
+        step = arguments[2].step  # type: ignore[attr-defined]
+        if (runtime.rank, step) == (1, 13):
+            raise RuntimeError("a cosmic ray")
+        return honest(runtime, *arguments)
+
+    train_module.train_step = failing  # type: ignore[assignment]
+    try:
+        run(Path(run_dir), **{"distributed.timeout_s": "3"})
+    except Exception as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_failure_of_one_rank_ends_the_others_in_time(tmp_path: Path) -> None:
+    first, second = run_ranks(2, fail_on_one_rank, str(tmp_path))
+    assert second == "a cosmic ray"
+    assert first != "no error"  # the collective that rank 1 never joined timed out
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+    assert set(run_ranks(2, resume_on_ranks, str(tmp_path))) == {0}
+    assert json.loads((tmp_path / "sessions.jsonl").read_text().splitlines()[-1])["step"] == 10
+
+
+def resume_on_ranks(run_dir: str) -> int:
+    return run(Path(run_dir))
 
 
 def test_a_directory_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
