@@ -210,7 +210,7 @@ def start(config: Config) -> Runtime:
     threads = _set_threads(config, decisions)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(config.deterministic)
     torch.set_flush_denormal(True)  # oneDNN's LSTM is up to 20 times slower on denormals
     requested = _requested_precision(config)
     # Accelerate keeps its state for the life of the process: a second run starts anew.
@@ -300,7 +300,8 @@ def _effective_precision(
 ) -> EffectivePrecision:
     """Try the requested arithmetic on every device with an LSTM, forward and backward."""
     if requested == "fp32":
-        decisions.append("precision   fp32")
+        asked = "as asked" if config.precision == "fp32" else "nothing else asked for"
+        decisions.append(f"precision   fp32 ({asked})")
         return "fp32"
     if requested == "fp16" and device.type == "cpu":
         raise UserError(
