@@ -44,20 +44,21 @@ def lr_at(step: int, optim: Optim, num_steps: int) -> float:
 def update(
     optimizer: torch.optim.Optimizer, lr: float, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Clip the gradients and make one step; leave everything as it is if they are not finite.
+    """Clip the gradients, make one step, forget them; change nothing if they are not finite.
 
     Returns the gradient's norm and 1.0 or 0.0, whether the step was skipped: scalars on the device,
     nothing is read back. The norm is that of the reduced gradient, the same on every rank, so all
     ranks agree without a word. Clipping is free: the fused kernel divides by `grad_scale` anyway.
     """
-    gradients: list[Tensor] = []
     for group in optimizer.param_groups:
         group["lr"] = lr
-        gradients += [p.grad for p in group["params"]]
-    norm = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]))
-    bad = (~(norm < torch.inf)).to(norm.dtype)  # 1.0 for NaN too
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in parameters]))
+    bad = (norm * 0).nan_to_num(nan=1.0)  # infinity times 0 is NaN
     optimizer.found_inf = bad  # type: ignore[attr-defined]
     if clip is not None:
         optimizer.grad_scale = norm.clamp(min=clip) / clip  # type: ignore[attr-defined]
     optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None  # what zero_grad does, without its profiling: 1 % of a small step
     return norm, bad

@@ -34,9 +34,15 @@ PREEMPTED = 143  # exit code of a run that saved and left because of a signal
 class StepStats(NamedTuple):
     """What a step leaves on the device: nothing here has been read back."""
 
-    loss: Tensor  # this process's part of the global batch's mean loss
+    losses: list[Tensor]  # of this process's micro batches, each a sum over examples
+    total: int  # examples in the global batch
     norm: Tensor  # of the global gradient, before clipping
     bad: Tensor  # 1.0 if the step was skipped, because the norm is not finite, else 0.0
+
+    @property
+    def loss(self) -> Tensor:
+        """This process's part of the global batch's mean loss; computed where it is looked at."""
+        return torch.stack(self.losses).sum() / self.total
 
 
 def train_step(
@@ -68,8 +74,7 @@ def train_step(
     norm, bad = update(optimizer, lr, config.optim.clip)
     if runtime.accelerator.scaler is not None:
         runtime.accelerator.scaler.update()
-    optimizer.zero_grad()
-    return StepStats(torch.stack(losses).sum() / batch.total, norm, bad)
+    return StepStats(losses, batch.total, norm, bad)
 
 
 def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bool]:
