@@ -95,6 +95,14 @@ class Runtime:
         """Keep DDP from reducing gradients; only the last micro batch of a step reduces them."""
         return self.accelerator.no_sync(model) if self.world_size > 1 else nullcontext()
 
+    def backward(self, loss: Tensor, weight: Tensor) -> None:
+        """Add the gradient of `weight * loss` to the parameters', scaled up for fp16.
+
+        Not Accelerator.backward: it divides by a configured count, here 1, for 1.5 % of a step.
+        """
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward(weight)
+
     def seed_noise(self, *parts: int) -> None:
         """Seed what dropout draws from next (not torch.manual_seed: it visits every backend)."""
         seed = mix("noise", *parts)

@@ -68,7 +68,7 @@ def train_step(
             # One over the global batch, times the world size, because DDP averages over it. A loss
             # that is not finite makes it NaN, and the reduction carries that to every rank.
             weight = value * 0 + runtime.world_size / batch.total
-            runtime.accelerator.backward(loss, gradient=weight)
+            runtime.backward(loss, weight)
     if runtime.accelerator.scaler is not None:
         runtime.accelerator.scaler.unscale_(optimizer)
     norm, bad = update(optimizer, lr, config.optim.clip)

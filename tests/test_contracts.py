@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
 from conftest import launch
 from torch import nn
 
@@ -31,13 +30,6 @@ def test_adam_keeps_the_state_that_checkpoints_hold() -> None:
     state = optimizer.state[weight]
     assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
     assert (state["step"].dtype, state["step"].shape) == (torch.float32, ())
-
-
-def test_accelerate_passes_the_gradient_seed_on() -> None:
-    weight = nn.Parameter(torch.ones(()))
-    Accelerator(cpu=True).backward(weight * 3, gradient=torch.tensor(2.0))
-    assert weight.grad is not None
-    assert weight.grad.item() == 6.0
 
 
 def test_accelerate_launch_exports_what_we_do_not_take_for_a_request() -> None:
