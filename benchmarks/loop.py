@@ -12,6 +12,7 @@ import json
 import platform
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import bare
 import torch
 
 from seqclf import runtime as runtimes
-from seqclf.config import Config, load_config
+from seqclf.config import Config, UserError, load_config
 from seqclf.data import sources
 from seqclf.data.sequences import Batch
 from seqclf.run import open_run
@@ -47,6 +48,10 @@ def main() -> None:
         "checkpoint.every": str(options.steps // 3),
     }
     config = load_config(None, flags)[0]
+    try:
+        sources.fetch("mnist", Path(options.data_root), print)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     ours, theirs = measure(config, random.Random(0))
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     milliseconds = [statistics.median(times) * 1000 / BLOCK for times in (ours, theirs)]
