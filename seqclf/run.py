@@ -190,6 +190,7 @@ class Run:
             )
             state = checkpoint.read_state(files, found)
             self._check_rates(state.step)
+            self._say_other_machine()
             self._begin(state)
             return state.model_dump()
 
@@ -203,6 +204,16 @@ class Run:
         self.saved_step = self.state.step
         self.tracking.say(f"resumed     step {self.state.step} from {self.checkpoints}")
         return self.state
+
+    def _say_other_machine(self) -> None:
+        """Say where a resume is exact up to rounding only."""
+        before = checkpoint.read_json(self.path / "run.json")
+        for name in ("world_size", "threads", "device"):
+            if (old := before.get(name)) != (new := self.facts[name]):
+                self.tracking.say(
+                    f"note        {name} was {old}, is {new}: the same examples in the same steps, "
+                    "but other rounding"
+                )
 
     def _begin(self, state: State) -> None:
         """Write what is known now, and drop the metrics that the steps to come will write again."""

@@ -118,7 +118,7 @@ def test_gradients_are_those_of_the_whole_batch(
         for rank in ranks:
             assert rank[step][0] == pytest.approx(loss, rel=1e-12)
             for ours, theirs in zip(rank[step][1], gradients, strict=True):
-                assert ours == pytest.approx(theirs, rel=1e-10, abs=1e-12)
+                assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-14)
 
 
 def test_gradients_agree_with_augmentation_and_an_empty_share() -> None:
@@ -131,7 +131,7 @@ def test_gradients_agree_with_augmentation_and_an_empty_share() -> None:
         for rank in three:
             assert rank[step][0] == pytest.approx(loss, rel=1e-12)
             for ours, theirs in zip(rank[step][1], gradients, strict=True):
-                assert ours == pytest.approx(theirs, rel=1e-10, abs=1e-12)
+                assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-14)
 
 
 def train_digits(run_dir: str, flags: dict[str, str]) -> int:

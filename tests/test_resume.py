@@ -117,6 +117,15 @@ def test_a_constant_rate_may_go_on_for_longer(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
+def test_other_rounding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    constant = {"optim.schedule": "constant", "optim.warmup": "0"}
+    train_here(tmp_path, constant)
+    before = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(before | {"world_size": 4}))
+    train_here(tmp_path, constant | {"train.steps": "12"})
+    assert "world_size was 4, is 1: the same examples" in capsys.readouterr().out
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
