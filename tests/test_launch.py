@@ -71,8 +71,17 @@ def test_one_process_started_for_two_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is told on Linux only")
-@pytest.mark.parametrize("launcher", [("accelerate", "launch", "--cpu"), ("python",)])
-def test_a_terminated_run_saves_and_goes_on(launcher: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "signum", "left"),
+    [
+        (("accelerate", "launch", "--cpu"), signal.SIGTERM, "preempted"),
+        (("python",), signal.SIGTERM, "preempted"),
+        (("python",), signal.SIGKILL, "running"),
+    ],
+)
+def test_a_run_that_is_stopped_goes_on(
+    launcher: tuple[str, ...], signum: int, left: str, tmp_path: Path
+) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     long = (*DEBUG, "--train.steps", "1500", "--run-dir")
     program = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], "launch/train.py"]
@@ -83,12 +92,12 @@ def test_a_terminated_run_saves_and_goes_on(launcher: tuple[str, ...], tmp_path:
         stderr=subprocess.DEVNULL,
     ) as process:
         wait_for(lambda: len(read_metrics(broken)) > 20)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
     status = broken / "status.json"
-    wait_for(lambda: json.loads(status.read_text())["state"] == "preempted")
+    wait_for(lambda: json.loads(status.read_text())["state"] == left)
     assert 0 < json.loads(status.read_text())["step"] < 1500
     if launcher == ("python",):
-        assert process.returncode == 143
+        assert process.returncode == (143 if left == "preempted" else -signum)
     for run_dir in (broken, straight):
         assert launch("python", "launch/train.py", *long, run_dir).returncode == 0
     assert weights_of(broken) == weights_of(straight)

@@ -138,6 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     damaged.write_bytes(content)
     run_ranks(1, run_until, str(broken), None, {})
     assert hashes(broken) == hashes(straight)
+    assert read_metrics(broken) == read_metrics(straight)  # step 15 was logged before, and again
     assert json.loads((broken / "sessions.jsonl").read_text().splitlines()[-1])["step"] == 14
 
 
