@@ -218,11 +218,13 @@ class Run:
     def _begin(self, state: State) -> None:
         """Write what is known now, and drop the metrics that the steps to come will write again."""
         assert self.metrics_file is not None
-        self.metrics_file.truncate(state.metrics_bytes)
+        size = self.metrics_file.seek(0, os.SEEK_END)
+        self.metrics_file.truncate(min(state.metrics_bytes, size))  # never grow one cut by hand
         self.metrics_file.seek(0, os.SEEK_END)
+        # config.yaml last: where it stands, the rest is looked for
+        _write_json(self.path / "run.json", self.facts)
         text = dump(self.config.model_copy(update={"run_dir": None, "resume": "auto"}))
         checkpoint.replace_file(self.path / "config.yaml", text.encode())
-        _write_json(self.path / "run.json", self.facts)
         keys = ("host", "device", "precision", "world_size", "threads", "versions")
         session = {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:

@@ -207,3 +207,31 @@ def test_a_refusal_reaches_every_rank(finished: Path) -> None:
     answers = run_ranks(2, refuse, str(finished))
     assert {kind for kind, _ in answers} == {"UserError"}
     assert all("seed: 0 there, 9 now" in text for _, text in answers)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_a_kill_between_the_first_writes_leaves_a_directory_that_starts(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = checkpoint.replace_file
+    calls: list[Path] = []
+
+    def killed(path: Path, content: bytes) -> checkpoint.FileEntry:
+        if len(calls) == writes:
+            raise KeyboardInterrupt
+        calls.append(path)
+        return honest(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "replace_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert run(tmp_path) == 0
+
+
+def test_a_metrics_file_that_was_deleted_is_begun_anew(tmp_path: Path) -> None:
+    constant = {"optim.schedule": "constant", "optim.warmup": "0"}
+    run(tmp_path, **constant)
+    (tmp_path / "metrics.jsonl").unlink()
+    run(tmp_path, **(constant | {"train.steps": "40"}))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [40, 40]
