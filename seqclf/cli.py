@@ -1,4 +1,7 @@
-"""The command line: `seqclf train | evaluate | predict`, one function each."""
+"""The command line: `seqclf train`, `evaluate`, `predict` ..., one function each.
+
+Imports nothing heavy before a command has been read: help and mistakes are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,40 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn
 
-from seqclf.config import Config, UserError, closest, fields, is_switch, load_config, settings
+from seqclf.config import (
+    PREEMPTED,
+    Config,
+    UserError,
+    choices,
+    closest,
+    dump_value,
+    fields,
+    is_switch,
+    load_config,
+    settings,
+)
+from seqclf.reference import SECTIONS, STARTER, commented_yaml, kind
 
 USAGE_ERROR = 2
+STARTER_FILE = "seqclf.yaml"
+
+EPILOG = """\
+seqclf COMMAND --help says more. Every launcher takes what `seqclf train` takes:
+  accelerate launch launch/train.py --config configs/mnist.yaml --optim.lr 0.005
+
+exit codes: 0 done; 2 a mistake that the message says how to mend; 143 stopped by
+a signal after saving, the same command goes on; 1 a failure, with its traceback
+"""
+TRAIN = """\
+Settings are read from their defaults, then --config, then the flags below. Off is
+null; a name may be written with dashes. The same command resumes; other settings
+get a directory of their own.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,34 +53,51 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def _help(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, 143 when preempted."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a bar shows a mark
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        known = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        command: Callable[[argparse.Namespace], int] = known.run
+        return command(known)
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(2)  # let rank 0 speak first: torchrun stops everyone at the first exit
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            # Most mistakes meet every rank: rank 0 speaks, and the launcher stops the others before
+            # they can repeat it. What this rank alone met is said by it.
+            time.sleep(2)
+        print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("stopped before training began; nothing was changed", file=sys.stderr)
+        return PREEMPTED
+    except BrokenPipeError:  # `seqclf runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
-def _run(arguments: list[str]) -> int:
-    parser = _build_parser()
-    known, unknown = parser.parse_known_args(_normalise(arguments))
-    if unknown:
-        names = {
-            "train": [name for name, _, _ in fields()] + ["config"],
-            "evaluate": ["data.root"],
-            "predict": ["data.root", "count"],
-        }[known.command]
-        flag = unknown[0].partition("=")[0]
-        meant = closest(flag.removeprefix("--"), names) if flag.startswith("--") else None
-        hint = f"; did you mean --{meant}?" if meant else ""
-        raise UserError(f"unknown argument {flag}{hint}")
-    if known.command == "train":
-        return _train(known)
-    return _evaluate(known) if known.command == "evaluate" else _predict(known)
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser()
+    known, unknown = parser.parse_known_args(_normalise(words))
+    if not unknown:
+        return known
+    flags = [flag for flag in vars(known) if flag not in ("run", "command")]
+    mistakes = []
+    after_flag = False  # its value
+    for word in unknown:
+        flag, equals, _ = word.partition("=")
+        if not (after_flag and not word.startswith("-")):
+            meant = closest(flag.lstrip("-"), flags)
+            hint = f"did you mean --{meant}?" if meant else f"see seqclf {known.command} --help"
+            mistakes.append(f"unknown argument {flag}; {hint}")
+        after_flag = word.startswith("--") and not equals
+    raise UserError("\n".join(mistakes))
 
 
 def _normalise(words: Sequence[str]) -> list[str]:
@@ -67,52 +114,102 @@ def _normalise(words: Sequence[str]) -> list[str]:
     return normal
 
 
-def _build_parser() -> _Parser:
-    parser = _Parser("seqclf", description="Train sequence classifiers.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser(
-        "train",
-        help="train a classifier; the same command resumes",
-        description="Defaults < --config YAML < flags. Off is null.",
+def build_parser(*, completing: bool = False) -> argparse.ArgumentParser:
+    """Build the parser; for shell completion with the words that each setting may be."""
+    parser = _Parser(
+        "seqclf",
+        usage="seqclf COMMAND ...",
+        description="Train sequence classifiers, exactly, on any number of processes.",
+        epilog=EPILOG,
+        formatter_class=_help,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("--config", metavar="PATH", help="YAML file of settings")
-    defaults = settings(Config())
-    groups = {"": train.add_argument_group("run")}
-    for name, annotation, description in fields():
-        section = name.rpartition(".")[0].partition(".")[0]
-        if section not in groups:
-            groups[section] = train.add_argument_group(section)
-        default = defaults[name]
-        shown = "null" if default is None else str(default).lower()
-        group, text = groups[section], f"{description} [{shown}]".replace("%", "%%")
-        if is_switch(annotation):  # may stand alone, meaning true
-            group.add_argument(f"--{name}", nargs="?", const="true", metavar="BOOL", help=text)
-        else:
-            group.add_argument(f"--{name}", metavar=_metavar(annotation), help=text)
-    for name, summary in (
-        ("evaluate", "measure a trained model again on its data"),
-        ("predict", "print a trained model's predictions beside the truth"),
+    parser.add_argument("--version", action="version", version=f"seqclf {version('seqclf')}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, title="commands", metavar="COMMAND"
+    )
+
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        summary: str,
+        usage: str,
+        description: str = "",
+    ) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=summary,
+            usage=f"seqclf {name} {usage}",
+            description=f"{summary[0].upper()}{summary[1:]}.\n{description}",
+            formatter_class=_help,
+            allow_abbrev=False,
+        )
+        made.set_defaults(run=run)
+        return made
+
+    train = command(
+        *("train", _train, "train a classifier; the same command resumes"),
+        *("[--config PATH] [--SETTING VALUE ...]", TRAIN),
+    )
+    _add_settings(train, completing)
+    train.add_argument(
+        "--print_config", action="store_true", help="print the settings that result, and leave"
+    )
+    for name, run, summary in (
+        ("evaluate", _evaluate, "measure a trained model again on its data"),
+        ("predict", _predict, "print a trained model's predictions beside the truth"),
     ):
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        command.add_argument("run_dir", type=Path, help="directory of a finished run")
-        command.add_argument("--data.root", dest="root", help="folder of the data files")
+        made = command(name, run, summary, "RUN_DIR [options]")
+        made.add_argument("run_dir", type=Path, help="directory of a finished run")
+        made.add_argument("--data.root", help="folder of the data files [the run's]")
         if name == "predict":
-            command.add_argument("--count", type=int, default=10, help="test examples to show [10]")
+            made.add_argument("--count", type=int, default=10, help="test examples to show [10]")
+    made = command("runs", _runs, "list runs: state, step, metrics, age", "[DIR]")
+    made.add_argument("dir", type=Path, nargs="?", default=Path("runs"), help="where [runs]")
+    made = command("init", _init, f"write {STARTER_FILE}, a commented config to edit", "[PATH]")
+    made.add_argument("path", type=Path, nargs="?", default=Path(STARTER_FILE), help="the new file")
+    doctor = command(
+        *("doctor", _doctor, "check machine and set-up for a run of these settings"),
+        "[--config PATH] [--SETTING VALUE ...]",
+        "Under a launcher: accelerate launch -m seqclf doctor, torchrun ... -m seqclf doctor.\n",
+    )
+    _add_settings(doctor, completing)
+    made = command("completion", _completion, "print a shell's completion script", "SHELL")
+    made.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
 
 
-def _metavar(annotation: object) -> str:
-    choices = [arg for arg in get_args(annotation) if isinstance(arg, str)]
-    return "|".join(choices) if choices else "VALUE"
+def _add_settings(parser: argparse.ArgumentParser, completing: bool) -> None:
+    parser.add_argument("--config", metavar="PATH", help="YAML file of settings")
+    defaults = settings(Config())
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, annotation, description in fields():
+        section = name.partition(".")[0] if "." in name else ""
+        if section not in groups:
+            about = f" ({SECTIONS[section]})" if section else ""
+            groups[section] = parser.add_argument_group(f"{section or 'the run'}{about}")
+        argument = groups[section].add_argument(
+            f"--{name}",
+            metavar=kind(annotation),
+            help=f"{description} [{dump_value(defaults[name])}]".replace("%", "%%"),
+            nargs="?" if is_switch(annotation) else None,
+            const="true" if is_switch(annotation) else None,
+        )
+        if completing:  # values are checked by the config, which says more
+            argument.choices = choices(annotation) or None
+
+
+def _load(known: argparse.Namespace) -> tuple[Config, list[str]]:
+    names = {name for name, _, _ in fields()}
+    flags = {k: v for k, v in vars(known).items() if k in names and v is not None}
+    return load_config(known.config, flags)
 
 
 def _train(known: argparse.Namespace) -> int:
-    flags = {
-        k: v for k, v in vars(known).items() if k not in ("command", "config") and v is not None
-    }
-    config, flagged = load_config(known.config, flags)
+    config, flagged = _load(known)
+    if known.print_config:
+        print(commented_yaml(config), end="")
+        return 0
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from seqclf.train import train
@@ -120,16 +217,17 @@ def _train(known: argparse.Namespace) -> int:
     return int(record(train)(config, known.config, flagged) or 0)
 
 
-def _load(known: argparse.Namespace) -> tuple[Config, Path]:
+def _load_run(known: argparse.Namespace) -> tuple[Config, Path]:
     run_dir: Path = known.run_dir
     if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{run_dir}: no run there (config.yaml is missing)")
-    flags = {"data.root": known.root} if known.root else {}
+        raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
+    root = getattr(known, "data.root")
+    flags = {"data.root": root} if root else {}
     return load_config(run_dir / "config.yaml", flags)[0], run_dir
 
 
 def _evaluate(known: argparse.Namespace) -> int:
-    config, run_dir = _load(known)
+    config, run_dir = _load_run(known)
     from seqclf.evaluate import evaluate_run
 
     for name, value in evaluate_run(config, run_dir).items():
@@ -140,7 +238,7 @@ def _evaluate(known: argparse.Namespace) -> int:
 def _predict(known: argparse.Namespace) -> int:
     if known.count < 1:
         raise UserError(f"--count {known.count}: must be at least 1")
-    config, run_dir = _load(known)
+    config, run_dir = _load_run(known)
     from seqclf.data import sources
     from seqclf.predict import load_model, predictions_text, reading_text
 
@@ -149,4 +247,40 @@ def _predict(known: argparse.Namespace) -> int:
     print(predictions_text(model, test, known.count))
     print(f"\nreading test example 0 (truth: {test.classes[int(test.labels[0])]}):")
     print(reading_text(model, test, 0))
+    return 0
+
+
+def _runs(known: argparse.Namespace) -> int:
+    from seqclf.runs import table
+
+    print(table(known.dir))
+    return 0
+
+
+def _init(known: argparse.Namespace) -> int:
+    path: Path = known.path
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write("# Settings of a run: `seqclf train --config THIS_FILE`. Off is null.\n")
+            file.write("# Take a # away to change what follows it.\n\n")
+            file.write(commented_yaml(Config(), active=STARTER))
+    except FileExistsError:
+        raise UserError(f"{path} exists already; name another file: seqclf init PATH") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it: {error.strerror}") from None
+    print(f"wrote {path}; edit it, then: seqclf train --config {path}")
+    return 0
+
+
+def _doctor(known: argparse.Namespace) -> int:
+    config, _ = _load(known)
+    from seqclf.doctor import check
+
+    return check(config)
+
+
+def _completion(known: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(build_parser(completing=True), known.shell))
     return 0

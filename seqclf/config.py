@@ -13,7 +13,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -26,6 +26,8 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
+
+PREEMPTED = 143  # exit code of what a signal stopped: 128 + SIGTERM
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Scalar = str | int | float | bool | None
@@ -157,12 +159,14 @@ class Config(Settings):
     """Run directory. null: runs/NAME, the config's or data set's name plus the changing flags."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest good checkpoint. never: insist on a new run directory."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train. auto: CUDA if there is one, else the CPU."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train. auto: CUDA, or mps if it computes what the CPU does, else the CPU."""
     precision: Precision = "auto"
     """Arithmetic. auto: what `accelerate launch --mixed_precision` says, else fp32."""
     deterministic: bool = False
     """Repeat a GPU run bit for bit, at some cost in speed (CPU runs always do)."""
+    quiet: bool = False
+    """Print neither progress bar nor log lines; what was decided and the result stay."""
     data: Data = Data()
     model: Model = Model()
     loss: Loss = Loss()
@@ -176,7 +180,7 @@ class Config(Settings):
 
 
 # Settings that change neither the weights nor the numbers measured: not part of a run's name.
-NEUTRAL = {"run_dir", "resume", "data.root", "data.on_device", "checkpoint.every"} | {
+NEUTRAL = {"run_dir", "resume", "quiet", "data.root", "data.on_device", "checkpoint.every"} | {
     "checkpoint.keep_last",
     "log.every",
     "tracking.wandb",
@@ -373,46 +377,95 @@ def _validate(tree: Mapping[str, Value], where: Mapping[str, str]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(dict(item), where) for item in error.errors())
+        mistakes: dict[str, list[str]] = {}  # of each place; a union complains once per branch
+        for item in error.errors():
+            place, problem = _explain(dict(item), where)
+            mistakes[place] = [*mistakes.get(place, []), problem]
+        order = {where[name]: number for number, name in enumerate(where)}  # as in the file
+        places = sorted(
+            mistakes, key=lambda label: order.get(label.rpartition(": ")[0] or label, 0)
+        )
+        lines = [f"{place}: {_join(mistakes[place])}" for place in places]
         raise UserError("\n".join(lines)) from None
 
 
-def _explain(item: Mapping[str, object], where: Mapping[str, str]) -> str:
-    """Turn one pydantic error into `place: name: what is wrong; the remedy`."""
-    location = item["loc"]
-    assert isinstance(location, tuple)
-    name = ".".join(str(part) for part in location if isinstance(part, str))
+def _explain(item: Mapping[str, Any], where: Mapping[str, str]) -> tuple[str, str]:
+    """Turn one pydantic error into `place: name` and what is wrong, with the remedy."""
+    name = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
     while name and name not in where:  # pydantic appends the tried types of a union
         name = name.rpartition(".")[0]
     place = where.get(name, "config")
-    label = name if place != f"--{name}" else ""
+    label = place if place == f"--{name}" else f"{place}: {name}"
     if item["type"] == "extra_forbidden":
-        known = [full for full, _, _ in fields()]
-        section, _, leaf = name.rpartition(".")
-        if name in known:  # one key with a dot in it
-            problem = f"unknown key; write '{section}:' and below it '{leaf}:'"
-        else:
-            known += sorted({full.rpartition(".")[0] for full in known} - {""})
-            problem, meant = "unknown key", closest(name, known)
-            if meant:
-                sibling = meant.rpartition(".")[0] == section
-                problem += f"; did you mean '{meant.rpartition('.')[2] if sibling else meant}'?"
-    else:
-        shown = (
-            yaml.safe_dump(item["input"], default_flow_style=True).removesuffix("\n...\n").strip()
-        )
-        problem = f"{str(item['msg'])[0].lower()}{str(item['msg'])[1:]} (found {shown})"
-    return ": ".join(part for part in (place, label, problem) if part)
+        return label, _unknown_key(name)
+    annotation = {full: annotation for full, annotation, _ in fields()}.get(name)
+    context = item.get("ctx", {})
+    found = f" (found {dump_value(item['input'])})"
+    match item["type"]:
+        case "int_type" | "int_from_float" | "int_parsing_size":
+            problem = "expected a whole number"
+        case "float_type":
+            problem = "expected a number"
+        case "bool_type":
+            problem = "expected true or false"
+            meant = {"no": "false", "off": "false", "yes": "true", "on": "true"}.get(
+                str(item["input"])
+            )
+            found += f"; did you mean '{meant}'?" if meant else ""
+        case "string_type":
+            problem = "expected text"
+        case "model_type":
+            problem = "expected settings below it"
+        case "tuple_type" | "missing" | "too_long":
+            problem = f"expected a list like {settings(Config())[name]}"
+        case "literal_error":
+            problem = "expected " + context["expected"].replace("'", "")
+            meant = _alike(str(item["input"]).lower(), choices(annotation))
+            found += f"; did you mean '{meant}'?" if meant else ""
+        case _:  # out of bounds
+            problem = item["msg"].replace("Input should be", "must be")
+    if type(None) in get_args(annotation):
+        problem += ", or null"
+    return label, problem + found
+
+
+def _join(problems: Sequence[str]) -> str:
+    """Say the complaints of a union's branches as one: expected A, B or C (found x)."""
+    heads = [problem.rpartition(" (found ")[0] for problem in problems[:-1]]
+    return ", ".join([*heads, problems[-1].removeprefix("expected ")] if heads else problems)
+
+
+def _unknown_key(name: str) -> str:
+    known = [full for full, _, _ in fields()]
+    section, _, leaf = name.rpartition(".")
+    if name in known:  # one key with a dot in it
+        return f"unknown key; write '{section}:' and below it '{leaf}:'"
+    meant = closest(name, known + sorted({full.rpartition(".")[0] for full in known} - {""}))
+    if not meant:
+        return "unknown key; `seqclf train --help` lists all"
+    sibling = meant.rpartition(".")[0] == section
+    return f"unknown key; did you mean '{meant.rpartition('.')[2] if sibling else meant}'?"
+
+
+def choices(annotation: object) -> list[str]:
+    """Return the words that a setting may be."""
+    arguments = get_args(annotation)
+    inner = [word for argument in arguments for word in choices(argument)]
+    return inner + [argument for argument in arguments if isinstance(argument, str)]
 
 
 def closest(name: str, known: Sequence[str]) -> str | None:
     """Return the known dotted name that was probably meant: a sibling, a namesake, or one alike."""
     section, _, leaf = name.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
-    if found := difflib.get_close_matches(leaf, siblings, 1):
-        return siblings[found[0]]
+    if found := _alike(leaf, list(siblings)):
+        return siblings[found]
     namesakes = [k for k in known if k.rpartition(".")[2] == leaf]
-    return next(iter(namesakes or difflib.get_close_matches(name, known, 1)), None)
+    return namesakes[0] if namesakes else _alike(name, known)
+
+
+def _alike(word: str, words: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, words, 1)), None)
 
 
 # ---- writing, naming, comparing
@@ -421,6 +474,12 @@ def closest(name: str, known: Sequence[str]) -> str | None:
 def dump(config: Config) -> str:
     """Write a config as YAML that reads back as the same config."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_YamlOut, sort_keys=False)
+
+
+def dump_value(value: Value) -> str:
+    """Write one value as YAML on one line."""
+    text: str = yaml.dump(value, Dumper=_YamlOut, default_flow_style=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) -> str:

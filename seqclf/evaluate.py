@@ -77,11 +77,10 @@ def evaluate(
         # not bincount: it reads the largest value back
         confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
     model.train(training)
-    total_loss = (
-        torch.stack(losses).double().sum() if losses else torch.zeros((), dtype=torch.float64)
-    )
+    # float64 on the CPU: mps has none
+    total_loss = torch.stack(losses).cpu().double().sum() if losses else torch.zeros(()).double()
     confusion = runtime.sum(confusion).cpu()
-    total_loss = runtime.sum(total_loss.to(runtime.device)).cpu()
+    total_loss = runtime.sum(total_loss).cpu()
     if int(confusion.sum()) != len(sequences):
         raise RuntimeError(f"evaluated {int(confusion.sum())} examples of {len(sequences)}")
     return Metrics(float(total_loss) / len(sequences), confusion.view(num_classes, num_classes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -95,20 +94,3 @@ def reading_text(model: nn.Module, sequences: Sequences, index: int) -> str:
             f"|{picture}|  {sequences.classes[int(guess)]}  {float(chance):4.0%} {bar}".rstrip()
         )
     return "\n".join(lines)
-
-
-def closing(model: nn.Module, test: Sequences, metrics: Mapping[str, float]) -> str:
-    """Return what a run ends with: its result, ten predictions, and the model reading."""
-    truth = test.classes[int(test.labels[0])]
-    lines = [f"{name:<11} {metrics[name]:.4f}" for name in sorted(metrics)]
-    return "\n".join(
-        [
-            "",
-            *(line.replace("/", " ", 1) for line in lines),
-            "",
-            predictions_text(model, test, 10),
-            "",
-            f"reading test example 0 (truth: {truth}), its guess after every row:",
-            reading_text(model, test, 0),
-        ]
-    )

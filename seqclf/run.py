@@ -24,7 +24,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,9 @@ from torch import Tensor, nn
 from seqclf import checkpoint
 from seqclf.checkpoint import State
 from seqclf.config import NEUTRAL, Config, UserError, Value, dump, load_config, settings
+from seqclf.console import Console
 from seqclf.data.batches import BatchPlan
+from seqclf.hardware import advice
 from seqclf.model import Architecture
 from seqclf.optim import lr_at
 from seqclf.runtime import Runtime
@@ -54,6 +56,7 @@ class Run:
     path: Path
     config: Config
     runtime: Runtime
+    console: Console
     tracking: Tracking
     plan: BatchPlan
     facts: dict[str, Value]  # for run.json
@@ -106,7 +109,8 @@ class Run:
         line = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self.metrics_file.write(json.dumps({"step": step} | line) + "\n")
         self.metrics_file.flush()
-        self.tracking.log(step, self.plan.num_steps, metrics)
+        self.console.show(step, metrics)
+        self.tracking.log(step, metrics)
 
     def write_status(self, word: str, error: str | None = None) -> None:
         """Write status.json, on the main process, of a run that has begun: not of one refused."""
@@ -132,7 +136,7 @@ class Run:
         self.saved_step = step
         self.failed_saves = self.failed_saves + 1 if error else 0
         if error:
-            self.tracking.say(f"warning: checkpoint of step {step} not saved: {error}")
+            self.console.say(f"warning: checkpoint of step {step} not saved: {error}")
         if self.failed_saves == MAX_FAILED_SAVES:
             raise OSError(f"{MAX_FAILED_SAVES} checkpoints in a row could not be saved: {error}")
 
@@ -177,7 +181,7 @@ class Run:
         def find() -> Value:
             found, rejected = checkpoint.newest(self.checkpoints)
             for reason in rejected:
-                self.tracking.say(f"warning: checkpoint passed over: {reason}")
+                self.console.say(f"warning: checkpoint passed over: {reason}")
             if found is None:
                 if rejected:
                     raise UserError(f"no checkpoint in {self.checkpoints} is whole; see above")
@@ -202,7 +206,7 @@ class Run:
         if self.runtime.accelerator.scaler and self.state.scaler:
             self.runtime.accelerator.scaler.load_state_dict(self.state.scaler)
         self.saved_step = self.state.step
-        self.tracking.say(f"resumed     step {self.state.step} from {self.checkpoints}")
+        self.console.say(f"resumed     step {self.state.step} from {self.checkpoints}")
         return self.state
 
     def _say_other_machine(self) -> None:
@@ -210,7 +214,7 @@ class Run:
         before = checkpoint.read_json(self.path / "run.json")
         for name in ("world_size", "threads", "device"):
             if (old := before.get(name)) != (new := self.facts[name]):
-                self.tracking.say(
+                self.console.say(
                     f"note        {name} was {old}, is {new}: the same examples in the same steps, "
                     "but other rounding"
                 )
@@ -223,7 +227,9 @@ class Run:
         self.metrics_file.seek(0, os.SEEK_END)
         # config.yaml last: where it stands, the rest is looked for
         _write_json(self.path / "run.json", self.facts)
-        text = dump(self.config.model_copy(update={"run_dir": None, "resume": "auto"}))
+        text = dump(
+            self.config.model_copy(update={"run_dir": None, "resume": "auto", "quiet": False})
+        )
         checkpoint.replace_file(self.path / "config.yaml", text.encode())
         keys = ("host", "device", "precision", "world_size", "threads", "versions")
         session = {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -339,6 +345,7 @@ def open_run(
     path: Path,
     config: Config,
     runtime: Runtime,
+    console: Console,
     tracking: Tracking,
     plan: BatchPlan,
     facts: Mapping[str, Value],
@@ -359,7 +366,7 @@ def open_run(
         "num_steps": plan.num_steps,
         **facts,
     }
-    run = Run(path, config, runtime, tracking, plan, everything)
+    run = Run(path, config, runtime, console, tracking, plan, everything)
     with ExitStack() as files:
 
         def claim() -> Value:
@@ -379,6 +386,9 @@ def open_run(
         try:
             yield run
         except BaseException as error:
-            reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
-            run.write_status("failed", reason)
+            mendable = error if isinstance(error, UserError) else advice(error, path)
+            with suppress(OSError):  # the disk may be the reason
+                run.write_status("failed", str(mendable or traceback.format_exc()))
+            if mendable is not None and mendable is not error:
+                raise mendable from None
             raise

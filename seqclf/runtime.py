@@ -1,7 +1,6 @@
-"""The machine under a run: processes, device, precision, threads, seeds, signals.
+"""The processes of a run: their group and what they agree on, loader, noise, signals.
 
-The only module that builds an Accelerator. Everything decided here is kept as a line with its
-reason, for the console and run.json.
+The only module that builds an Accelerator. Everything decided is kept as a line with its reason.
 """
 
 from __future__ import annotations
@@ -9,15 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import statistics
-import sys
-import time
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -30,10 +26,14 @@ from torch.utils.data import DataLoader
 from seqclf.config import Config, UserError, Value
 from seqclf.data.batches import BatchPlan, mix
 from seqclf.data.sequences import Batch, Sequences
+from seqclf.hardware import (
+    EffectivePrecision,
+    choose_device,
+    precision_problem,
+    requested_precision,
+    set_threads,
+)
 
-EffectivePrecision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SLOWDOWN_ALLOWED = 1.2  # half precision on a CPU slower than this against fp32 is replaced
 AGREE_EVERY = 8  # steps between two agreements of several processes about stopping
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -86,7 +86,7 @@ class Runtime:
             sequences,  # type: ignore[arg-type]
             batch_sampler=plan.shares(start, self.rank, self.world_size),  # type: ignore[arg-type]
             collate_fn=_identity,  # type: ignore[arg-type]
-            pin_memory=self.device.type != sequences.values.device.type,
+            pin_memory=self.device.type == "cuda" and sequences.values.device.type == "cpu",
         )
         for batch in loader:
             yield batch.to(self.device)
@@ -108,11 +108,15 @@ class Runtime:
         seed = mix("noise", *parts)
         if self.device.type == "cuda":
             torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
         else:
             torch.default_generator.manual_seed(seed)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes. Collective."""
+        if self.world_size == 1:
+            return values
         total: Tensor = reduce(values.to(self.device), "sum")
         return total
 
@@ -177,6 +181,19 @@ class Runtime:
                 dist.broadcast(on_device, 0)
                 tensor.copy_(on_device)
 
+    def from_all(self, value: Value) -> list[Value]:
+        """Return every rank's JSON value, in the order of ranks. Collective."""
+        if self.world_size == 1:
+            return [value]
+        content = json.dumps(value).encode()
+        sizes = self.sum(_one_hot(self.rank, len(content), self.world_size)).tolist()
+        buffers = torch.zeros(self.world_size, max(sizes), dtype=torch.uint8, device=self.device)
+        buffers[self.rank, : len(content)] = torch.frombuffer(
+            bytearray(content), dtype=torch.uint8
+        ).to(self.device)
+        rows = self.sum(buffers).cpu()
+        return [json.loads(bytes(row[:n].numpy())) for row, n in zip(rows, sizes, strict=True)]
+
     def all_true(self, flag: bool) -> bool:
         """Say whether a flag is true on every process. Collective."""
         return int(self.sum(torch.tensor(int(not flag)))) == 0
@@ -188,6 +205,9 @@ class Runtime:
         def handle(signum: int, _frame: types.FrameType | None) -> None:
             self.stop_signal = signum
 
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python delivers signals to the main thread only
+            return
         before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
         try:
             yield
@@ -203,6 +223,12 @@ class Runtime:
             dist.destroy_process_group()
 
 
+def _one_hot(place: int, value: int, size: int) -> Tensor:
+    row = torch.zeros(size, dtype=torch.int64)
+    row[place] = value
+    return row
+
+
 def _identity(batch: Batch) -> Batch:
     return batch
 
@@ -213,20 +239,29 @@ def start(config: Config) -> Runtime:
     Raises UserError for what this machine cannot do.
     """
     decisions: list[str] = []
-    device = _choose_device(config, decisions)
+    device = choose_device(config, decisions)
     _refuse_plugins()
-    threads = _set_threads(config, decisions)
+    threads = set_threads(config, decisions)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)
     torch.set_flush_denormal(True)  # oneDNN's LSTM is up to 20 times slower on denormals
-    requested = _requested_precision(config)
+    requested = requested_precision(config)
     # Accelerate keeps its state for the life of the process: a second run starts anew.
     AcceleratorState._reset_state(reset_partial_state=True)
     cpu = device == "cpu"
     # The process group first, then the precision that all of its devices can do: an Accelerator
     # takes that at birth.
-    processes = PartialState(cpu=cpu, timeout=timedelta(seconds=config.distributed.timeout_s))
+    timeout = timedelta(seconds=config.distributed.timeout_s)
+    try:
+        processes = PartialState(cpu=cpu, timeout=timeout)
+    except (RuntimeError, ValueError) as error:  # a port in use, a variable missing, nobody there
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise UserError(
+            f"the processes cannot meet at {where}: {str(error).partition(chr(10))[0]}; start them "
+            "with a launcher (docs/launching.md); if the port is taken, with another one "
+            "(--main_process_port or --master_port)"
+        ) from None
     precision = _effective_precision(requested, config, processes.device, decisions)
     accelerator = Accelerator(
         cpu=cpu,
@@ -235,33 +270,11 @@ def start(config: Config) -> Runtime:
     )
     runtime = Runtime(accelerator, precision, threads, decisions)
     if runtime.world_size > 1:
-        timeout = timedelta(seconds=config.distributed.timeout_s)
         group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)
         runtime._agreement = (group, torch.zeros(1, dtype=torch.int32))
     _say_world_size(runtime)
     return runtime
-
-
-def _choose_device(config: Config, decisions: list[str]) -> str:
-    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise UserError("device: cuda was asked for, but torch finds no GPU here; use device: auto")
-    if config.device == "cuda" and told_cpu:
-        raise UserError("device: cuda was asked for, but the launcher was told to use the CPU")
-    device = "cuda" if available and config.device != "cpu" and not told_cpu else "cpu"
-    reason = (
-        f"device: {config.device}"
-        if config.device != "auto"
-        else "the launcher says so"
-        if told_cpu
-        else "there is a GPU"
-        if available
-        else "no GPU found"
-    )
-    decisions.append(f"device      {device} ({reason})")
-    return device
 
 
 def _refuse_plugins() -> None:
@@ -273,36 +286,6 @@ def _refuse_plugins() -> None:
             )
 
 
-def _set_threads(config: Config, decisions: list[str]) -> int:
-    """Set the CPU threads; launchers export OMP_NUM_THREADS=1 unasked, so it is not a request."""
-    cores = (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()) or 1
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = config.train.threads or max(1, cores // local_processes)
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    reason = (
-        "train.threads" if config.train.threads else f"{cores} cores, {local_processes} process"
-    )
-    plural = "es here" if local_processes > 1 and not config.train.threads else ""
-    decisions.append(f"threads     {threads} ({reason}{plural})")
-    return threads
-
-
-def _requested_precision(config: Config) -> EffectivePrecision:
-    """Return what config and launcher ask for; the launcher's `no` is said always, no request."""
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if told not in ("no", "bf16", "fp16"):
-        raise UserError(f"--mixed_precision {told} is not supported; use bf16, fp16 or no")
-    if config.precision == "auto":
-        return "fp32" if told == "no" else told  # type: ignore[return-value]
-    if told not in ("no", config.precision):
-        raise UserError(
-            f"precision: {config.precision} was asked for, but the launcher was told "
-            f"--mixed_precision {told}; leave one of them out"
-        )
-    return config.precision
-
-
 def _effective_precision(
     requested: EffectivePrecision, config: Config, device: torch.device, decisions: list[str]
 ) -> EffectivePrecision:
@@ -311,49 +294,13 @@ def _effective_precision(
         asked = "as asked" if config.precision == "fp32" else "nothing else asked for"
         decisions.append(f"precision   fp32 ({asked})")
         return "fp32"
-    if requested == "fp16" and device.type == "cpu":
-        raise UserError(
-            "precision: fp16 does not exist on the CPU (it would silently be fp32); "
-            "use precision: fp32, or bf16 where the CPU has it"
-        )
-    problem = _precision_problem(requested, config, device)
+    problem = precision_problem(requested, config, device)
     if int(reduce(torch.tensor(int(problem is not None), device=device), "sum")) == 0:
         decisions.append(f"precision   {requested} (as asked, tried on this device)")
         return requested
     reason = problem or "another process cannot run it"
     decisions.append(f"precision   fp32, NOT {requested} as asked: {reason}")
     return "fp32"
-
-
-def _precision_problem(
-    requested: EffectivePrecision, config: Config, device: torch.device
-) -> str | None:
-    if device.type == "cuda" and requested == "bf16" and not torch.cuda.is_bf16_supported(False):
-        return "this GPU only emulates bf16"
-    lstm = nn.LSTM(
-        28, config.model.hidden_size, batch_first=True, bidirectional=config.model.bidirectional
-    ).to(device)
-    values = torch.zeros(config.train.batch_size, 28, 28, device=device)
-
-    def seconds(dtype: torch.dtype | None) -> float:
-        started = time.perf_counter()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            output, _ = lstm(values)
-        output.sum().backward()
-        return time.perf_counter() - started
-
-    try:
-        seconds(AUTOCAST[requested])
-    except RuntimeError as error:
-        return str(error).partition(".")[0].partition("\n")[0]
-    if device.type == "cuda":
-        return None
-    seconds(None)
-    pairs = [(seconds(AUTOCAST[requested]), seconds(None)) for _ in range(7)]
-    ratio = statistics.median(half / full for half, full in pairs)
-    if ratio > SLOWDOWN_ALLOWED:
-        return f"this CPU runs it {ratio:.1f} times slower than fp32"
-    return None
 
 
 def _say_world_size(runtime: Runtime) -> None:

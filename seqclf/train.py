@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from seqclf import predict
 from seqclf import runtime as runtimes
 from seqclf.checkpoint import State
-from seqclf.config import Config, UserError, run_name, settings
+from seqclf.config import PREEMPTED, Config, UserError, run_name, settings
+from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.augment import shift_images
 from seqclf.data.batches import BatchPlan, count_steps
 from seqclf.data.sequences import Batch
 from seqclf.data.sources import Splits
 from seqclf.evaluate import evaluate
+from seqclf.hardware import least_memory, refuse_too_large
 from seqclf.loss import summed_loss
 from seqclf.model import Architecture
 from seqclf.optim import lr_at, make_optimizer, update
 from seqclf.run import Run, open_run
 from seqclf.runtime import Runtime
 from seqclf.tracking import Tracking
-
-PREEMPTED = 143  # exit code of a run that saved and left because of a signal
 
 
 class StepStats(NamedTuple):
@@ -91,6 +91,7 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bo
     prepared = runtime.prepare(model)
     unread: list[StepStats] = []  # of the steps since the device was last read
     batches = runtime.loader(splits.train, plan, start=state.step)
+    run.console.open(state.step, plan.num_steps)
     clock = Stopwatch(plan.examples(state.step))
     while True:
         step, last = state.step, state.step == plan.num_steps
@@ -108,6 +109,7 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bo
         lr = lr_at(step, config.optim, plan.num_steps)
         unread.append(train_step(runtime, prepared, optimizer, next(batches), config, lr))
         state.step += 1
+        run.console.step()
         if run.log_due(state.step):
             report(run, unread, lr, clock.rate(plan.examples(state.step)))
 
@@ -190,43 +192,78 @@ def train(
     Raises UserError for what the user can mend.
     """
     runtime = runtimes.start(config)
-    tracking = Tracking(enabled=runtime.is_main)
+    console = Console(enabled=runtime.is_main, quiet=config.quiet)
+    tracking = Tracking(console.say, enabled=runtime.is_main)
     exit_code, fallback = 1, None
     try:
         with runtime.catching_signals():
-            config, fallback = resolve_data(config, runtime, tracking)
+            config, fallback = resolve_data(config, runtime, console)
             path = Path(config.run_dir or Path("runs") / run_name(config, config_path, flagged))
-            exit_code = _train(config, runtime, tracking, path)
+            exit_code = _train(config, runtime, console, tracking, path)
         runtime.close()  # before the trackers, so that no rank waits for a slow upload
     finally:
+        console.close()
         tracking.close(exit_code)
     if fallback:
-        tracking.say(fallback)
+        console.say(fallback)
     return exit_code
 
 
-def _train(config: Config, runtime: Runtime, tracking: Tracking, path: Path) -> int:
+def _train(
+    config: Config, runtime: Runtime, console: Console, tracking: Tracking, path: Path
+) -> int:
     splits = sources.load(config.data, seed=config.seed)
+    card, values = architecture(config, splits), splits.train.values
+    refuse_too_large(least_memory(config, card, values, runtime.world_size), runtime.device)
     plan = make_plan(config, len(splits.train))
     facts = {"data": splits.name, "data_fingerprint": splits.fingerprint()}
-    with open_run(path, config, runtime, tracking, plan, facts) as run:
-        tracking.say("\n".join((*runtime.decisions, *describe(run, splits, plan))))
+    with open_run(path, config, runtime, console, tracking, plan, facts) as run:
+        console.say("\n".join((*runtime.decisions, *describe(run, splits, plan))))
         if run.finished():
-            tracking.say(f"{path} is finished: nothing to do (another --run_dir starts anew)")
+            console.say(f"{path} is finished: nothing to do (another --run-dir starts anew)")
             return 0
         splits = place(splits, config, runtime)
         tracking.open(config.tracking, path, {**settings(config), **run.facts})
         model, finished = train_loop(run, splits, plan)
+        console.close()
         if not finished:
             run.write_status("preempted")
             what = "NOT saved, see above" if run.failed_saves else f"saved at step {run.state.step}"
-            tracking.say(f"stopped by a signal; {what}; the same command goes on")
+            console.say(f"stopped by a signal; {what}; the same command goes on")
             return PREEMPTED
         sha256 = run.finish(model, architecture(config, splits))
         if runtime.is_main:
-            tracking.say(predict.closing(model, splits.test, run.state.metrics))
-            tracking.say(f"\nweights     sha256 {sha256}\nresult      {path}/model")
+            console.say(closing(run, model, splits, str(sha256)))
     return 0
+
+
+def closing(run: Run, model: nn.Module, splits: Splits, sha256: str) -> str:
+    """Return what a run ends with: result, predictions, the model reading, what to do next."""
+    rows = [f"{'':<10} {'accuracy':>9} {'macro F1':>9} {'loss':>9} {'examples':>9}"]
+    for split, sequences in splits.watched(last=True).items():
+        of = {
+            name: run.state.metrics[f"{split}/{name}"] for name in ("accuracy", "macro_f1", "loss")
+        }
+        numbers = f"{of['accuracy']:9.2%} {of['macro_f1']:9.4f} {of['loss']:9.4f}"
+        rows.append(f"{split:<10} {numbers} {len(sequences):9,}")
+    test = splits.test
+    return "\n".join(
+        [
+            "",
+            *rows,
+            "",
+            predict.predictions_text(model, test, 10),
+            "",
+            f"reading test example 0 (truth: {test.classes[int(test.labels[0])]}), its guess after "
+            "every row:",
+            predict.reading_text(model, test, 0),
+            "",
+            f"weights     sha256 {sha256}",
+            f"result      {run.path}/model",
+            f"try next    seqclf predict {run.path} --count 25",
+            "            the same command with --seed 1, then: seqclf runs",
+        ]
+    )
 
 
 def make_plan(config: Config, length: int) -> BatchPlan:
@@ -269,7 +306,7 @@ def place(splits: Splits, config: Config, runtime: Runtime) -> Splits:
     return splits.to(runtime.device) if wanted is True else splits
 
 
-def resolve_data(config: Config, runtime: Runtime, tracking: Tracking) -> tuple[Config, str | None]:
+def resolve_data(config: Config, runtime: Runtime, console: Console) -> tuple[Config, str | None]:
     """Make sure that the data set is there; settle `data.name: auto`. Collective.
 
     Returns the config with the data set's name, and the line that says why it is the embedded one.
@@ -279,7 +316,7 @@ def resolve_data(config: Config, runtime: Runtime, tracking: Tracking) -> tuple[
     fallback: str | None = None
 
     def announce(text: str) -> None:
-        tracking.say(f"{text} (if that fails, the embedded digits are trained instead)")
+        console.say(f"{text} (if that fails, the embedded digits are trained instead)")
 
     def choose() -> str:
         nonlocal fallback
@@ -288,7 +325,7 @@ def resolve_data(config: Config, runtime: Runtime, tracking: Tracking) -> tuple[
         try:
             sources.fetch("mnist", root, announce)
         except UserError as error:
-            tracking.say(f"note: training the embedded digits instead of MNIST: {error}")
+            console.say(f"note: training the embedded digits instead of MNIST: {error}")
             fallback = (
                 f"note: this trained the embedded digits: no MNIST under '{root}' (see above)"
             )
@@ -299,7 +336,7 @@ def resolve_data(config: Config, runtime: Runtime, tracking: Tracking) -> tuple[
     problem: UserError | None = None
     if name != "digits" and runtime.accelerator.is_local_main_process:  # once a host
         try:
-            sources.fetch(name, root, tracking.say)
+            sources.fetch(name, root, console.say)
         except UserError as error:
             problem = error
     if not runtime.all_true(problem is None):
