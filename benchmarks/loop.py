@@ -23,6 +23,7 @@ import torch
 
 from seqclf import runtime as runtimes
 from seqclf.config import Config, UserError, load_config
+from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.sequences import Batch
 from seqclf.run import open_run
@@ -108,9 +109,11 @@ def measure(config: Config, draw: random.Random) -> tuple[list[float], list[floa
             yield batch
 
     runtime.loader = interleaved  # type: ignore[method-assign]
+    console = Console(enabled=True)
+    tracking = Tracking(console.say, enabled=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_run(Path(folder), config, runtime, Tracking(enabled=True), plan, {}) as run,
+        open_run(Path(folder), config, runtime, console, tracking, plan, {}) as run,
     ):
         train_loop(run, splits, plan)
     count = min(len(ours), len(theirs))

@@ -373,19 +373,38 @@ def _drop_empty_sections(tree: dict[str, Value], model: type[BaseModel]) -> dict
     return kept
 
 
+def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield two settings that cannot both be, and the remedy."""
+    if config.precision == "fp16" and config.device == "cpu":
+        yield (
+            "precision",
+            "device",
+            "fp16 exists on a GPU only; use fp32, or bf16 if the CPU has it",
+        )
+
+
 def _validate(tree: Mapping[str, Value], where: Mapping[str, str]) -> Config:
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
+        values = settings(config)
+        mistakes = [
+            f"{_label(name, where)}: {dump_value(values[name])} contradicts "
+            f"{other}: {dump_value(values[other])} ({where.get(other, 'the default')}): {remedy}"
+            for name, other, remedy in _contradictions(config)
+        ]
+        if mistakes:
+            raise UserError("\n".join(mistakes))
+        return config
     except ValidationError as error:
-        mistakes: dict[str, list[str]] = {}  # of each place; a union complains once per branch
+        problems: dict[str, list[str]] = {}  # of each place; a union complains once per branch
         for item in error.errors():
             place, problem = _explain(dict(item), where)
-            mistakes[place] = [*mistakes.get(place, []), problem]
+            problems[place] = [*problems.get(place, []), problem]
         order = {where[name]: number for number, name in enumerate(where)}  # as in the file
         places = sorted(
-            mistakes, key=lambda label: order.get(label.rpartition(": ")[0] or label, 0)
+            problems, key=lambda label: order.get(label.rpartition(": ")[0] or label, 0)
         )
-        lines = [f"{place}: {_join(mistakes[place])}" for place in places]
+        lines = [f"{place}: {_join(problems[place])}" for place in places]
         raise UserError("\n".join(lines)) from None
 
 
@@ -394,8 +413,7 @@ def _explain(item: Mapping[str, Any], where: Mapping[str, str]) -> tuple[str, st
     name = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
     while name and name not in where:  # pydantic appends the tried types of a union
         name = name.rpartition(".")[0]
-    place = where.get(name, "config")
-    label = place if place == f"--{name}" else f"{place}: {name}"
+    label = _label(name, where)
     if item["type"] == "extra_forbidden":
         return label, _unknown_key(name)
     annotation = {full: annotation for full, annotation, _ in fields()}.get(name)
@@ -427,6 +445,11 @@ def _explain(item: Mapping[str, Any], where: Mapping[str, str]) -> tuple[str, st
     if type(None) in get_args(annotation):
         problem += ", or null"
     return label, problem + found
+
+
+def _label(name: str, where: Mapping[str, str]) -> str:
+    place = where.get(name, "config")
+    return place if place == f"--{name}" else f"{place}: {name}"
 
 
 def _join(problems: Sequence[str]) -> str:

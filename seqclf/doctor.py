@@ -81,10 +81,10 @@ def _machines(_config: Config, runtime: Runtime) -> Iterator[Finding]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     for rank, row in enumerate(runtime.from_all([socket.gethostname(), name, free])):
         assert isinstance(row, list)
-        host, name, memory = row
+        host, where, memory = row
         assert isinstance(memory, int)
         remedy = None if memory > LITTLE_MEMORY else "close other programs or ask for more memory"
-        yield f"process {rank}", f"{host}, {name}, {memory / 2**30:,.1f} GiB memory free", remedy
+        yield f"process {rank}", f"{host}, {where}, {memory / 2**30:,.1f} GiB memory free", remedy
 
 
 def _step_time(config: Config, runtime: Runtime) -> Iterator[Finding]:

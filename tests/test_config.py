@@ -95,12 +95,32 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Value) -> None:
             "x.yaml:3:5: optim.lr: ",
             "greater than 0 (found -1)",
         ),
-        ("precision: no\n", {}, "x.yaml:1:1: precision: ", "'bf16' or 'fp16' (found 'no')"),
+        (
+            "precision: no\n",
+            {},
+            "x.yaml:1:1: precision: ",
+            "expected auto, fp32, bf16 or fp16 (found 'no')",
+        ),
         ("optim: {betas: [0.9, 2]}\n", {}, "x.yaml:1:9: optim.betas: ", "less than 1 (found 2)"),
-        ("optim: {betas: [0.9]}\n", {}, "x.yaml:1:9: optim.betas: ", "required"),
+        (
+            "optim: {betas: [0.9]}\n",
+            {},
+            "x.yaml:1:9: optim.betas: ",
+            "expected a list like [0.9, 0.999]",
+        ),
         ("train: 5\n", {}, "x.yaml:1:1: train: ", "(found 5)"),
-        ("deterministic: 1\n", {}, "x.yaml:1:1: deterministic: ", "boolean (found 1)"),
-        ("train:\n  steps: 3.0\n", {}, "x.yaml:2:3: train.steps: ", "integer (found 3.0)"),
+        (
+            "deterministic: 1\n",
+            {},
+            "x.yaml:1:1: deterministic: ",
+            "expected true or false (found 1)",
+        ),
+        (
+            "train:\n  steps: 3.0\n",
+            {},
+            "x.yaml:2:3: train.steps: ",
+            "a whole number, or null (found 3.0)",
+        ),
         ("- 1\n", {}, "x.yaml:1:1: ", "expected settings"),
         ("seed: [1\n", {}, "x.yaml:2:1: not valid YAML: ", ""),
         ("seed: 1\n---\nseed: 2\n", {}, "x.yaml:2:1: not valid YAML: ", "another document"),
@@ -108,7 +128,12 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Value) -> None:
         ("seed: !!int x\n", {}, "x.yaml:1:", ""),
         ("a: &x [*x]\n", {}, "x.yaml:1:", ""),
         ("", {"optim.lr": "fast"}, "--optim.lr: ", "(found fast)"),
-        ("", {"optim.betas": "0.9"}, "--optim.betas: ", "tuple (found 0.9)"),
+        (
+            "",
+            {"optim.betas": "0.9"},
+            "--optim.betas: ",
+            "expected a list like [0.9, 0.999] (found 0.9)",
+        ),
         ("optim: {lr: slow}\n", {"optim.lr": "fast"}, "--optim.lr: ", "(found fast)"),
         ("seed: 1\nseed: 2\n", {}, "x.yaml:2:1: seed: stands twice (first at x.yaml:1:1)", ""),
         (
@@ -133,11 +158,30 @@ def test_a_mistake_is_named_with_its_place(
         ("trian: {}\n", "1:1: trian: unknown key; did you mean 'train'?"),
         ("lr: 1\n", "1:1: lr: unknown key; did you mean 'optim.lr'?"),
         ("model:\n  lr: 1\n", "2:3: model.lr: unknown key; did you mean 'optim.lr'?"),
-        ("qqqqqq: 1\n", "1:1: qqqqqq: unknown key"),
+        ("qqqqqq: 1\n", "1:1: qqqqqq: unknown key; `seqclf train --help` lists all"),
     ],
 )
 def test_an_unknown_key_hints_at_the_nearest(tmp_path: Path, text: str, end: str) -> None:
     assert complaint(tmp_path, text) == f"x.yaml:{end}"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "start"),
+    [
+        (
+            *("device: cpu\nprecision: fp16\n", {}),
+            "x.yaml:2:1: precision: fp16 contradicts device: cpu (x.yaml:1:1): ",
+        ),
+        (
+            *("device: cpu\n", {"precision": "fp16"}),
+            "--precision: fp16 contradicts device: cpu (x.yaml:1:1): ",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_name_both_places(
+    tmp_path: Path, text: str, flags: Mapping[str, str], start: str
+) -> None:
+    assert complaint(tmp_path, text, flags).startswith(start)
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from conftest import ROOT
 # Each module may import those before it only.
 ORDER = [
     *("config", "data.sequences", "data.batches", "data.augment", "data.sources"),
-    *("loss", "model", "optim", "checkpoint", "tracking", "runtime", "predict"),
-    *("evaluate", "run", "train", "cli", "__main__"),
+    *("loss", "model", "optim", "checkpoint", "console", "tracking", "hardware", "runtime"),
+    *("predict", "evaluate", "run", "runs", "train", "doctor", "reference", "cli", "__main__"),
 ]
 
 

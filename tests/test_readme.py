@@ -41,11 +41,11 @@ def test_a_training_command_is_one(command: str) -> None:
     for word in words:
         if word.endswith(".yaml"):
             yaml.safe_load((ROOT / word).read_text())
-    known, unknown = cli._build_parser().parse_known_args(
+    known, unknown = cli.build_parser().parse_known_args(
         ["train", *cli._normalise(shlex.split(flags))]
     )
     assert not unknown
-    settings = {k: v for k, v in vars(known).items() if v and k not in ("command", "config")}
+    settings = {k: v for k, v in vars(known).items() if v and k not in ("command", "config", "run")}
     path = ROOT / known.config if known.config else None
     assert path is None or path.is_file() or Path(known.config).parts[0] == "runs"
     load_config(path if path and path.is_file() else None, settings)

@@ -38,7 +38,7 @@ def test_the_launchers_no_is_not_a_request(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_fp16_on_a_cpu_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"precision: fp16 does not exist on the CPU .* use"):
+    with pytest.raises(UserError, match=r"fp16 contradicts device: cpu .*use fp32"):
         start(precision="fp16", device="cpu")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(UserError, match="fp16 does not exist on the CPU"):
@@ -61,7 +61,7 @@ def test_a_precision_nobody_here_knows_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_what_cannot_run_is_replaced_loudly(
     problem: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtimes, "_precision_problem", lambda *_: problem)
+    monkeypatch.setattr(runtimes, "precision_problem", lambda *_: problem)
     runtime = start(precision="bf16", device="cpu")
     assert runtime.precision == ("fp32" if problem else "bf16")
     assert runtime.accelerator.mixed_precision == ("no" if problem else "bf16")
@@ -93,7 +93,7 @@ def test_bf16_trains_where_it_runs(tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(UserError, match="torch finds no GPU here"):
+    with pytest.raises(UserError, match="finds none here"):
         start(device="cuda")
 
 
