@@ -19,6 +19,12 @@ import torch
 ROOT = Path(__file__).parent.parent
 Json = Any
 
+worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if worker and sys.platform == "linux":
+    # A core for each worker and what it starts: OpenMP's threads spin while they wait.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["seqclf.train", "torch.distributed", "sklearn.datasets"])
 
