@@ -24,7 +24,7 @@ from seqclf.data.sources import Splits
 from seqclf.evaluate import evaluate
 from seqclf.hardware import least_memory, refuse_too_large
 from seqclf.loss import summed_loss
-from seqclf.model import Architecture
+from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.optim import lr_at, make_optimizer, update
 from seqclf.run import Run, open_run
 from seqclf.runtime import Runtime
@@ -77,7 +77,7 @@ def train_step(
     return StepStats(losses, batch.total, norm, bad)
 
 
-def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bool]:
+def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifier, bool]:
     """Train until the last step or a signal; return the bare model and whether it finished.
 
     Everything happens at the boundary before a step: evaluate, save, leave. So a stop during an
@@ -213,8 +213,8 @@ def _train(
     config: Config, runtime: Runtime, console: Console, tracking: Tracking, path: Path
 ) -> int:
     splits = sources.load(config.data, seed=config.seed)
-    card, values = architecture(config, splits), splits.train.values
-    refuse_too_large(least_memory(config, card, values, runtime.world_size), runtime.device)
+    card, read = architecture(config, splits), read_images(splits.train.values[:1], config.data.read)
+    refuse_too_large(least_memory(config, card, read, runtime.world_size), runtime.device)
     plan = make_plan(config, len(splits.train))
     facts = {"data": splits.name, "data_fingerprint": splits.fingerprint()}
     with open_run(path, config, runtime, console, tracking, plan, facts) as run:
@@ -237,7 +237,7 @@ def _train(
     return 0
 
 
-def closing(run: Run, model: nn.Module, splits: Splits, sha256: str) -> str:
+def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str:
     """Return what a run ends with: result, predictions, the model reading, what to do next."""
     rows = [f"{'':<10} {'accuracy':>9} {'macro F1':>9} {'loss':>9} {'examples':>9}"]
     for split, sequences in splits.watched(last=True).items():
@@ -254,8 +254,6 @@ def closing(run: Run, model: nn.Module, splits: Splits, sha256: str) -> str:
             "",
             predict.predictions_text(model, test, 10),
             "",
-            f"reading test example 0 (truth: {test.classes[int(test.labels[0])]}), its guess after "
-            "every row:",
             predict.reading_text(model, test, 0),
             "",
             f"weights     sha256 {sha256}",
@@ -276,9 +274,10 @@ def make_plan(config: Config, length: int) -> BatchPlan:
 def architecture(config: Config, splits: Splits) -> Architecture:
     """Put together what the model is built from."""
     return Architecture(
-        input_size=splits.train.values.shape[2],
+        input_size=read_images(splits.train.values[:1], config.data.read).shape[2],
         classes=splits.train.classes,
         scale=splits.train.scale,
+        read=config.data.read,
         **config.model.model_dump(exclude={"init"}),
     )
 
@@ -288,9 +287,9 @@ def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
     sizes = [f"{len(splits.train):,} train", f"{len(splits.test):,} test"]
     if splits.validation is not None:
         sizes.insert(1, f"{len(splits.validation):,} validation")
-    _, steps, features = splits.train.values.shape
+    _, steps, features = read_images(splits.train.values[:1], run.config.data.read).shape
     return [
-        f"data        {splits.name}: {', '.join(sizes)}; {steps} steps of {features} features",
+        f"data        {splits.name}: {', '.join(sizes)}; {steps} steps of {features} feature{'s' * (features != 1)}",
         f"run         {run.path}",
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
