@@ -67,8 +67,8 @@ class LSTMClassifier(nn.Module):
     """Name the class of a sequence.
 
     With one layer in one direction the parameters are named and shaped as the tutorial's:
-    `rnn.weight_ih_l0`, ..., `out.weight`, `out.bias`. `scale` divides the raw input and `read` makes
-    steps of it, so that bytes go to the device and prediction cannot forget either.
+    `rnn.weight_ih_l0`, ..., `out.weight`, `out.bias`. `read` makes steps of the raw input and
+    `scale` divides them, so that bytes go to the device and prediction cannot forget either.
     """
 
     def __init__(

@@ -213,7 +213,10 @@ def _train(
     config: Config, runtime: Runtime, console: Console, tracking: Tracking, path: Path
 ) -> int:
     splits = sources.load(config.data, seed=config.seed)
-    card, read = architecture(config, splits), read_images(splits.train.values[:1], config.data.read)
+    card, read = (
+        architecture(config, splits),
+        read_images(splits.train.values[:1], config.data.read),
+    )
     refuse_too_large(least_memory(config, card, read, runtime.world_size), runtime.device)
     plan = make_plan(config, len(splits.train))
     facts = {"data": splits.name, "data_fingerprint": splits.fingerprint()}
@@ -289,7 +292,8 @@ def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
         sizes.insert(1, f"{len(splits.validation):,} validation")
     _, steps, features = read_images(splits.train.values[:1], run.config.data.read).shape
     return [
-        f"data        {splits.name}: {', '.join(sizes)}; {steps} steps of {features} feature{'s' * (features != 1)}",
+        f"data        {splits.name}: {', '.join(sizes)}; {steps} steps of {features} "
+        f"feature{'s' * (features > 1)} ({run.config.data.read})",
         f"run         {run.path}",
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
@@ -311,7 +315,6 @@ def resolve_data(config: Config, runtime: Runtime, console: Console) -> tuple[Co
     Returns the config with the data set's name, and the line that says why it is the embedded one.
     Raises UserError if a data set that was named cannot be had.
     """
-    root = Path(config.data.root)
     fallback: str | None = None
 
     def announce(text: str) -> None:
@@ -322,23 +325,23 @@ def resolve_data(config: Config, runtime: Runtime, console: Console) -> tuple[Co
         if config.data.name != "auto":
             return config.data.name
         try:
-            sources.fetch("mnist", root, announce)
+            sources.fetch(config.data.model_copy(update={"name": "mnist"}), announce)
         except UserError as error:
             console.say(f"note: training the embedded digits instead of MNIST: {error}")
+            root = config.data.root
             fallback = (
                 f"note: this trained the embedded digits: no MNIST under '{root}' (see above)"
             )
             return "digits"
         return "mnist"
 
-    name = str(runtime.from_main(choose))
+    data = config.data.model_copy(update={"name": str(runtime.from_main(choose))})
     problem: UserError | None = None
-    if name != "digits" and runtime.accelerator.is_local_main_process:  # once a host
+    if runtime.accelerator.is_local_main_process:  # once a host
         try:
-            sources.fetch(name, root, console.say)
+            sources.fetch(data, console.say)
         except UserError as error:
             problem = error
     if not runtime.all_true(problem is None):
-        raise problem or UserError(f"data set '{name}' is missing on another host or process")
-    data = config.data.model_copy(update={"name": name})
+        raise problem or UserError(f"data set '{data.name}' is missing on another host or process")
     return config.model_copy(update={"data": data}), fallback
