@@ -50,7 +50,7 @@ def main() -> None:
     }
     config = load_config(None, flags)[0]
     try:
-        sources.fetch("mnist", Path(options.data_root), print)
+        sources.fetch(config.data, print)
     except UserError as error:
         sys.exit(f"error: {error}")
     ours, theirs = measure(config, random.Random(0))

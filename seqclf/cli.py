@@ -245,8 +245,7 @@ def _predict(known: argparse.Namespace) -> int:
     model, _ = load_model(run_dir)
     test = sources.load(config.data, seed=config.seed).test
     print(predictions_text(model, test, known.count))
-    print(f"\nreading test example 0 (truth: {test.classes[int(test.labels[0])]}):")
-    print(reading_text(model, test, 0))
+    print(f"\n{reading_text(model, test, 0)}")
     return 0
 
 

@@ -55,8 +55,15 @@ class Augment(Settings):
 
 
 class Data(Settings):
-    name: Literal["auto", "digits", "mnist", "fashion_mnist"] = "auto"
+    name: Literal["auto", "digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist"] = "auto"
     """Data set. auto: MNIST from `data.root` or downloaded, else the embedded digits."""
+    emnist_split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = (
+        "balanced"
+    )
+    """Which of EMNIST's sets, where `data.name` is emnist."""
+    read: Literal["rows", "columns", "pixels", "permuted"] = "rows"
+    """What a step of an image is: a row, a column, one pixel, or one pixel in a fixed random
+    order."""
     root: str = "data"
     """Folder of the data files, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte ...)."""
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from seqclf import runtime as runtimes
-from seqclf.config import Config, UserError
+from seqclf.config import Config, Data, UserError, choices
 from seqclf.data import sources
 from seqclf.hardware import free_memory
 from seqclf.model import LSTMClassifier
@@ -159,18 +159,23 @@ def _disk(config: Config, runtime: Runtime) -> Iterator[Finding]:
 
 def _data(config: Config, runtime: Runtime) -> Iterator[Finding]:
     """Yield the data sets under `data.root`, and read the one that a run would take."""
-    root = Path(config.data.root)
-    found = [name for name in sources.IDX_SOURCES if sources.find_idx(name, root) is not None]
-    yield "data sets", f"digits (embedded){''.join(f', {name}' for name in found)}", None
+    sets = {
+        name: config.data.model_copy(update={"name": name})
+        for name in choices(Data.model_fields["name"].annotation)
+        if name != "auto"
+    }
+    found = [name for name, data in sets.items() if not sources.missing(data)]
+    yield "data sets", ", ".join(found).replace("digits", "digits (embedded)", 1), None
     name = config.data.name
     if name == "auto":
         name = "mnist" if "mnist" in found else "digits"
-    if name != "digits" and name not in found:
-        remedy = f"put them under {root.absolute()}, or let the run download them"
-        yield "data", f"'{name}' is not under {root}", remedy
+    data = sets[name]
+    if lacking := sources.missing(data):
+        folder = sources.idx_folder(data)
+        remedy = f"put them into {folder.absolute()}, or let the run download them"
+        yield "data", f"'{name}' lacks {', '.join(lacking)} in {folder}", remedy
         return
     try:
-        data = config.data.model_copy(update={"name": name})
         splits = sources.load(data, seed=config.seed)
     except UserError as error:
         yield "data", str(error), "see above"

@@ -1,10 +1,11 @@
-"""LSTMClassifier: steps -> LSTM layers -> pooling -> logits.
+"""LSTMClassifier: images -> steps -> LSTM layers -> pooling -> logits.
 
 Shapes: B batch, T steps, F features, H hidden (times two if bidirectional), C classes.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -13,6 +14,32 @@ from torch import Tensor, nn
 
 Pooling = Literal["last", "mean", "max"]
 Init = Literal["orthogonal", "tutorial"]
+Read = Literal["rows", "columns", "pixels", "permuted"]
+PERMUTATION_SEED = 5544
+
+
+def read_images(values: Tensor, read: Read) -> Tensor:
+    """Turn images [B, rows, columns] into what is read step by step, [B, T, F].
+
+    Rows or columns are T steps from the top or the left; pixels are T = rows * columns steps of one
+    feature, row after row, or permuted: the same random order for every image and run.
+    """
+    if read == "rows":
+        return values
+    if read == "columns":
+        return values.mT
+    pixels = values.flatten(1)
+    if read == "permuted":
+        pixels = pixels.index_select(1, permutation(pixels.shape[1], pixels.device))
+    return pixels.unsqueeze(2)
+
+
+@lru_cache
+@torch.inference_mode(False)  # kept, and an inference tensor could never meet a gradient
+def permutation(length: int, device: torch.device) -> Tensor:
+    """Return the order of permuted pixels: torch.manual_seed(5544); torch.randperm(length)."""
+    generator = torch.Generator().manual_seed(PERMUTATION_SEED)
+    return torch.randperm(length, generator=generator).to(device)
 
 
 class Architecture(BaseModel):
@@ -23,6 +50,7 @@ class Architecture(BaseModel):
     input_size: int
     classes: tuple[str, ...]
     scale: float
+    read: Read
     hidden_size: int
     num_layers: int
     bidirectional: bool
@@ -39,8 +67,8 @@ class LSTMClassifier(nn.Module):
     """Name the class of a sequence.
 
     With one layer in one direction the parameters are named and shaped as the tutorial's:
-    `rnn.weight_ih_l0`, ..., `out.weight`, `out.bias`. `scale` divides the raw input, so that bytes
-    go to the device and prediction cannot forget it.
+    `rnn.weight_ih_l0`, ..., `out.weight`, `out.bias`. `read` makes steps of the raw input and
+    `scale` divides them, so that bytes go to the device and prediction cannot forget either.
     """
 
     def __init__(
@@ -55,6 +83,7 @@ class LSTMClassifier(nn.Module):
         pooling: Pooling = "last",
         init: Init = "orthogonal",
         scale: float = 1.0,
+        read: Read = "rows",
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
@@ -69,12 +98,17 @@ class LSTMClassifier(nn.Module):
         self.out = nn.Linear(width, num_classes)
         self.pooling = pooling
         self.scale = scale
+        self.read = read
         if init == "orthogonal":
             for lstm in (self.rnn, *self.upper):
                 _init_lstm(lstm)
 
-    def forward(self, values_BTF: Tensor) -> Tensor:
-        """Map sequences [B, T, F] of any real dtype to logits [B, C]."""
+    def forward(self, values: Tensor, num_steps: int | None = None) -> Tensor:
+        """Map images [B, rows, columns], or sequences [B, T, F] where `read` is rows, to logits.
+
+        They are of any real dtype; `num_steps` reads that many of the first steps only.
+        """
+        values_BTF = read_images(values, self.read)[:, :num_steps]
         output_BTH = values_BTF.to(self.out.weight.dtype) / self.scale
         output_BTH, (state_DBH, _) = self.rnn(output_BTH)
         for lstm in self.upper:

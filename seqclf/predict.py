@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from seqclf import checkpoint
 from seqclf.config import UserError
 from seqclf.data.sequences import Sequences
-from seqclf.model import Architecture, LSTMClassifier
+from seqclf.model import Architecture, LSTMClassifier, read_images
 
 SHADES = " .:-=+*#%@"  # dark to bright
-BAR_WIDTH = 20
+BAR_WIDTH = 20  # at most, and what is left of
+WIDTH = 80  # columns of a terminal
 
 
 def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
@@ -41,56 +43,78 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
 
 
 @torch.inference_mode()
-def probabilities(model: nn.Module, values_BTF: Tensor) -> Tensor:
-    """Return the probabilities of all classes, float32 [B, C] on the CPU."""
+def probabilities(model: nn.Module, values: Tensor, num_steps: int | None = None) -> Tensor:
+    """Return the probabilities of all classes, float32 [B, C] on the CPU.
+
+    `num_steps` shows the model that many of the first steps only.
+    """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    logits_BC = model(values_BTF.to(device)).float()
+    logits_BC = model(values.to(device), num_steps).float()
     model.train(training)
     chances_BC: Tensor = logits_BC.softmax(1).cpu()
     return chances_BC
 
 
-def read_along(model: nn.Module, values_TF: Tensor) -> Tensor:
-    """Return the probabilities after each step of one sequence, [T, C].
+def read_along(model: nn.Module, value: Tensor, ends: Iterable[int]) -> Tensor:
+    """Return the probabilities after the first `ends` steps of one image or sequence, [E, C].
 
-    Row t is what the model says of the first t + 1 steps alone, whatever its pooling or direction.
+    A row is what the model says of these steps alone, whatever its pooling or direction.
     """
-    prefixes = [values_TF[None, : t + 1] for t in range(len(values_TF))]
-    return torch.cat([probabilities(model, prefix) for prefix in prefixes])
+    return torch.cat([probabilities(model, value[None], end) for end in ends])
 
 
 def predictions_text(model: nn.Module, sequences: Sequences, count: int) -> str:
-    """Print as the tutorial does: the first predictions beside the truth."""
+    """Print as the tutorial does: the first predictions over the truth, errors marked."""
     count = min(count, len(sequences))
     guesses = probabilities(model, sequences.values[:count]).argmax(1).tolist()
     truths = sequences.labels[:count].tolist()
     names = sequences.classes
     width = max(len(names[i]) for i in (*guesses, *truths))
-    rows = [
-        f"{title} {' '.join(names[i].rjust(width) for i in row)}"
-        for title, row in (("prediction ", guesses), ("truth      ", truths))
-    ]
-    marks = " ".join(
-        " ".rjust(width) if g == t else "^".rjust(width)
-        for g, t in zip(guesses, truths, strict=True)
+    marks = ["" if g == t else "^" for g, t in zip(guesses, truths, strict=True)]
+    titled = (
+        ("prediction ", [names[i] for i in guesses]),
+        ("truth      ", [names[i] for i in truths]),
+        ("           ", marks),
     )
-    return "\n".join([*rows, f"            {marks}".rstrip()]).rstrip()
-
-
-def reading_text(model: nn.Module, sequences: Sequences, index: int) -> str:
-    """Draw one sequence step by step, with the model's guess and its probability after each."""
-    values_TF = sequences.values[index].cpu()
-    guessed = read_along(model, values_TF)
-    brightness = (values_TF.float() / sequences.scale).clamp(0, 1)
-    cells = (brightness * (len(SHADES) - 1)).round().int().tolist()
+    per_line = max(1, (WIDTH - len("prediction ")) // (width + 1))
     lines = []
-    for row, chances in zip(cells, guessed, strict=True):
+    for start in range(0, count, per_line):
+        for title, words in titled:
+            row = " ".join(word.rjust(width) for word in words[start : start + per_line])
+            lines.append(f"{title} {row}".rstrip())
+    return "\n".join(lines).rstrip()
+
+
+def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str:
+    """Draw one image or sequence as it is read, with the model's guess and its probability so far.
+
+    Each line is a step; of single pixels it is as many as a row of the image has.
+    """
+    image = sequences.values[index].cpu()
+    values_TF = read_images(image[None], model.read)[0]
+    num_steps, num_features = values_TF.shape
+    width = image.shape[1] if model.read in ("pixels", "permuted") else num_features
+    lines = values_TF.reshape(-1, width)
+    per_line = num_steps // len(lines)
+    brightness = (lines.float() / sequences.scale).clamp(0, 1)
+    cells = (brightness * (len(SHADES) - 1)).round().int().tolist()
+    guessed = read_along(model, image, range(per_line, num_steps + 1, per_line))
+    chances, guesses = guessed.nan_to_num(0).max(1)  # a model that diverged can be shown too
+    names = [sequences.classes[guess] for guess in guesses.tolist()]
+    longest = max(map(len, names))
+    bar_width = max(0, min(BAR_WIDTH, WIDTH - 2 * width - longest - len("||    100% ")))
+    unit = {
+        "rows": "row",
+        "columns": "column",
+        "pixels": f"{width} pixels",
+        "permuted": f"{width} pixels in permuted order",
+    }[model.read]
+    truth = sequences.classes[int(sequences.labels[index])]
+    text = [f"reading test example {index} (truth: {truth}), its guess after every {unit}:"]
+    for row, name, chance in zip(cells, names, chances.tolist(), strict=True):
         picture = "".join(SHADES[cell] * 2 for cell in row)
-        chance, guess = chances.nan_to_num(0).max(0)  # a model that diverged can be shown too
-        bar = "█" * round(float(chance) * BAR_WIDTH)
-        lines.append(
-            f"|{picture}|  {sequences.classes[int(guess)]}  {float(chance):4.0%} {bar}".rstrip()
-        )
-    return "\n".join(lines)
+        bar = "█" * round(chance * bar_width)
+        text.append(f"|{picture}|  {name:<{longest}}  {chance:4.0%} {bar}".rstrip())
+    return "\n".join(text)

@@ -24,7 +24,7 @@ from seqclf.data.sources import Splits
 from seqclf.evaluate import evaluate
 from seqclf.hardware import least_memory, refuse_too_large
 from seqclf.loss import summed_loss
-from seqclf.model import Architecture
+from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.optim import lr_at, make_optimizer, update
 from seqclf.run import Run, open_run
 from seqclf.runtime import Runtime
@@ -77,7 +77,7 @@ def train_step(
     return StepStats(losses, batch.total, norm, bad)
 
 
-def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[nn.Module, bool]:
+def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifier, bool]:
     """Train until the last step or a signal; return the bare model and whether it finished.
 
     Everything happens at the boundary before a step: evaluate, save, leave. So a stop during an
@@ -213,8 +213,11 @@ def _train(
     config: Config, runtime: Runtime, console: Console, tracking: Tracking, path: Path
 ) -> int:
     splits = sources.load(config.data, seed=config.seed)
-    card, values = architecture(config, splits), splits.train.values
-    refuse_too_large(least_memory(config, card, values, runtime.world_size), runtime.device)
+    card, read = (
+        architecture(config, splits),
+        read_images(splits.train.values[:1], config.data.read),
+    )
+    refuse_too_large(least_memory(config, card, read, runtime.world_size), runtime.device)
     plan = make_plan(config, len(splits.train))
     facts = {"data": splits.name, "data_fingerprint": splits.fingerprint()}
     with open_run(path, config, runtime, console, tracking, plan, facts) as run:
@@ -237,7 +240,7 @@ def _train(
     return 0
 
 
-def closing(run: Run, model: nn.Module, splits: Splits, sha256: str) -> str:
+def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str:
     """Return what a run ends with: result, predictions, the model reading, what to do next."""
     rows = [f"{'':<10} {'accuracy':>9} {'macro F1':>9} {'loss':>9} {'examples':>9}"]
     for split, sequences in splits.watched(last=True).items():
@@ -254,8 +257,6 @@ def closing(run: Run, model: nn.Module, splits: Splits, sha256: str) -> str:
             "",
             predict.predictions_text(model, test, 10),
             "",
-            f"reading test example 0 (truth: {test.classes[int(test.labels[0])]}), its guess after "
-            "every row:",
             predict.reading_text(model, test, 0),
             "",
             f"weights     sha256 {sha256}",
@@ -276,9 +277,10 @@ def make_plan(config: Config, length: int) -> BatchPlan:
 def architecture(config: Config, splits: Splits) -> Architecture:
     """Put together what the model is built from."""
     return Architecture(
-        input_size=splits.train.values.shape[2],
+        input_size=read_images(splits.train.values[:1], config.data.read).shape[2],
         classes=splits.train.classes,
         scale=splits.train.scale,
+        read=config.data.read,
         **config.model.model_dump(exclude={"init"}),
     )
 
@@ -288,9 +290,10 @@ def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
     sizes = [f"{len(splits.train):,} train", f"{len(splits.test):,} test"]
     if splits.validation is not None:
         sizes.insert(1, f"{len(splits.validation):,} validation")
-    _, steps, features = splits.train.values.shape
+    _, steps, features = read_images(splits.train.values[:1], run.config.data.read).shape
     return [
-        f"data        {splits.name}: {', '.join(sizes)}; {steps} steps of {features} features",
+        f"data        {splits.name}: {', '.join(sizes)}; {steps} steps of {features} "
+        f"feature{'s' * (features > 1)} ({run.config.data.read})",
         f"run         {run.path}",
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
@@ -312,7 +315,6 @@ def resolve_data(config: Config, runtime: Runtime, console: Console) -> tuple[Co
     Returns the config with the data set's name, and the line that says why it is the embedded one.
     Raises UserError if a data set that was named cannot be had.
     """
-    root = Path(config.data.root)
     fallback: str | None = None
 
     def announce(text: str) -> None:
@@ -323,23 +325,23 @@ def resolve_data(config: Config, runtime: Runtime, console: Console) -> tuple[Co
         if config.data.name != "auto":
             return config.data.name
         try:
-            sources.fetch("mnist", root, announce)
+            sources.fetch(config.data.model_copy(update={"name": "mnist"}), announce)
         except UserError as error:
             console.say(f"note: training the embedded digits instead of MNIST: {error}")
+            root = config.data.root
             fallback = (
                 f"note: this trained the embedded digits: no MNIST under '{root}' (see above)"
             )
             return "digits"
         return "mnist"
 
-    name = str(runtime.from_main(choose))
+    data = config.data.model_copy(update={"name": str(runtime.from_main(choose))})
     problem: UserError | None = None
-    if name != "digits" and runtime.accelerator.is_local_main_process:  # once a host
+    if runtime.accelerator.is_local_main_process:  # once a host
         try:
-            sources.fetch(name, root, console.say)
+            sources.fetch(data, console.say)
         except UserError as error:
             problem = error
     if not runtime.all_true(problem is None):
-        raise problem or UserError(f"data set '{name}' is missing on another host or process")
-    data = config.data.model_copy(update={"name": name})
+        raise problem or UserError(f"data set '{data.name}' is missing on another host or process")
     return config.model_copy(update={"data": data}), fallback

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import Tensor, nn
 
-from seqclf import runtime
-from seqclf.config import Config, Data, Train
+from seqclf import cli, runtime
+from seqclf.config import Config, Data, Train, UserError, load_config
+from seqclf.data import sources
 from seqclf.data.sequences import Sequences
-from seqclf.evaluate import Metrics, evaluate
+from seqclf.evaluate import Metrics, evaluate, evaluate_run
+from seqclf.predict import load_model, probabilities
 from seqclf.runtime import Runtime
+from seqclf.train import train
 
 CONFIG = Config(device="cpu", data=Data(name="digits", val_fraction=0.1), train=Train(threads=1))
 
@@ -79,3 +85,37 @@ def test_a_count_that_is_not_the_splits_is_an_error(
     monkeypatch.setattr(Runtime, "sum", lambda _, values: 2 * values)
     with pytest.raises(RuntimeError, match="evaluated 14 examples of 7"):
         evaluate(cpu, Echo(), data(7, 2, 2), batch_size=10)
+
+
+@pytest.mark.parametrize("read", ["rows", "columns", "pixels", "permuted"])
+def test_a_run_is_measured_and_predicted_again_as_it_was_read(
+    read: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {
+        "run_dir": str(tmp_path),
+        "data.name": "digits",
+        "data.read": read,
+        "data.augment.shift": "1",
+        "model.hidden_size": "8",
+        "train.steps": "12",
+        "train.threads": "1",
+        "tracking.wandb": "disabled",
+    }
+    assert train(load_config(None, flags)[0]) == 0
+    closing = capsys.readouterr().out
+    shape = {"rows": "8 steps of 8 features (rows)", "columns": "8 steps of 8 features (columns)"}
+    assert shape.get(read, f"64 steps of 1 feature ({read})") in closing
+    config, _ = load_config(tmp_path / "config.yaml")
+    found = evaluate_run(config, tmp_path)
+    assert found == json.loads((tmp_path / "status.json").read_text())["metrics"]
+    capsys.readouterr()
+    assert cli.main(["predict", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() in closing
+    model, card = load_model(tmp_path)
+    assert (model.read, card.read) == (read, read)
+    test = sources.load(config.data, seed=0).test
+    hits = probabilities(model, test.values).argmax(1) == test.labels
+    assert int(hits.sum()) / len(test) == found["test/accuracy"]
+    other = {"data.read": "columns" if read == "rows" else "rows"}
+    with pytest.raises(UserError, match=rf"data\.read: '{read}' there, '{other['data.read']}' now"):
+        train(load_config(None, flags | other)[0])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqclf.model import Architecture, LSTMClassifier, Pooling
+from seqclf.model import Architecture, LSTMClassifier, Pooling, Read, permutation, read_images
 
 
 class Tutorial(nn.Module):
@@ -107,7 +107,7 @@ def test_scale_divides_bytes() -> None:
 
 def test_a_model_is_built_anew_from_its_card() -> None:
     shape = {"hidden_size": 6, "num_layers": 2, "bidirectional": True, "dropout": 0.25}
-    options = {"input_size": 5, "scale": 2.0, "pooling": "max", **shape}
+    options = {"input_size": 5, "scale": 2.0, "read": "columns", "pooling": "max", **shape}
     card = Architecture.model_validate({"classes": ("a", "b", "c"), **options})
     again = Architecture.model_validate_json(card.model_dump_json())
     torch.manual_seed(0)
@@ -115,8 +115,44 @@ def test_a_model_is_built_anew_from_its_card() -> None:
     torch.manual_seed(0)
     model, copy = card.build("orthogonal"), again.build()
     copy.load_state_dict(model.state_dict(), strict=True)
-    values = torch.rand(2, 4, 5)
+    values = torch.rand(2, 5, 4)
     assert again == card
     assert torch.equal(model.eval()(values), expected.eval()(values))
     assert torch.equal(copy.eval()(values), expected(values))
     assert copy.dropout.p == 0.25
+
+
+@pytest.mark.parametrize(
+    ("read", "steps"),
+    [
+        ("rows", [[1, 2, 3], [4, 5, 6]]),
+        ("columns", [[1, 4], [2, 5], [3, 6]]),
+        ("pixels", [[1], [2], [3], [4], [5], [6]]),
+        ("permuted", [[place + 1] for place in permutation(6, torch.device("cpu")).tolist()]),
+    ],
+)
+def test_what_is_read_step_by_step(read: Read, steps: list[list[int]]) -> None:
+    images = torch.tensor([[[1, 2, 3], [4, 5, 6]]] * 2, dtype=torch.uint8)
+    assert read_images(images, read).tolist() == [steps, steps]
+    plain = LSTMClassifier(len(steps[0]), 4, scale=6.0)
+    reading = LSTMClassifier(len(steps[0]), 4, scale=6.0, read=read)
+    reading.load_state_dict(plain.state_dict())
+    values = torch.tensor([steps, steps], dtype=torch.uint8)
+    assert torch.equal(reading(images), plain(values))
+    assert torch.equal(reading(images, 2), plain(values[:, :2]))
+    if len(steps) > 2:
+        assert not torch.equal(reading(images, 2), reading(images))
+
+
+def test_the_permutation_is_the_published_one() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(5544)
+        published = torch.randperm(784)
+    with torch.inference_mode():
+        ours = permutation(784, torch.device("cpu"))
+    assert ours.tolist() == published.tolist()
+    assert ours[:5].tolist() == [327, 72, 48, 129, 109]  # another torch might draw others
+    image = torch.rand(1, 28, 28, requires_grad=True)
+    read_images(image, "permuted")[0, 3].backward()  # kept since an evaluation, used in training
+    assert image.grad is not None
+    assert image.grad.flatten().nonzero().tolist() == [[int(published[3])]]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from seqclf import checkpoint
 from seqclf.config import UserError
 from seqclf.data.sequences import Sequences
-from seqclf.model import Architecture, LSTMClassifier, Pooling
+from seqclf.model import Architecture, LSTMClassifier, Pooling, Read, permutation, read_images
 from seqclf.predict import (
     load_model,
     predictions_text,
@@ -20,15 +20,17 @@ from seqclf.predict import (
 )
 
 
-class Adder(nn.Module):
-    """Logits are the sums of a sequence's columns, times a weight."""
+class Adder(LSTMClassifier):
+    """Logits are the sums of a sequence's features, or 0 and that of an image's pixels."""
 
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__()
+    def __init__(self, weight: float = 1.0, read: Read = "rows") -> None:
+        super().__init__(1, 1, read=read)
         self.weight = nn.Parameter(torch.tensor(weight))
 
-    def forward(self, values_BTF: Tensor) -> Tensor:
-        return values_BTF.float().sum(1) * self.weight
+    def forward(self, values: Tensor, num_steps: int | None = None) -> Tensor:
+        values_BTF = read_images(values, self.read)[:, :num_steps]
+        sums = values_BTF.float().sum(1) * self.weight
+        return sums if sums.shape[1] > 1 else torch.cat([torch.zeros_like(sums), sums], 1)
 
 
 DATA = Sequences(
@@ -47,12 +49,13 @@ def test_reading_along_predicts_every_prefix(bidirectional: bool, pooling: Pooli
         *(4, 3), bidirectional=bidirectional, pooling=pooling, hidden_size=8, dropout=0.5
     )
     values = torch.randn(6, 4)
-    rows = read_along(model, values)
+    rows = read_along(model, values, range(1, 7))
     assert model.training
     model.eval()
     for t in range(6):
         expected = model(values[None, : t + 1]).softmax(1)[0]
         torch.testing.assert_close(rows[t], expected, rtol=0, atol=1e-6)
+    assert torch.equal(read_along(model, values, [2, 6]), rows[[1, 5]])
     torch.testing.assert_close(rows[-1:], probabilities(model, values[None]), rtol=0, atol=1e-6)
     assert len(rows) == 6
 
@@ -67,6 +70,15 @@ def test_predictions_stand_over_the_truth_with_the_errors_marked() -> None:
     assert predictions_text(Adder(), DATA, 99) == predictions_text(Adder(), DATA, 4)
 
 
+def test_many_predictions_are_broken_at_80_columns() -> None:
+    many = DATA.select(torch.arange(4).repeat(5))
+    lines = predictions_text(Adder(), many, 20).splitlines()
+    assert [len(line) for line in lines] == [75, 75, 59, 75, 75, 59, 43, 43, 27]
+    words = [line.split()[1:] for line in lines]
+    assert words[0] + words[3] + words[6] == ["t-shirt", "bag", "x", "bag"] * 5
+    assert words[1] + words[4] + words[7] == ["t-shirt", "x", "x", "bag"] * 5
+
+
 def test_reading_draws_every_step_with_the_guess_so_far() -> None:
     sequences = Sequences(
         values=torch.tensor([[[0, 0], [1, 0], [0, 4], [9, 2]]], dtype=torch.uint8),
@@ -75,21 +87,66 @@ def test_reading_draws_every_step_with_the_guess_so_far() -> None:
         scale=4.0,
     )
     assert reading_text(Adder(math.log(3)), sequences, 0).splitlines() == [
+        "reading test example 0 (truth: zero), its guess after every row:",
         "|    |  zero   50% ██████████",
         "|::  |  zero   75% ███████████████",
-        "|  @@|  one   96% ███████████████████",
+        "|  @@|  one    96% ███████████████████",
         "|@@==|  zero   99% ████████████████████",
     ]
 
 
+ORDER = permutation(6, torch.device("cpu")).tolist()
+
+
+@pytest.mark.parametrize(
+    ("read", "unit", "order"),
+    [
+        ("columns", "column", [0, 3, 1, 4, 2, 5]),
+        ("pixels", "3 pixels", [0, 1, 2, 3, 4, 5]),
+        ("permuted", "3 pixels in permuted order", ORDER),
+    ],
+)
+def test_an_image_is_drawn_as_it_is_read(read: Read, unit: str, order: list[int]) -> None:
+    image = torch.tensor([[0, 1, 2], [3, 4, 9]], dtype=torch.uint8)
+    sequences = Sequences(image[None], torch.tensor([1]), ("zero", "one"), scale=9.0)
+    model = Adder(0.1, read)
+    lines = reading_text(model, sequences, 0).splitlines()
+    assert lines[0] == f"reading test example 0 (truth: one), its guess after every {unit}:"
+    drawn = "".join(line.split("|")[1] for line in lines[1:])
+    assert drawn == "".join(" .:-=+*#%@"[int(image.flatten()[i])] * 2 for i in order)
+    per_line = 2 if read == "columns" else 3
+    sums = [sum(int(image.flatten()[i]) for i in order[:n]) for n in range(per_line, 7, per_line)]
+    if read != "columns":  # logits 0 and 0.1 * sum
+        shown = [line.split()[-2] if "█" in line else line.split()[-1] for line in lines[1:]]
+        assert shown == [f"{1 / (1 + math.exp(-0.1 * total)):.0%}" for total in sums]
+    assert len(lines) == 1 + len(sums)
+
+
+def test_a_wide_image_with_long_names_fits_80_columns() -> None:
+    for read in ("rows", "pixels"):
+        image = torch.ones(1, 28, 28, dtype=torch.uint8)
+        sequences = Sequences(image, torch.tensor([0]), ("pullover",) * 28, scale=1.0)
+        lines = reading_text(Adder(9.0, read), sequences, 0).splitlines()
+        assert len(lines) == 29
+        assert max(map(len, lines)) <= 80
+    assert lines[-1] == f"|{'@' * 56}|  pullover  100% █████"
+
+
 def test_a_model_that_diverged_can_still_be_shown() -> None:
-    assert reading_text(Adder(math.nan), DATA, 0).startswith("|")
+    assert reading_text(Adder(math.nan), DATA, 0).splitlines()[1].startswith("|##    |  t-shirt")
     assert predictions_text(Adder(math.nan), DATA, 2).startswith("prediction")
 
 
 SHAPE = {"hidden_size": 5, "num_layers": 1, "bidirectional": False, "pooling": "last"}
 CARD = Architecture.model_validate(
-    {"input_size": 3, "classes": DATA.classes, "scale": 4.0, "dropout": 0.5, **SHAPE}
+    {
+        "input_size": 3,
+        "classes": DATA.classes,
+        "scale": 4.0,
+        "dropout": 0.5,
+        "read": "rows",
+        **SHAPE,
+    }
 )
 
 

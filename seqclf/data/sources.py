@@ -2,6 +2,11 @@
 
 MNIST and its like are read from the original idx files, raw or gzipped, by this module: torchvision
 is asked to download them only (its reader would unpickle a legacy `processed/` folder).
+
+    data/MNIST/raw/train-images-idx3-ubyte                    train-, t10k-; -labels-idx1-ubyte
+    data/FashionMNIST/raw/, data/KMNIST/raw/                  the same names
+    data/EMNIST/raw/emnist-letters-train-images-idx3-ubyte    -train-, -test-; -labels-idx1-ubyte
+    data/QMNIST/raw/qmnist-train-images-idx3-ubyte            -train-, -test-; -labels-idx2-int
 """
 
 from __future__ import annotations
@@ -9,9 +14,11 @@ from __future__ import annotations
 import fcntl
 import gzip
 import hashlib
+import math
 import os
 import shutil
 import socket
+import string
 import struct
 import tempfile
 import zlib
@@ -19,7 +26,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,20 +38,57 @@ from seqclf.data.sequences import Sequences
 
 CONNECT_TIMEOUT_S = 10
 DIGITS_TEST_FRACTION = 0.2
+DIGITS = tuple("0123456789")
 FASHION = (
     *("t-shirt", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "boot"),
 )
-# torchvision's class name, which is also its folder's, and the classes
+KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+BY_CLASS = (*DIGITS, *string.ascii_uppercase, *string.ascii_lowercase)
+MERGED = (*DIGITS, *string.ascii_uppercase, *"abdefghnqrt")  # the other small letters look as large
+EMNIST = {
+    "byclass": BY_CLASS,
+    "bymerge": MERGED,
+    "balanced": MERGED,
+    "letters": tuple(string.ascii_lowercase),
+    "digits": DIGITS,
+    "mnist": DIGITS,
+}
+QMNIST_COLUMNS = 8  # of a label: the class, then where the digit comes from
+IDX_TYPES = {8: ">u1", 12: ">i4"}
+
+
+class Source(NamedTuple):
+    """A set of four idx files in torchvision's layout."""
+
+    folder: str  # also the name of torchvision's class
+    classes: tuple[str, ...]
+    train: str = "train"  # what the names of the files begin with
+    test: str = "t10k"
+    labels: str = "labels-idx1-ubyte"
+    first_label: int = 0
+    transposed: bool = False  # images lie on their side
+
+    def file(self, split: str, kind: str) -> str:
+        """Return the name of a split's file of `images` or `labels`."""
+        start = self.train if split == "train" else self.test
+        return f"{start}-{'images-idx3-ubyte' if kind == 'images' else self.labels}"
+
+
 IDX_SOURCES = {
-    "mnist": ("MNIST", tuple("0123456789")),
-    "fashion_mnist": ("FashionMNIST", FASHION),
+    "mnist": Source("MNIST", DIGITS),
+    "fashion_mnist": Source("FashionMNIST", FASHION),
+    "kmnist": Source("KMNIST", KUZUSHIJI),
+    "qmnist": Source("QMNIST", DIGITS, "qmnist-train", "qmnist-test", "labels-idx2-int"),
+} | {
+    f"emnist-{split}": Source(
+        *("EMNIST", classes, f"emnist-{split}-train", f"emnist-{split}-test"),
+        first_label=int(split == "letters"),
+        transposed=True,
+    )
+    for split, classes in EMNIST.items()
 }
-IDX_FILES = {
-    (split, kind): f"{prefix}-{kind}-idx{ndim}-ubyte"
-    for split, prefix in (("train", "train"), ("test", "t10k"))
-    for kind, ndim in (("images", 3), ("labels", 1))
-}
+IDX_FILES = [(split, kind) for split in ("train", "test") for kind in ("images", "labels")]
 
 
 @dataclass(frozen=True)
@@ -83,7 +129,7 @@ def load(data: Data, *, seed: int) -> Splits:
 
     Raises UserError if its files are missing or are not what they should be.
     """
-    train, test = _digits() if data.name == "digits" else _idx(data.name, Path(data.root))
+    train, test = _digits() if data.name == "digits" else _idx(data)
     validation = None
     if data.val_fraction:
         kept, held_out = stratified(train.labels, data.val_fraction, seed=mix(seed, "validation"))
@@ -115,7 +161,7 @@ def _digits() -> tuple[Sequences, Sequences]:
     everything = Sequences(
         values=torch.from_numpy(bunch.images).to(torch.uint8),
         labels=torch.from_numpy(bunch.target).to(torch.int64),
-        classes=tuple("0123456789"),
+        classes=DIGITS,
         scale=16.0,
     )
     train, test = stratified(everything.labels, DIGITS_TEST_FRACTION, seed=mix("digits"))
@@ -125,76 +171,91 @@ def _digits() -> tuple[Sequences, Sequences]:
 # ---- idx files
 
 
-def idx_folder(name: str, root: Path) -> Path:
+def source(data: Data) -> Source:
+    """Return what is known of a data set that consists of idx files."""
+    return IDX_SOURCES[f"emnist-{data.emnist_split}" if data.name == "emnist" else data.name]
+
+
+def idx_folder(data: Data) -> Path:
     """Return the folder that holds a data set's four idx files."""
-    return root / IDX_SOURCES[name][0] / "raw"
+    return Path(data.root) / source(data).folder / "raw"
 
 
-def find_idx(name: str, root: Path) -> dict[tuple[str, str], Path] | None:
-    """Return the four files of a data set, raw or .gz, or None if one is missing."""
-    folder = idx_folder(name, root)
-    found = {}
-    for key, file in IDX_FILES.items():
-        candidates = [path for path in (folder / file, folder / f"{file}.gz") if path.is_file()]
-        if not candidates:
-            return None
-        found[key] = candidates[0]
-    return found
+def idx_file(data: Data, split: str, kind: str) -> Path | None:
+    """Return the file of a split's `images` or `labels`, raw or .gz, if it is there."""
+    folder, name = idx_folder(data), source(data).file(split, kind)
+    candidates = (folder / name, folder / f"{name}.gz")
+    return next((path for path in candidates if path.is_file()), None)
 
 
-def fetch(name: str, root: Path, announce: Callable[[str], None]) -> None:
-    """Make sure that a data set's files are under `root`, downloading them if they are not.
+def missing(data: Data) -> list[str]:
+    """Return the names of the files of a data set that are not under `data.root`."""
+    if data.name == "digits":
+        return []
+    return [source(data).file(*part) for part in IDX_FILES if idx_file(data, *part) is None]
+
+
+def fetch(data: Data, announce: Callable[[str], None]) -> None:
+    """Make sure that a data set's files are under `data.root`, downloading them if they are not.
 
     Raises UserError naming the folder, the files and the offline alternative.
     """
-    if name not in IDX_SOURCES or find_idx(name, root) is not None:
+    if not missing(data):
         return
-    folder = idx_folder(name, root).absolute()
     try:
-        _download(name, root, announce)
+        _download(data, announce)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"data set '{name}' not found: {folder} lacks one of {', '.join(IDX_FILES.values())} "
-            f"(raw or .gz), and they could not be downloaded ({reason}). Put the files there, name "
-            "another folder with --data.root, or train offline on the embedded digits: "
+            f"{_not_found(data)}, and they could not be downloaded ({reason}). Put the files "
+            "there, name another folder with --data.root, or train offline on the embedded digits: "
             "--data.name digits"
         ) from None
 
 
-def _idx(name: str, root: Path) -> tuple[Sequences, Sequences]:
-    files = find_idx(name, root)
-    if files is None:
-        raise UserError(f"data set '{name}' not found in {idx_folder(name, root).absolute()}")
-    classes = IDX_SOURCES[name][1]
+def _not_found(data: Data) -> str:
+    folder, names = idx_folder(data).absolute(), ", ".join(missing(data))
+    return f"data set '{data.name}' not found: {folder} lacks {names} (raw or .gz)"
 
-    def read(split: str) -> Sequences:
-        images, labels = (read_idx(files[split, kind]) for kind in ("images", "labels"))
-        where = f"{files[split, 'images']} and {files[split, 'labels']}"
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-            raise UserError(
-                f"{where}: expected N images [N, rows, columns] and N labels, found shapes "
-                f"{tuple(images.shape)} and {tuple(labels.shape)}; fetch the files again"
-            )
-        if int(labels.max()) >= len(classes):
-            row = int(labels.argmax())
-            raise UserError(
-                f"{files[split, 'labels']}: example {row}: label {int(labels[row])} is not one of "
-                f"the {len(classes)} classes of '{name}'; fetch the file again"
-            )
-        return Sequences(images, labels.to(torch.int64), classes, scale=255.0)
 
-    train, test = read("train"), read("test")
+def _idx(data: Data) -> tuple[Sequences, Sequences]:
+    train, test = _read_split(data, "train"), _read_split(data, "test")
     if train.values.shape[1:] != test.values.shape[1:]:
         raise UserError(
-            f"{idx_folder(name, root)}: training images are {tuple(train.values.shape[1:])}, test "
+            f"{idx_folder(data)}: training images are {tuple(train.values.shape[1:])}, test "
             f"images {tuple(test.values.shape[1:])}; fetch the files again"
         )
     return train, test
 
 
+def _read_split(data: Data, split: str) -> Sequences:
+    known = source(data)
+    paths = idx_file(data, split, "images"), idx_file(data, split, "labels")
+    if paths[0] is None or paths[1] is None:
+        raise UserError(_not_found(data))
+    images, labels = read_idx(paths[0]), read_idx(paths[1])
+    one_each = (len(images), QMNIST_COLUMNS) if data.name == "qmnist" else (len(images),)
+    if images.ndim != 3 or images.dtype != torch.uint8 or labels.shape != one_each:
+        raise UserError(
+            f"{paths[0]} and {paths[1]}: expected N images [N, rows, columns] of bytes and labels "
+            f"[{', '.join(['N', *map(str, one_each[1:])])}], found shapes {tuple(images.shape)} "
+            f"and {tuple(labels.shape)}; fetch the files again"
+        )
+    labels = labels.to(torch.int64).view(len(labels), -1)[:, 0] - known.first_label
+    wrong = ((labels < 0) | (labels >= len(known.classes))).nonzero()
+    if len(wrong):
+        row, last = int(wrong[0]), known.first_label + len(known.classes) - 1
+        raise UserError(
+            f"{paths[1]}: example {row}: label {int(labels[row]) + known.first_label} is not one "
+            f"of {known.first_label} to {last}, the {len(known.classes)} classes of "
+            f"'{data.name}'; fetch the file again"
+        )
+    values = images.mT.contiguous() if known.transposed else images
+    return Sequences(values, labels.contiguous(), known.classes, scale=255.0)
+
+
 def read_idx(path: Path) -> Tensor:
-    """Read an idx file of unsigned bytes (yann.lecun.com/exdb/mnist), raw or gzipped.
+    """Read an idx file (yann.lecun.com/exdb/mnist) of bytes or of 32-bit integers, raw or gzipped.
 
     Raises UserError naming the file if it is truncated, too long or of another kind.
     """
@@ -204,25 +265,34 @@ def read_idx(path: Path) -> Tensor:
             content = gzip.decompress(content)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: cannot read it: {error}; fetch the file again") from None
-    ndim = content[3] if len(content) >= 4 else 0
+    kind, ndim = content[2:4] if len(content) >= 4 else (0, 0)
     start = 4 + 4 * ndim
-    if content[:3] != b"\x00\x00\x08" or not 1 <= ndim <= 3 or len(content) < start:
-        raise UserError(f"{path}: not an idx file of bytes (it starts with {content[:4].hex()!r})")
-    shape = struct.unpack(f">{ndim}I", content[4:start])
-    expected = start + torch.Size(shape).numel()
+    if (
+        content[:2] != b"\0\0"
+        or kind not in IDX_TYPES
+        or not 1 <= ndim <= 3
+        or len(content) < start
+    ):
+        raise UserError(
+            f"{path}: not an idx file of bytes or integers (it starts with {content[:4].hex()!r})"
+        )
+    dtype, shape = np.dtype(IDX_TYPES[kind]), struct.unpack(f">{ndim}I", content[4:start])
+    expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected or expected == start:
         raise UserError(
             f"{path}: {len(content)} bytes where its header {shape} asks for {expected}; "
             "fetch the file again"
         )
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
+    values = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    return torch.from_numpy(values.astype(dtype.newbyteorder("=")))
 
 
-def _download(name: str, root: Path, announce: Callable[[str], None]) -> None:
+def _download(data: Data, announce: Callable[[str], None]) -> None:
     """Fetch a data set's files with torchvision, one process a host at a time.
 
     Raises OSError or RuntimeError if that fails; then nothing is left behind.
     """
+    root = Path(data.root)
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     lock = root / ".download.lock"
@@ -231,18 +301,20 @@ def _download(name: str, root: Path, announce: Callable[[str], None]) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX)
         timeout = socket.getdefaulttimeout()
         try:
-            if find_idx(name, root) is not None:
+            if not missing(data):
                 return  # another process was first
-            folder = idx_folder(name, root)
-            announce(f"downloading {name} to {folder} ...")
-            from torchvision import datasets
-
+            folder = idx_folder(data)
+            announce(f"downloading {data.name} to {folder} ...")
             staging = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
             socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
-            getattr(datasets, IDX_SOURCES[name][0])(str(staging), download=True)
+            _call_torchvision(data, staging)
+            staged = data.model_copy(update={"root": str(staging)})
+            if missing(staged):
+                raise OSError(f"the download holds no {', '.join(missing(staged))}")
             folder.mkdir(parents=True, exist_ok=True)
-            for idx_file in IDX_FILES.values():
-                os.replace(idx_folder(name, staging) / idx_file, folder / idx_file)
+            for path in idx_folder(staged).iterdir():  # EMNIST's one archive holds all its sets
+                if path.suffix not in (".gz", ".zip"):
+                    os.replace(path, folder / path.name)
         finally:
             socket.setdefaulttimeout(timeout)
             if staging is not None:
@@ -251,3 +323,16 @@ def _download(name: str, root: Path, announce: Callable[[str], None]) -> None:
             with suppress(OSError):
                 for parent in made:  # if they were made for nothing
                     parent.rmdir()
+
+
+def _call_torchvision(data: Data, folder: Path) -> None:
+    from torchvision import datasets
+
+    download = getattr(datasets, source(data).folder)
+    if data.name == "emnist":
+        download(str(folder), split=data.emnist_split, download=True)
+    elif data.name == "qmnist":
+        for train in (True, False):
+            download(str(folder), train=train, download=True)
+    else:
+        download(str(folder), download=True)
