@@ -1,0 +1,188 @@
+"""launch/slurm.sbatch as a job would run it, with a stand-in for `scontrol`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, launch, read_metrics
+from test_launch import wait_for, weights_of
+
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
+LONG = ("--config", "configs/debug.yaml", "--train.steps", "1000")
+# Answers the code it was told to at a SIGTERM, or at once if it is a failure of its own.
+STAND_IN = """\
+#!/bin/bash
+echo "$(basename "$0") $* cpu=${ACCELERATE_USE_CPU:-}" > started
+trap "exit $CODE" TERM
+[ "$WHEN" = at_once ] && exit "$CODE"
+while :; do sleep 0.01; done
+"""
+# Takes its time to save: leaves when it is told to, after any number of signals.
+BUSY = """\
+#!/bin/bash
+trap "" TERM
+touch started
+until [ -e leave ]; do sleep 0.01; done
+exit 143
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A directory to submit from: the repository's files, and a scontrol that writes down."""
+    for name in ("launch", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    stub(tmp_path, "scontrol", '#!/bin/bash\necho "$*" >> requeued\n')
+    return tmp_path
+
+
+def stub(job: Path, name: str, text: str) -> None:
+    program = job / "bin" / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(text)
+    program.chmod(0o755)
+
+
+def start(job: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
+    """Start the batch script as slurmd does: by bash, in the directory of the sbatch command."""
+    path = f"{job / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    ours = ("WANDB", "ACCELERATE", "OMP", "SLURM")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    slurm = {"SLURM_JOB_ID": "7"} | variables
+    with (job / "log").open("a") as log:
+        return subprocess.Popen(
+            ["bash", str(SCRIPT), *words],
+            cwd=job,
+            env=clean | {"PATH": path, "PYTHONPATH": str(ROOT)} | slurm,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+
+
+def requeued(job: Path) -> list[str]:
+    """Return what scontrol was told."""
+    told = job / "requeued"
+    return told.read_text().splitlines() if told.exists() else []
+
+
+def state_of(run_dir: Path) -> str:
+    return str(json.loads((run_dir / "status.json").read_text())["state"])
+
+
+def stop_and_go_on(job: Path, run_dir: Path, told: str, code: int, **variables: str) -> None:
+    """Send the warning before the time limit, then start the job again as Slurm would."""
+    process = start(job, *LONG, **variables)
+    wait_for(lambda: len(read_metrics(run_dir)) > 9)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == code
+    assert state_of(run_dir) == "preempted"
+    assert requeued(job) == [told]
+    assert start(job, *LONG, SLURM_RESTART_COUNT="1", **variables).wait(120) == 0
+    assert state_of(run_dir) == "finished"
+    assert requeued(job) == [told]
+    assert re.findall(r"^== job (\S+) .*: start (\d)", (job / "log").read_text(), re.M) == [
+        (told.split()[1], "1"),
+        (told.split()[1], "2"),
+    ]
+
+
+def test_at_its_time_limit_a_task_of_an_array_saves_and_is_requeued(job: Path) -> None:
+    task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    run_dir = job / "runs" / "debug-seed=3-train.steps=1000"
+    stop_and_go_on(job, run_dir, "requeue 7_3", 143, **task)
+    straight = launch("python", "launch/train.py", *LONG, "--seed=3", "--run-dir", job / "straight")
+    assert straight.returncode == 0, straight.stderr
+    assert weights_of(run_dir) == weights_of(job / "straight")
+    assert read_metrics(run_dir) == read_metrics(job / "straight")
+
+
+@pytest.mark.slow
+def test_two_processes_save_at_the_time_limit(job: Path) -> None:
+    run_dir = job / "runs" / "debug-train.steps=1000"
+    two = {"SLURM_GPUS_ON_NODE": "2", "ACCELERATE_USE_CPU": "true"}
+    stop_and_go_on(job, run_dir, "requeue 7", 1, **two)
+    assert json.loads((run_dir / "run.json").read_text())["world_size"] == 2
+    again = start(job, *LONG, **two)
+    assert again.wait(60) == 0
+    assert "is finished: nothing to do" in (job / "log").read_text()
+    straight = [*LONG, "--run-dir", str(job / "straight")]
+    assert start(job, *straight, **two).wait(120) == 0
+    assert weights_of(run_dir) == weights_of(job / "straight")
+
+
+def test_a_mistake_is_not_requeued(job: Path) -> None:
+    assert start(job, "--optim.lr", "-1").wait(60) == 2
+    assert "error: --optim.lr:" in (job / "log").read_text()
+    assert requeued(job) == []
+
+
+@pytest.mark.parametrize(
+    ("when", "code", "signals", "told"),
+    [
+        ("at_once", 0, [], []),
+        ("at_once", 1, [], []),  # a failure
+        ("later", 143, [signal.SIGUSR1], ["requeue 7"]),
+        ("later", 0, [signal.SIGUSR1], []),  # it had just finished
+    ],
+)
+def test_only_a_run_stopped_by_the_time_limit_is_requeued(
+    job: Path, when: str, code: int, signals: list[int], told: list[str]
+) -> None:
+    stub(job, "python", STAND_IN)
+    process = start(job, WHEN=when, CODE=str(code))
+    wait_for(lambda: (job / "started").read_text())
+    for signum in signals:
+        process.send_signal(signum)
+    assert process.wait(30) == code
+    assert requeued(job) == told
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGUSR1, signal.SIGTERM]])
+def test_a_cancelled_job_waits_for_its_run_and_stays_away(job: Path, signals: list[int]) -> None:
+    stub(job, "python", BUSY)
+    process = start(job)
+    wait_for((job / "started").exists)
+    for signum in signals:
+        process.send_signal(signum)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+    (job / "leave").touch()
+    assert process.wait(30) == 143
+    assert requeued(job) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "started"),
+    [
+        ({}, "python launch/train.py --seed 2 cpu=true"),
+        ({"SLURM_GPUS_ON_NODE": "1"}, "python launch/train.py --seed 2 cpu="),
+        (
+            {"SLURM_GPUS_ON_NODE": "4", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"},
+            "torchrun --standalone --nproc-per-node 4 launch/train.py --seed 0 --seed 2 cpu=",
+        ),
+    ],
+)
+def test_a_process_is_started_for_each_gpu(
+    job: Path, variables: dict[str, str], started: str
+) -> None:
+    for name in ("python", "torchrun"):
+        stub(job, name, STAND_IN)
+    assert start(job, "--seed", "2", WHEN="at_once", CODE="0", **variables).wait(30) == 0
+    assert (job / "started").read_text().strip() == started
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_the_script_is_clean() -> None:
+    done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
