@@ -388,6 +388,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
             "device",
             "fp16 exists on a GPU only; use fp32, or bf16 if the CPU has it",
         )
+    if config.data.emnist_split != Data().emnist_split and config.data.name != "emnist":
+        yield "data.emnist_split", "data.name", "leave it out, or set data.name to emnist"
 
 
 def _validate(tree: Mapping[str, Value], where: Mapping[str, str]) -> Config:
