@@ -36,7 +36,7 @@ NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"}
     "seqclf predict",
 }
 SMOKE = [
-    *("--train.steps", "2", "--data.name", "digits"),
+    *("--train.steps", "2", "--data.name", "digits", "--data.emnist_split", "balanced"),
     *("--tracking.wandb", "disabled", "--run-dir"),
 ]
 LAUNCHED = "accelerate launch --config_file configs/accelerate/cpu.yaml launch/train.py"
