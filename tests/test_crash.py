@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from disk import Mark, Recording, Tree, place, recording
+from disk import MEMORY, Mark, Recording, Tree, place, recording
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +19,6 @@ from seqclf.config import UserError
 
 RUN = Path("runs") / "mine"
 BEST = 10
-MEMORY = (
-    "/dev/shm" if os.path.isdir("/dev/shm") else None
-)  # removing a directory takes 1 ms on ext4
 
 
 def content(step: int) -> dict[str, bytes]:
@@ -71,8 +68,8 @@ def record_life(root: Path, forgets: str = "") -> Recording:
     return made
 
 
-def full_disk(after: int, fsync):  # type: ignore[no-untyped-def]
-    calls = []
+def full_disk(after: int, fsync: Callable[[int], None]) -> Callable[[int], None]:
+    calls: list[int] = []
 
     def failing(descriptor: int) -> None:
         calls.append(descriptor)
