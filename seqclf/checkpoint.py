@@ -15,7 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ from seqclf.config import UserError
 FORMAT = 1
 NAMES = ("model.safetensors", "optimizer.safetensors", "state.json")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MAX_JSON_BYTES = 2**20
+STEP_NAME = re.compile("step-[0-9]{8,}")
 
 
 class State(BaseModel):
@@ -90,13 +96,13 @@ def put(content: bytes, target: dict[str, Tensor], place: str) -> None:
     """
     try:
         found = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{place}: not a safetensors file: {error}") from None
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{place}: not a safetensors file: {_first(error)}") from None
     if found.keys() != target.keys():
         raise UserError(
             f"{place}: other tensors than this model has: "
             f"missing {sorted(target.keys() - found.keys())}, "
-            f"unknown {sorted(found.keys() - target.keys())}"
+            f"unknown {str(sorted(found.keys() - target.keys()))[:200]}"
         )
     for name, ours in target.items():
         theirs = found[name]
@@ -137,6 +143,14 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, each durable; leave what is there."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)
+
+
 def write_file(path: Path, content: bytes) -> FileEntry:
     """Write and sync a file; return its size and sha256."""
     with path.open("wb") as file:
@@ -149,17 +163,36 @@ def write_file(path: Path, content: bytes) -> FileEntry:
 def replace_file(path: Path, content: bytes) -> FileEntry:
     """Write a file so that at any instant the old or the new one stands there whole."""
     temporary = path.with_name(f".tmp-{path.name}")
-    entry = write_file(temporary, content)
-    os.replace(temporary, path)
+    try:
+        entry = write_file(temporary, content)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     sync_directory(path.parent)
     return entry
+
+
+def _size(path: Path) -> int:
+    """Return a file's size; raises OSError for a link, a pipe or a directory of that name."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
+    return status.st_size
+
+
+def _read_small(path: Path) -> bytes:
+    if (size := _size(path)) > MAX_JSON_BYTES:
+        raise ValueError(f"{size:,} bytes, of which at most {MAX_JSON_BYTES:,} are read")
+    return path.read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; raises UserError naming it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(_read_small(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: missing or damaged ({_first(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged (not a JSON object)")
@@ -181,8 +214,8 @@ def commit(
 ) -> Path:
     """Write a checkpoint so that it is whole or absent, whatever happens. Raises OSError."""
     final, staging = root / directory_name(step), root / f".tmp-{directory_name(step)}"
-    root.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(staging, ignore_errors=True)
+    make_directory(root)
+    _delete(staging)
     staging.mkdir()
     try:
         entries = {name: write_file(staging / name, content) for name, content in files.items()}
@@ -191,8 +224,7 @@ def commit(
         )
         write_file(staging / "manifest.json", manifest.model_dump_json(indent=1).encode())
         sync_directory(staging)
-        if final.exists():  # one that did not verify, or this would not be saved again
-            discard(final)
+        discard(final)  # if there is one, it did not verify, or this would not be saved again
         os.rename(staging, final)
         sync_directory(root)
     except OSError:
@@ -203,31 +235,42 @@ def commit(
 
 def discard(path: Path) -> None:
     """Delete a checkpoint, its manifest first, so that what a crash leaves is not chosen."""
-    (path / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(path)
+    if path.is_dir() and not path.is_symlink():
+        _delete(path / "manifest.json")
+    _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete what is there: a directory, or a file or link, and never what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     """Read and verify a checkpoint; raises UserError naming the file that is missing or damaged."""
+    if path.is_symlink():
+        raise UserError(f"{path}: a symbolic link; move the directory itself here")
     try:
-        manifest = Manifest.model_validate_json((path / "manifest.json").read_bytes())
-    except (OSError, ValidationError) as error:
+        manifest = Manifest.model_validate_json(_read_small(path / "manifest.json"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path / 'manifest.json'}: missing or damaged ({_first(error)})") from None
     if manifest.format != FORMAT:
         raise UserError(f"{path}: format {manifest.format}, this version reads {FORMAT}")
-    files = {}
+    if STEP_NAME.fullmatch(path.name) and path.name != directory_name(manifest.step):
+        raise UserError(f"{path}: a directory of another step's name: it holds {manifest.step}")
     if manifest.files.keys() != set(NAMES):
         names = ", ".join(sorted(manifest.files))[:200]
         raise UserError(f"{path / 'manifest.json'}: lists {names!r}, expected {', '.join(NAMES)}")
+    files = {}
     for name, entry in manifest.files.items():
         file = path / name
         try:
-            if file.is_symlink():
-                raise OSError("a symbolic link")
-            content = file.read_bytes()
+            content = file.read_bytes() if _size(file) == entry.size else None
         except OSError as error:
             raise UserError(f"{file}: cannot read it ({_first(error)})") from None
-        if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
+        if content is None or hashlib.sha256(content).hexdigest() != entry.sha256:
             raise UserError(f"{file}: damaged (its size or sha256 is not the manifest's)")
         files[name] = content
     return manifest, files
@@ -235,19 +278,40 @@ def read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
 
 def read_state(files: dict[str, bytes], path: Path) -> State:
     """Parse a checkpoint's state.json."""
+    content = files["state.json"]
     try:
-        return State.model_validate_json(files["state.json"])
-    except ValidationError as error:
+        if len(content) > MAX_JSON_BYTES:
+            raise ValueError(f"{len(content):,} bytes")
+        return State.model_validate_json(content)
+    except ValueError as error:
         raise UserError(f"{path / 'state.json'}: missing or damaged ({_first(error)})") from None
 
 
 def _first(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    """Say an error's reason in one line, without the path that its reader names."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join([*map(str, first["loc"]), first["msg"]])
+    return (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
 
 
 def directories(root: Path) -> list[Path]:
-    """Return the checkpoint directories, newest first, verified or not."""
-    return sorted((p for p in root.glob("step-*") if p.is_dir()), reverse=True)
+    """Return what is named like a checkpoint, newest first, whole or not.
+
+    Raises UserError where that cannot be known: a run must not begin anew for it.
+    """
+    try:
+        names = [name for name in os.listdir(root) if STEP_NAME.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{root}: cannot list the checkpoints: {error.strerror}") from None
+    return sorted((root / name for name in names), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint directory is named after."""
+    return int(path.name.removeprefix("step-"))
 
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
@@ -263,16 +327,24 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
     return None, rejected
 
 
-def prune(root: Path, *, keep_last: int) -> None:
-    """Delete what is older than the newest `keep_last` that verify, and what killed saves left."""
+def sweep(root: Path) -> None:
+    """Delete what killed saves left."""
     for leftover in root.glob(".tmp-*"):
-        shutil.rmtree(leftover)
+        _delete(leftover)
+
+
+def prune(root: Path, *, keep_last: int, keep: Collection[int] = ()) -> None:
+    """Delete what is older than the newest `keep_last` that verify, but for the steps in `keep`.
+
+    Called after a commit, which made the newest durable. Leftovers go, too.
+    """
+    sweep(root)
     kept = 0
     for path in directories(root):
-        if kept == keep_last:
-            discard(path)
-        else:
+        if kept < keep_last:
             kept += verifies(path)
+        elif step_of(path) not in keep:
+            discard(path)
 
 
 def verifies(path: Path) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from stat import S_IMODE
@@ -109,6 +110,100 @@ def test_a_manifest_reaches_no_other_file(tmp_path: Path, name: str) -> None:
     assert str(path) in reason
 
 
+def test_what_a_link_points_to_is_neither_read_nor_deleted(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", commit(tmp_path / "outside", 3)
+    commit(root, 1)
+    commit(root, 2)
+    for name in ("step-00000003", ".tmp-step-00000009"):
+        (root / name).symlink_to(outside)
+    (root / "step-00000002" / "state.json").unlink()
+    (root / "step-00000002" / "state.json").symlink_to(outside / "state.json")
+    found, reasons = checkpoint.newest(root)
+    assert found == root / "step-00000001"
+    assert reasons == [
+        f"{root}/step-00000003: a symbolic link; move the directory itself here",
+        f"{root}/step-00000002/state.json: cannot read it (not a regular file)",
+    ]
+    commit(root, 3)
+    commit(root, 9)
+    (root / "step-00000000").symlink_to(outside)
+    checkpoint.prune(root, keep_last=2)
+    assert names(root) == ["step-00000003", "step-00000009"]
+    assert checkpoint.verifies(outside)
+
+
+def test_a_file_of_another_size_is_not_read(tmp_path: Path) -> None:
+    path = commit(tmp_path, 1)
+    os.truncate(path / "model.safetensors", 2**40)
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged \(its size"):
+        checkpoint.read(path)
+    os.truncate(path / "manifest.json", 2**40)
+    with pytest.raises(
+        UserError, match=r"manifest\.json: .*\(1,099,511,627,776 bytes, of which at"
+    ):
+        checkpoint.read(path)
+
+
+def test_a_pipe_under_our_names_is_not_waited_for(tmp_path: Path) -> None:
+    path = commit(tmp_path, 1)
+    (path / "manifest.json").unlink()
+    os.mkfifo(path / "manifest.json")
+    with pytest.raises(UserError, match=r"manifest\.json: .*\(not a regular file\)"):
+        checkpoint.read(path)
+    commit(tmp_path, 1)
+    assert checkpoint.verifies(path)
+
+
+DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+LONG = b'{"a": "' + b"x" * 2**20 + b'"}'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(DEEP, "recursion"), (LONG, "1,048,585 bytes"), (b"[1]", ""), (b"\xff{}", ""), (b"", "")],
+)
+def test_json_that_is_deep_long_or_no_object_is_refused(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"run\.json: (missing or )?damaged \(.*{reason}"):
+        checkpoint.read_json(tmp_path / "run.json")
+    path = commit(tmp_path, 1, FILES | {"state.json": content})
+    with pytest.raises(UserError, match=rf"state\.json: missing or damaged \(.*{reason}"):
+        checkpoint.read_state(checkpoint.read(path)[1], path)
+    (path / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"manifest\.json: missing or damaged \(.*{reason}"):
+        checkpoint.read(path)
+
+
+def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path: Path) -> None:
+    commit(tmp_path, 1).rename(tmp_path / "step-00000007")
+    with pytest.raises(UserError, match=r"step-00000007: .* it holds 1$"):
+        checkpoint.read(tmp_path / "step-00000007")
+    (tmp_path / "step-00000007").rename(tmp_path / "best")
+    assert checkpoint.read(tmp_path / "best")[0].step == 1
+
+
+def test_steps_are_ordered_as_numbers_and_other_names_are_left_alone(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        commit(tmp_path, step)
+    for name in ("step-00000005.mine", "step-5", "steps"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000003").write_text("a file")
+    assert [p.name for p in checkpoint.directories(tmp_path)] == [
+        *("step-100000000", "step-99999999", "step-00000003")
+    ]
+    checkpoint.prune(tmp_path, keep_last=1)
+    assert names(tmp_path) == ["step-00000005.mine", "step-100000000", "step-5", "steps"]
+
+
+def test_a_place_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "absent") == (None, [])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot list the checkpoints: Not a directory"):
+        checkpoint.newest(tmp_path / "file")
+
+
 def test_a_failed_commit_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +245,39 @@ def test_prune_keeps_the_newest_that_verify(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     checkpoint.prune(tmp_path, keep_last=2)
     assert names(tmp_path) == ["notes.txt", *(f"step-0000000{step}" for step in (4, 5, 6))]
+
+
+def test_prune_keeps_the_steps_that_it_is_told_to_keep(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        commit(tmp_path, step)
+    checkpoint.prune(tmp_path, keep_last=2, keep=(2, 6, 77))
+    assert names(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"]
+
+
+def test_sweeping_deletes_leftovers_of_any_kind_and_nothing_else(tmp_path: Path) -> None:
+    checkpoint.sweep(tmp_path / "absent")
+    path = commit(tmp_path, 1)
+    commit(tmp_path, 2).rename(tmp_path / ".tmp-step-00000002")
+    (tmp_path / ".tmp-file").write_text("")
+    (tmp_path / ".tmp-dangling").symlink_to(tmp_path / "nowhere")
+    checkpoint.sweep(tmp_path)
+    assert names(tmp_path) == [path.name]
+    assert checkpoint.verifies(path)
+
+
+def test_a_replacement_that_fails_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.replace_file(tmp_path / "status.json", b"old")
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.replace_file(tmp_path / "status.json", b"new")
+    assert names(tmp_path) == ["status.json"]
+    assert (tmp_path / "status.json").read_bytes() == b"old"
 
 
 def test_what_a_killed_deletion_leaves_is_not_chosen(
@@ -227,7 +355,16 @@ def test_pickles_under_our_names_are_refused(tmp_path: Path, torchs: bool) -> No
         checkpoint.put(files["model.safetensors"], weights(), "place")
     with pytest.raises(UserError, match=r"state\.json: missing or damaged"):
         checkpoint.read_state(files, path)
+    (path / "manifest.json").write_bytes(content)
+    for read in (checkpoint.read, lambda path: checkpoint.read_json(path / "manifest.json")):
+        with pytest.raises(UserError, match=r"manifest\.json: missing or damaged"):
+            read(path)
     assert names(tmp_path) == ["root"]
+
+
+def header(**changes: object) -> bytes:
+    text = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} | changes})
+    return struct.pack("<Q", len(text)) + text.encode() + bytes(24)
 
 
 ONES = {name: torch.ones_like(tensor) for name, tensor in weights().items()}
@@ -242,6 +379,21 @@ ONES = {name: torch.ones_like(tensor) for name, tensor in weights().items()}
         (ONES | {"b": torch.ones(2)}, r"b is \(2,\) torch.float32, this model's is .* torch.int64"),
         *((junk, "not a safetensors file") for junk in (b"", b"\xff" * 8, b"{}", bytes(100))),
         (checkpoint.encode(ONES)[:-1], "not a safetensors file"),
+        *(
+            (junk, "not a safetensors file")
+            for junk in (
+                struct.pack("<Q", 2**63) + b"{}",  # headers longer than the file, or than 100 MB
+                struct.pack("<Q", 10**8 + 1) + b" " * 10**6,
+                struct.pack("<Q", len(DEEP)) + DEEP,
+                header(shape=[2**62, 4]),
+                header(shape=[2**63, 0], data_offsets=[0, 0]),
+                header(dtype="F4"),
+                header(dtype="F6_E2M3", shape=[32]),
+                header(data_offsets=[8, 32]),
+                header(data_offsets=[24, 0]),
+            )
+        ),
+        (header(), r"missing \['b', 'c'\], unknown \[\]"),
     ],
 )
 def test_other_tensors_are_refused_and_change_nothing(

@@ -1,0 +1,130 @@
+"""A run whose files were cut, flipped or deleted: it falls back and ends alike, or says what is
+wrong, and deletes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import read_metrics
+
+from seqclf import checkpoint
+from seqclf.config import UserError, load_config
+from seqclf.runtime import Runtime
+from seqclf.train import train
+
+FLAGS = {
+    "data.name": "digits",
+    "data.augment.shift": "1",
+    "model.dropout": "0.3",
+    "model.hidden_size": "8",
+    "train.steps": "10",
+    "train.batch_size": "50",
+    "train.threads": "1",
+    "checkpoint.every": "4",
+    "log.every": "3",
+    "tracking.wandb": "disabled",
+    "quiet": "true",
+}
+NEWEST, OLDER = "checkpoints/step-00000008", "checkpoints/step-00000004"
+
+
+def run(path: Path) -> int:
+    return train(load_config(None, FLAGS | {"run_dir": str(path)})[0])
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "straight"
+    assert run(path) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped(straight: Path) -> Path:
+    """A run that was stopped at step 8."""
+    path = straight.with_name("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runtime, "stopping", lambda _, step: step == 8)
+        assert run(path) == 143
+    return path
+
+
+@pytest.fixture
+def copy(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "copy"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 16  # of a tensor's values, and of what no JSON may do without
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def files(path: Path) -> dict[Path, bytes]:
+    return {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+def weights(path: Path) -> bytes:
+    return (path / "model" / "model.safetensors").read_bytes()
+
+
+damaging = pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+Damage = Callable[[Path], None]
+
+
+@damaging
+@pytest.mark.parametrize("name", [*checkpoint.NAMES, "manifest.json"])
+def test_it_goes_on_from_the_checkpoint_before(
+    copy: Path, straight: Path, name: str, damage: Damage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(copy / NEWEST / name)
+    assert run(copy) == 0
+    out = capsys.readouterr().out
+    [warning] = [line for line in out.splitlines() if "passed over" in line]
+    assert f"{NEWEST}/{name}" in warning
+    assert "resumed     step 4 " in out
+    assert weights(copy) == weights(straight)
+    assert read_metrics(copy) == read_metrics(straight)
+
+
+@damaging
+@pytest.mark.parametrize("name", [*checkpoint.NAMES, "manifest.json"])
+def test_no_good_checkpoint_is_an_error_that_names_them_and_nothing_is_deleted(
+    copy: Path, name: str, damage: Damage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (NEWEST, OLDER):
+        damage(copy / step / name)
+    (copy / "checkpoints" / ".tmp-step-00000009").mkdir()
+    before = files(copy)
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        run(copy)
+    out = capsys.readouterr().out
+    assert all(f"{step}/{name}" in out for step in (NEWEST, OLDER))
+    assert files(copy) == before
+
+
+@damaging
+@pytest.mark.parametrize("name", ["status.json", "run.json", "config.yaml", "sessions.jsonl"])
+def test_other_files_do_no_harm_or_are_named(
+    copy: Path, straight: Path, name: str, damage: Damage
+) -> None:
+    damage(copy / name)
+    before = files(copy)
+    refusal = ""
+    try:
+        run(copy)
+    except UserError as error:
+        refusal = str(error)
+    if refusal:
+        assert str(copy / name) in refusal
+        assert files(copy) == before
+    else:
+        assert weights(copy) == weights(straight)
+        assert read_metrics(copy) == read_metrics(straight)
