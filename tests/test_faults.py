@@ -37,6 +37,7 @@ class Faults:
     calls: int = 0
     opened: str = ""
     happened: bool = False
+    confirmed: int = 0  # the last step that the session was told is safe
 
     def watch(self, event: str, arguments: tuple[object, ...]) -> None:
         if event == "open":
@@ -93,6 +94,7 @@ def session(run: Path, faults: Faults, keep_last: int) -> None:
                     content = (weights, weights[::-1], state.model_dump_json().encode())
                     files = dict(zip(checkpoint.NAMES, content, strict=True))
                     checkpoint.commit(root, step, files, world_size=1, versions={})
+                    faults.confirmed = step
                     checkpoint.prune(root, keep_last=keep_last, keep={EVERY})
                     failures = 0
                 except OSError:
@@ -138,6 +140,7 @@ def survive(run: Path, seed: int, seen: Counter[str]) -> None:
             seen[type(error).__name__] += 1
         seen[kind] += faults.happened
         good = [path for path in checkpoint.directories(root) if checkpoint.verifies(path)]
+        assert max(map(checkpoint.step_of, good), default=0) >= faults.confirmed, f"seed {seed}"
         all_bad = number == 2 and chance.random() < 0.2
         for path in chance.sample(good, len(good) if all_bad else max(0, len(good) - 1)):
             if all_bad or chance.random() < 0.5:
