@@ -126,7 +126,7 @@ def build_parser(*, completing: bool = False) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"seqclf {version('seqclf')}")
     commands = parser.add_subparsers(
-        dest="command", required=True, title="commands", metavar="COMMAND"
+        dest="command", required=True, title="commands", metavar="COMMAND", prog="seqclf"
     )
 
     def command(

@@ -120,8 +120,11 @@ class Train(Settings):
     """Passes over the training set. null: 2, or as many as make 1,000 steps."""
     steps: PositiveInt | None = None
     """Number of steps; wins over epochs if set."""
+    shards: PositiveInt | None = None
+    """Cut each batch into this many parts, whose gradients are added in one order: any number of
+    processes that divides it gives the same bits. null: off."""
     threads: PositiveInt | None = None
-    """CPU threads per process. null: the cores this job may use, divided among its processes."""
+    """CPU threads per process. null: this job's cores, divided by its processes or its shards."""
     max_skipped: PositiveInt = 10
     """Stop after this many steps in a row with a loss or gradient that is not finite."""
 
@@ -388,6 +391,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
             "device",
             "fp16 exists on a GPU only; use fp32, or bf16 if the CPU has it",
         )
+    if config.data.emnist_split != Data().emnist_split and config.data.name != "emnist":
+        yield "data.emnist_split", "data.name", "leave it out, or set data.name to emnist"
 
 
 def _validate(tree: Mapping[str, Value], where: Mapping[str, str]) -> Config:

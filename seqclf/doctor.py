@@ -24,6 +24,7 @@ from seqclf.runtime import Runtime
 from seqclf.tracking import wandb_mode
 
 MIB = 2**20
+DECISION_COLUMN = 12  # where the text of a decision begins
 DISK_BYTES = 64 * MIB
 LITTLE_SPACE = 1024 * MIB  # free space at the run directory that is warned about
 LITTLE_MEMORY = 2048 * MIB
@@ -64,8 +65,7 @@ def _versions(_config: Config, _runtime: Runtime) -> Iterator[Finding]:
 def _decisions(_config: Config, runtime: Runtime) -> Iterator[Finding]:
     """Yield what a run of these settings would decide, and what it would grumble about."""
     for line in runtime.decisions:
-        subject, _, found = line.partition(" ")
-        found = found.strip()
+        subject, found = line[:DECISION_COLUMN].strip(), line[DECISION_COLUMN:]
         replaced = "NOT" in found
         if subject == "note":
             yield "launch", found.partition(";")[0], found.partition(";")[2].strip() or found

@@ -54,33 +54,40 @@ class Metrics:
 
 @torch.inference_mode()
 def evaluate(
-    runtime: Runtime, model: nn.Module, sequences: Sequences, *, batch_size: int
+    runtime: Runtime,
+    model: nn.Module,
+    sequences: Sequences,
+    *,
+    batch_size: int,
+    shards: int | None = None,
 ) -> Metrics:
     """Evaluate a model on every example of a split exactly once, on any number of processes.
 
-    Collective. Leaves the model in the mode it was in; raises RuntimeError if the count is not
-    that of the split.
+    With shards the same bits, too. Collective. Leaves the model in the mode it was in; raises
+    RuntimeError if the count is not that of the split.
     """
     training = model.training
     model.eval()
     num_classes = len(sequences.classes)
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=runtime.device)
-    losses = []
-    first, end = split_range(len(sequences), runtime.rank, runtime.world_size)
-    for start in range(first, end, batch_size):
-        stop = min(start + batch_size, end)
-        values = sequences.values[start:stop].to(runtime.device, non_blocking=True)
-        labels = sequences.labels[start:stop].to(runtime.device, non_blocking=True)
-        logits = model(values).float()
-        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        pairs = labels * num_classes + logits.argmax(1)
-        # not bincount: it reads the largest value back
-        confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
+    parts = shards or runtime.world_size
+    mine = parts // runtime.world_size
+    sums = []  # of the losses of this process's parts
+    for part in range(mine * runtime.rank, mine * (runtime.rank + 1)):
+        sums.append(torch.zeros((), device=runtime.device))
+        first, end = split_range(len(sequences), part, parts)
+        for start in range(first, end, batch_size):
+            stop = min(start + batch_size, end)
+            values = sequences.values[start:stop].to(runtime.device, non_blocking=True)
+            labels = sequences.labels[start:stop].to(runtime.device, non_blocking=True)
+            logits = model(values).float()
+            sums[-1] += F.cross_entropy(logits, labels, reduction="sum")
+            pairs = labels * num_classes + logits.argmax(1)
+            # not bincount: it reads the largest value back
+            confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
     model.train(training)
-    # float64 on the CPU: mps has none
-    total_loss = torch.stack(losses).cpu().double().sum() if losses else torch.zeros(()).double()
     confusion = runtime.sum(confusion).cpu()
-    total_loss = runtime.sum(total_loss).cpu()
+    total_loss = runtime.gather(torch.stack(sums)).cpu().double().sum()  # mps has no float64
     if int(confusion.sum()) != len(sequences):
         raise RuntimeError(f"evaluated {int(confusion.sum())} examples of {len(sequences)}")
     return Metrics(float(total_loss) / len(sequences), confusion.view(num_classes, num_classes))

@@ -101,14 +101,18 @@ def set_threads(config: Config, decisions: list[str]) -> int:
     """Set the CPU threads; launchers export OMP_NUM_THREADS=1 unasked, so it is not a request."""
     cores = (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()) or 1
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = config.train.threads or max(1, cores // local_processes)
+    # With shards the threads must not depend on the number of processes: they change bits.
+    parts = config.train.shards or local_processes
+    threads = config.train.threads or max(1, cores // parts)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    reason = (
-        "train.threads" if config.train.threads else f"{cores} cores, {local_processes} process"
-    )
-    plural = "es here" if local_processes > 1 and not config.train.threads else ""
-    decisions.append(f"threads     {threads} ({reason}{plural})")
+    if config.train.threads:
+        reason = "train.threads"
+    elif config.train.shards:
+        reason = f"{cores} cores, {parts} shards"
+    else:
+        reason = f"{cores} cores, {parts} process{'es here' * (parts > 1)}"
+    decisions.append(f"threads     {threads} ({reason})")
     return threads
 
 

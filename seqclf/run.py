@@ -212,7 +212,8 @@ class Run:
     def _say_other_machine(self) -> None:
         """Say where a resume is exact up to rounding only."""
         before = checkpoint.read_json(self.path / "run.json")
-        for name in ("world_size", "threads", "device"):
+        shards = self.config.train.shards  # with them the number of processes changes no bit
+        for name in ("threads", "device") if shards else ("world_size", "threads", "device"):
             if (old := before.get(name)) != (new := self.facts[name]):
                 self.console.say(
                     f"note        {name} was {old}, is {new}: the same examples in the same steps, "

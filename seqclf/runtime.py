@@ -73,9 +73,12 @@ class Runtime:
 
     # ---- what the loop uses
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device, under autocast and, with several processes, torch's DDP."""
-        prepared: nn.Module = self.accelerator.prepare_model(model)
+    def prepare(self, model: nn.Module, *, reduces: bool = True) -> nn.Module:
+        """Move a model to the device, under autocast and, with several processes, torch's DDP.
+
+        Without DDP, and each process with gradients of its own, if it is not to reduce them.
+        """
+        prepared: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=not reduces)
         return prepared
 
     def loader(self, sequences: Sequences, plan: BatchPlan, *, start: int) -> Iterator[Batch]:
@@ -119,6 +122,14 @@ class Runtime:
             return values
         total: Tensor = reduce(values.to(self.device), "sum")
         return total
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Put all processes' rows below each other, in the order of ranks. Collective."""
+        if self.world_size == 1:
+            return rows
+        everyones = rows.new_empty(self.world_size * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(everyones, rows)
+        return everyones
 
     def stopping(self, step: int) -> bool:
         """Say whether a signal asked to stop, the same answer on every rank at the same step.
@@ -269,6 +280,11 @@ def start(config: Config) -> Runtime:
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     runtime = Runtime(accelerator, precision, threads, decisions)
+    if config.train.shards and config.train.shards % runtime.world_size:
+        raise UserError(
+            f"train.shards: {config.train.shards} parts cannot be dealt evenly to "
+            f"{runtime.world_size} processes; use a multiple of that"
+        )
     if runtime.world_size > 1:
         group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)

@@ -18,7 +18,7 @@ from seqclf.config import PREEMPTED, Config, UserError, run_name, settings
 from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.augment import shift_images
-from seqclf.data.batches import BatchPlan, count_steps
+from seqclf.data.batches import BatchPlan, count_steps, split_range
 from seqclf.data.sequences import Batch
 from seqclf.data.sources import Splits
 from seqclf.evaluate import evaluate
@@ -42,7 +42,7 @@ class StepStats(NamedTuple):
     @property
     def loss(self) -> Tensor:
         """This process's part of the global batch's mean loss; computed where it is looked at."""
-        return torch.stack(self.losses).sum() / self.total
+        return sum(self.losses, self.norm.new_zeros(())) / self.total
 
 
 def train_step(
@@ -55,26 +55,78 @@ def train_step(
 ) -> StepStats:
     """Make at most one update from one global batch; read nothing back from the device."""
     values = shift_images(batch, config.data.augment.shift, config.seed)
-    size = config.train.micro_batch_size or len(values)
-    micro_batches = list(zip(values.split(size), batch.labels.split(size), strict=True))
-    losses = []
-    for index, (x, y) in enumerate(micro_batches):
-        reduces = index == len(micro_batches) - 1
-        with nullcontext() if reduces else runtime.no_sync(model):
-            if config.model.dropout:
-                runtime.seed_noise(config.seed, batch.step, runtime.rank, index)
-            loss = summed_loss(model(x), y, label_smoothing=config.loss.label_smoothing)
-            losses.append(value := loss.detach())
-            # One over the global batch, times the world size, because DDP averages over it. A loss
-            # that is not finite makes it NaN, and the reduction carries that to every rank.
-            weight = value * 0 + runtime.world_size / batch.total
-            runtime.backward(loss, weight)
+    if config.train.shards:
+        losses = add_shards(runtime, model, batch._replace(values=values), config)
+    else:
+        # times the world size, because DDP averages over it
+        scale = runtime.world_size / batch.total
+        losses = add_gradients(
+            runtime, model, values, batch.labels, (batch.step, runtime.rank), scale, config
+        )
     if runtime.accelerator.scaler is not None:
         runtime.accelerator.scaler.unscale_(optimizer)
     norm, bad = update(optimizer, lr, config.optim.clip)
     if runtime.accelerator.scaler is not None:
         runtime.accelerator.scaler.update()
     return StepStats(losses, batch.total, norm, bad)
+
+
+def add_gradients(
+    runtime: Runtime,
+    model: nn.Module,
+    values: Tensor,
+    labels: Tensor,
+    noise: tuple[int, int],
+    scale: float,
+    config: Config,
+) -> list[Tensor]:
+    """Add the gradient of `scale` times the summed loss to the parameters'; return the losses.
+
+    One loss per micro batch. `noise`, with the micro batch's number, seeds dropout.
+    """
+    size = config.train.micro_batch_size or len(values)
+    micro_batches = list(zip(values.split(size), labels.split(size), strict=True))
+    losses = []
+    for index, (x, y) in enumerate(micro_batches):
+        reduces = index == len(micro_batches) - 1
+        with nullcontext() if reduces or config.train.shards else runtime.no_sync(model):
+            if config.model.dropout:
+                runtime.seed_noise(config.seed, *noise, index)
+            loss = summed_loss(model(x), y, label_smoothing=config.loss.label_smoothing)
+            losses.append(value := loss.detach())
+            # A loss that is not finite makes the weight NaN, and the reduction carries that to
+            # every rank.
+            runtime.backward(loss, value * 0 + scale)
+    return losses
+
+
+def add_shards(runtime: Runtime, model: nn.Module, batch: Batch, config: Config) -> list[Tensor]:
+    """Take the gradient of each shard by itself and add all of them up in one order (C1b).
+
+    Returns the global batch's losses on the main process, and nothing on the others.
+    """
+    shards = config.train.shards or 1
+    mine = shards // runtime.world_size
+    parameters = list(model.parameters())
+    rows = []  # of each of this process's shards: its gradient, and its summed loss last
+    for shard in range(mine * runtime.rank, mine * (runtime.rank + 1)):
+        first, end = (place - batch.first for place in split_range(batch.total, shard, shards))
+        if first == end:  # fewer examples than shards
+            size = sum(p.numel() for p in parameters) + 1
+            rows.append(parameters[0].new_zeros(size))
+            continue
+        values, labels = batch.values[first:end], batch.labels[first:end]
+        noise = (batch.step, shard)
+        losses = add_gradients(runtime, model, values, labels, noise, 1 / batch.total, config)
+        gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+        rows.append(torch.cat([*gradients, torch.stack(losses).sum()[None]]))
+        for parameter in parameters:
+            parameter.grad = None
+    total = runtime.gather(torch.stack(rows)).sum(0)
+    parts = total.split([p.numel() for p in parameters] + [1])
+    for parameter, part in zip(parameters, parts[:-1], strict=True):
+        parameter.grad = part.view_as(parameter)
+    return [parts[-1][0]] if runtime.is_main else []
 
 
 def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifier, bool]:
@@ -88,7 +140,7 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
     model = architecture(config, splits).build(config.model.init).to(runtime.device)
     optimizer = make_optimizer(model, config.optim)
     state = run.restore(model, optimizer)
-    prepared = runtime.prepare(model)
+    prepared = runtime.prepare(model, reduces=not config.train.shards)
     unread: list[StepStats] = []  # of the steps since the device was last read
     batches = runtime.loader(splits.train, plan, start=state.step)
     run.console.open(state.step, plan.num_steps)
@@ -118,7 +170,13 @@ def judge(run: Run, model: nn.Module, splits: Splits, *, last: bool) -> dict[str
     """Evaluate what is watched and log it. Collective."""
     metrics: dict[str, float] = {}
     for split, sequences in splits.watched(last=last).items():
-        found = evaluate(run.runtime, model, sequences, batch_size=run.config.eval.batch_size)
+        found = evaluate(
+            run.runtime,
+            model,
+            sequences,
+            batch_size=run.config.eval.batch_size,
+            shards=run.config.train.shards,
+        )
         metrics |= found.named(split)
     run.log(run.state.step, metrics)
     return metrics

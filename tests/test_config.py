@@ -173,6 +173,10 @@ def test_an_unknown_key_hints_at_the_nearest(tmp_path: Path, text: str, end: str
             "x.yaml:2:1: precision: fp16 contradicts device: cpu (x.yaml:1:1): ",
         ),
         (
+            *("", {"data.emnist_split": "letters"}),
+            "--data.emnist_split: letters contradicts data.name: auto (the default): leave it out",
+        ),
+        (
             *("device: cpu\n", {"precision": "fp16"}),
             "--precision: fp16 contradicts device: cpu (x.yaml:1:1): ",
         ),

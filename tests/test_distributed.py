@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqclf import runtime as runtimes
-from seqclf.config import Config, load_config
+from seqclf.config import Config, UserError, load_config
 from seqclf.data.batches import BatchPlan
 from seqclf.data.sequences import Batch, Sequences
 from seqclf.evaluate import evaluate
@@ -56,27 +56,30 @@ def plan_of(length: int) -> BatchPlan:
     return BatchPlan(length, BATCH, seed=3, num_steps=-(-length // BATCH))
 
 
-def config_with(shift: int, micro: str) -> Config:
+def config_with(shift: int, micro: str, shards: str = "null") -> Config:
     return load_config(
         None,
         {
             "data.augment.shift": str(shift),
             "loss.label_smoothing": str(SMOOTHING),
             "train.micro_batch_size": micro,
+            "train.shards": shards,
             "optim.clip": "null",
             "train.threads": "1",
         },
     )[0]
 
 
-def epoch_gradients(shift: int, micro: str) -> list[tuple[float, list[list[float]], list[int]]]:
+def epoch_gradients(
+    shift: int, micro: str, shards: str = "null"
+) -> list[tuple[float, list[list[float]], list[int]]]:
     """Return each step's loss and gradients in float64, and this rank's labels."""
     torch.set_default_dtype(torch.float64)
-    config = config_with(shift, micro)
+    config = config_with(shift, micro, shards)
     runtime = runtimes.start(config)
     data = random_images(LENGTH)
     model = tiny_model()
-    prepared = runtime.prepare(model)
+    prepared = runtime.prepare(model, reduces=shards == "null")
     optimizer = Recorder(model.parameters(), lr=0.0)
     steps = []
     for batch in runtime.loader(data, plan_of(LENGTH), start=0):
@@ -119,6 +122,36 @@ def test_gradients_are_those_of_the_whole_batch(
             assert rank[step][0] == pytest.approx(loss, rel=1e-12)
             for ours, theirs in zip(rank[step][1], gradients, strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_shards_give_the_same_bits_and_the_whole_batchs_gradient(
+    world_size: int,
+    reference: list[tuple[float, list[list[float]], list[int]]],
+    sharded: list[tuple[float, list[list[float]], list[int]]],
+) -> None:
+    for rank in run_ranks(world_size, epoch_gradients, 0, "2", "6"):
+        for (loss, gradients, _), ours, one in zip(reference, rank, sharded, strict=True):
+            assert ours[:2] == one[:2]
+            assert ours[0] == pytest.approx(loss, rel=1e-12)
+            for mine, theirs in zip(ours[1], gradients, strict=True):
+                assert mine == pytest.approx(theirs, rel=1e-12, abs=1e-14)
+
+
+@pytest.fixture(scope="module")
+def sharded() -> list[tuple[float, list[list[float]], list[int]]]:
+    return list(run_ranks(1, epoch_gradients, 0, "2", "6")[0])
+
+
+def refusal(shards: str) -> str:
+    with pytest.raises(UserError) as caught:
+        runtimes.start(config_with(0, "null", shards))
+    return str(caught.value)
+
+
+def test_shards_that_cannot_be_dealt_evenly_are_refused() -> None:
+    for said in run_ranks(2, refusal, "3"):
+        assert said.startswith("train.shards: 3 parts cannot be dealt evenly to 2 processes")
 
 
 def test_gradients_agree_with_augmentation_and_an_empty_share() -> None:
@@ -198,12 +231,12 @@ def test_evaluation_counts_every_example_once(world_size: int, count: int) -> No
         assert confusion == confusion_matrix(truth, guess, labels=labels).tolist()
 
 
-def step_on_poison(kind: str) -> tuple[bool, list[float]]:
+def step_on_poison(kind: str, shards: str) -> tuple[bool, list[float]]:
     """Train two steps, the second with something not finite on the last rank only."""
-    config = load_config(None, {"train.threads": "1", "model.hidden_size": "8"})[0]
+    config = config_with(0, "null", shards)
     runtime = runtimes.start(config)
     model = tiny_model()
-    prepared = runtime.prepare(model)
+    prepared = runtime.prepare(model, reduces=shards == "null")
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     values = random_images(4).values.float()
     batch = Batch(values, torch.arange(4), 0, 4 * runtime.rank, 4 * runtime.world_size)
@@ -226,8 +259,11 @@ def step_on_poison(kind: str) -> tuple[bool, list[float]]:
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf"])
+@pytest.mark.parametrize("shards", ["null", "4"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_step_that_is_not_finite_is_skipped_on_every_rank(world_size: int, kind: str) -> None:
-    for untouched, bad in run_ranks(world_size, step_on_poison, kind):
+def test_a_step_that_is_not_finite_is_skipped_on_every_rank(
+    world_size: int, kind: str, shards: str
+) -> None:
+    for untouched, bad in run_ranks(world_size, step_on_poison, kind, shards):
         assert untouched
         assert bad == [1.0, 0.0]

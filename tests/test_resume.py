@@ -71,6 +71,18 @@ def test_another_world_size_goes_on_with_the_same_examples(tmp_path: Path) -> No
     assert moved == pytest.approx(straight, rel=1e-5)
 
 
+def test_with_shards_any_number_of_processes_ends_with_the_same_bits(tmp_path: Path) -> None:
+    flags = {"train.shards": "4", "train.micro_batch_size": "null"}  # at the chaotic rate
+    for world_size in (1, 4):
+        run_ranks(world_size, run_until, str(tmp_path / str(world_size)), None, flags)
+    for world_size, stop_at in ((2, 20), (1, 41), (4, None)):
+        run_ranks(world_size, run_until, str(tmp_path / "moved"), stop_at, flags)
+    assert len(hashes(tmp_path / "1")) == 4
+    for name in ("4", "moved"):
+        assert hashes(tmp_path / name) == hashes(tmp_path / "1")
+        assert read_metrics(tmp_path / name) == read_metrics(tmp_path / "1")
+
+
 def train_here(run_dir: Path, flags: dict[str, str]) -> int:
     small = {"train.steps": "10", "model.hidden_size": "8", "model.num_layers": "1"}
     return train(load_config(None, EVERYTHING_ON | {"run_dir": str(run_dir)} | small | flags)[0])

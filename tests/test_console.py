@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seqclf.console import Console
+
+COLUMNS = 80
+TRAINING = {
+    "train/loss": 0.00123456,
+    "train/lr": 0.00987,
+    "train/grad_norm": 1.5,
+    "train/examples_per_s": 123_456.7,
+}
+TEST = {"test/accuracy": 0.98765, "test/loss": 0.0432}
+
+
+def talk(console: Console) -> None:
+    """What a run says, in the order of a run."""
+    console.say("device      cpu (no GPU found)")
+    console.open(99_990, 100_000)
+    console.step()
+    console.show(99_991, TEST)
+    console.show(99_991, TRAINING)
+    console.close()
+    console.say("the result")
+
+
+def on_a_terminal(
+    action: Callable[[], None], monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8"
+) -> str:
+    """Return what an action writes to a terminal of 80 columns."""
+    main_end, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
+    with open(terminal, "w", encoding=encoding, errors="replace") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        action()
+        stdout.flush()
+        written = os.read(main_end, 65_536)
+    os.close(main_end)
+    return written.decode(encoding).replace("\r\n", "\n")
+
+
+def test_a_terminal_shows_a_bar_that_fits_and_lines_above_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = on_a_terminal(lambda: talk(Console(enabled=True)), monkeypatch)
+    drawn = re.split(r"[\r\n]", text)
+    assert max(map(len, drawn)) < COLUMNS  # a full line would wrap
+    bars = [line for line in drawn if "|" in line]
+    assert bars[0].startswith("100% |")
+    assert "99990/100000" in bars[0]
+    assert bars[-1].endswith("left, loss 0.00123  lr 0.01  test 98.8%  123,457/s")
+    assert drawn.count("step  99991/100000  test accuracy 98.77%  test loss 0.0432") == 1
+    assert "train" not in text  # training is shown beside the bar only
+    assert drawn[0] == "device      cpu (no GPU found)"
+    assert drawn[-2:] == ["the result", ""]
+    assert drawn[-3].strip() == ""  # the bar is gone
+    assert "\x1b[3" not in text  # no colour
+
+
+def test_a_terminal_that_knows_ascii_only_shows_a_bar_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = on_a_terminal(lambda: talk(Console(enabled=True)), monkeypatch, "ascii")
+    assert "100% |#" in text
+    assert "?/" not in text
+
+
+def test_elsewhere_every_log_point_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(Console(enabled=True))
+    assert capsys.readouterr() == (
+        "device      cpu (no GPU found)\n"
+        "step  99991/100000  test accuracy 98.77%  test loss 0.0432\n"
+        "step  99991/100000  loss 0.0012  lr 9.87e-03  123,457 examples/s\n"
+        "the result\n",
+        "",
+    )
+
+
+def test_quiet_keeps_the_decisions_and_the_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken = "device      cpu (no GPU found)\nthe result\n"
+    talk(Console(enabled=True, quiet=True))
+    assert capsys.readouterr() == (spoken, "")
+    assert on_a_terminal(lambda: talk(Console(enabled=True, quiet=True)), monkeypatch) == spoken
+
+
+def test_other_processes_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    talk(Console(enabled=False))
+    assert terminal.getvalue() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_under_the_log_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(enabled=True)
+    stdout = open("/dev/full", "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", stdout)
+    talk(console)
+    assert not console.enabled
+    with pytest.raises(OSError, match="No space left"):
+        stdout.close()
+
+
+def test_a_closed_pipe_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    console = Console(enabled=True)
+    stdout = os.fdopen(theirs, "w")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    talk(console)
+    assert not console.enabled
+    with pytest.raises(BrokenPipeError):
+        stdout.close()
+
+
+def test_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stdout has neither a file descriptor nor a terminal."""
+
+    class Notebook(io.TextIOBase):
+        text = ""
+
+        def write(self, text: str) -> int:
+            self.text += text
+            return len(text)
+
+    notebook = Notebook()
+    monkeypatch.setattr(sys, "stdout", notebook)
+    talk(Console(enabled=True))
+    assert notebook.text.count("\n") == 4
+    assert "\r" not in notebook.text

@@ -1,0 +1,206 @@
+"""The documents are true: their messages, commands and links are the program's."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
+from conftest import ROOT, launch
+from torch.distributed.run import get_args_parser
+
+from seqclf import cli
+from seqclf.config import fields
+
+PAGES = {
+    page.name: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+}
+PROGRAMS = (
+    "accelerate ",
+    "torchrun",
+    "python ",
+    "seqclf ",
+    "sbatch ",
+    "make ",
+    "ACCELERATE_USE_CPU=true t",
+)
+PLACEHOLDERS = {"configs/RECIPE.yaml": "configs/digits.yaml", "S": "1", "R": "0", "IP": "127.0.0.1"}
+NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"} | {
+    "torchrun --standalone",
+    "seqclf evaluate",
+    "seqclf predict",
+}
+SMOKE = [
+    *("--train.steps", "2", "--data.name", "digits", "--data.emnist_split", "balanced"),
+    *("--tracking.wandb", "disabled", "--run-dir"),
+]
+LAUNCHED = "accelerate launch --config_file configs/accelerate/cpu.yaml launch/train.py"
+NOT_LAUNCHED = {  # a part of the command: the reason. Their settings are run all the same.
+    "accelerate launch launch/train.py": "tests/test_launch.py does",
+    "torchrun --standalone --nproc-per-node 2": "tests/test_launch.py does",
+    "accelerate launch --cpu": "tests/test_launch.py does",
+    "python launch/train.py": "tests/test_launch.py does",
+    "sbatch ": "tests/test_slurm.py runs the script",
+    "cpu.yaml launch/train.py --config": "launched once, above",
+    "accelerate/gpu.yaml": "needs a GPU",
+    "accelerate/multi_gpu.yaml": "needs GPUs",
+    "torchrun --standalone --nproc-per-node 8": "needs GPUs",
+    "accelerate/multi_node.yaml": "needs two hosts",
+    "torchrun --nnodes 2": "needs two hosts",
+    "--mixed_precision bf16": "tests/test_runtime.py tries bf16, where the CPU has it",
+    "git clone": "needs a network",
+    "-m venv": "tests run in an environment that is made",
+    "pip install": "needs a network",
+    "accelerate config": "asks questions",
+    "make ": "installs, or runs these tests",
+}
+
+
+def commands() -> Iterator[str]:
+    """Yield the commands of all pages; names (`seqclf predict`) and forms (`... X`) are none."""
+    for text in PAGES.values():
+        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+        spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+        lines = [line for block in blocks for line in block.splitlines()]
+        for found in [*lines, *(span for span in spans if span.startswith(PROGRAMS))]:
+            command = re.sub(r"\s+# .*", "", found).strip()
+            if command not in NAMES and "..." not in command and "COMMAND" not in command:
+                yield command
+
+
+COMMANDS = sorted(set(commands()))
+
+
+def seqclf_words(command: str) -> tuple[str, ...]:
+    """Return what a command hands to seqclf, if it does."""
+    command = re.sub(r'eval "\$\((.*)\)"', r"\1", command)
+    _, script, flags = re.sub(r"launch/(train.py|slurm.sbatch)", "SCRIPT", command).partition(
+        "SCRIPT"
+    )
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(flags if script else command)]
+    if script:
+        return ("train", *words)
+    return tuple(words[1:]) if words[0] == "seqclf" else ()
+
+
+WORDS = sorted({words for words in map(seqclf_words, COMMANDS) if words})
+
+
+def test_the_commands_are_found() -> None:
+    assert len(COMMANDS) >= 40
+    found = {words[0] for words in WORDS}
+    assert found == {"train", "evaluate", "predict", "runs", "init", "doctor", "completion"}
+    assert {"make train", "make test", "make slow", "make bench"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_understood_by_its_program(command: str) -> None:
+    launcher, _, _ = command.partition("launch/train.py")
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(launcher)]
+    words = [word for word in words if not word.startswith("ACCELERATE_")]
+    if words[:2] == ["accelerate", "launch"]:
+        options = launch_command_parser().parse_args([*words[2:], "launch/train.py"])
+        if options.config_file:
+            assert yaml.safe_load((ROOT / options.config_file).read_text())
+    elif words[0] == "torchrun":
+        get_args_parser().parse_args([*words[1:], "launch/train.py"])
+    elif words[0] == "make":
+        assert re.search(f"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+    if "--help" not in command and (given := seqclf_words(command)):
+        known = cli._parse(given)
+        if known.command == "train":
+            cli._load(known)
+
+
+def test_every_command_is_run_or_has_its_reason() -> None:
+    assert LAUNCHED in COMMANDS
+    others = [c for c in COMMANDS if not c.startswith(("seqclf ", "eval ")) and c != LAUNCHED]
+    assert [c for c in others if not any(part in c for part in NOT_LAUNCHED)] == []
+    assert [part for part in NOT_LAUNCHED if not any(part in c for c in others)] == []
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository's scripts and recipes, with the run that the README speaks of."""
+    place = tmp_path_factory.mktemp("workplace")
+    for name in ("launch", "configs"):
+        (place / name).symlink_to(ROOT / name)
+    debug = ["train", "--config", str(ROOT / "configs" / "debug.yaml"), *SMOKE]
+    assert cli.main([*debug, str(place / "runs" / "mnist_fast-optim.lr=0.005-seed=1")]) == 0
+    return place
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_a_command_runs(
+    words: tuple[str, ...], workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    if "--help" in words:
+        with pytest.raises(SystemExit) as left:
+            cli.main(words)
+        assert left.value.code == 0
+        return
+    smoke = [*SMOKE, str(tmp_path / "run")] if words[0] == "train" else []
+    assert cli.main([*words, *smoke]) == 0
+
+
+def test_a_launcher_runs(tmp_path: Path) -> None:
+    done = launch(*LAUNCHED.split(), *SMOKE, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"result      {tmp_path}/model" in done.stdout
+
+
+def test_settings_and_links_exist() -> None:
+    known = {name for name, _, _ in fields()}
+    for name, text in PAGES.items():
+        flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z]+\.[a-z_.-]*[a-z])", text)}
+        assert flags <= known, name
+        for path in re.findall(r"\b(?:docs|configs|launch|tests|benchmarks)/[\w/]+\.\w+", text):
+            assert (ROOT / path).is_file() or path == "configs/RECIPE.yaml", (name, path)
+
+
+def literals(node: ast.AST) -> list[str]:
+    """Return the fixed parts of a message in order."""
+    parts = [
+        part
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    parts.sort(key=lambda part: (part.lineno, part.col_offset))
+    return [str(part.value).strip(" :;,.()'\n") for part in parts]
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Yield (place, telling part) of all that the program complains of."""
+    for path in sorted((ROOT / "seqclf").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            parts = [part for part in literals(node.args[0]) if part]
+            said = name in ("say", "append") and parts and parts[0].startswith(("note", "warning"))
+            if parts and (said or name in ("UserError", "RuntimeError", "OSError", "ValueError")):
+                # the first words that say something, else the longest
+                telling = next((p for p in parts if len(p) >= 10 and " " in p), max(parts, key=len))
+                telling = telling.removeprefix("note").strip(" :")
+                yield f"{path.stem}: {telling}", telling[:30].rstrip()
+
+
+MESSAGES = dict(messages())
+
+
+@pytest.mark.parametrize("place", MESSAGES)
+def test_a_message_is_in_troubleshooting(place: str) -> None:
+    assert MESSAGES[place] in (ROOT / "docs" / "troubleshooting.md").read_text()
+
+
+def test_the_messages_are_found() -> None:
+    assert len(MESSAGES) >= 50
+    assert "config: not valid YAML" in MESSAGES
+    assert any("GPUs here, 1 used" in place for place in MESSAGES)
+    assert any("checkpoint passed over" in place for place in MESSAGES)

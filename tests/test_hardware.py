@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqclf import hardware
+from seqclf.config import Config, UserError, load_config
+from seqclf.hardware import advice, choose_device, disagreement, least_memory, refuse_too_large
+from seqclf.model import Architecture
+from seqclf.optim import update
+
+CARD = Architecture(
+    input_size=28,
+    classes=tuple("0123456789"),
+    scale=255.0,
+    read="rows",
+    hidden_size=64,
+    num_layers=1,
+    bidirectional=False,
+    dropout=0.0,
+    pooling="last",
+)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "told_cpu", "chosen"),
+    [
+        ("auto", (), "", "cpu (no GPU found)"),
+        ("auto", ("cuda", "mps"), "", "cuda (there is a GPU)"),
+        ("auto", ("cuda",), "true", "cpu (the launcher says so)"),
+        ("cpu", ("cuda",), "", "cpu (device: cpu)"),
+        ("cuda", ("cuda",), "", "cuda (device: cuda)"),
+        ("auto", ("mps",), "", "mps (there is one, and it computes what the CPU does)"),
+    ],
+)
+def test_the_device_is_chosen_with_its_reason(
+    asked: str,
+    there: tuple[str, ...],
+    told_cpu: str,
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hardware, "_available", lambda device: device in there)
+    monkeypatch.setattr(hardware, "disagreement", lambda _: None)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", told_cpu)
+    decisions: list[str] = []
+    device = choose_device(load_config(None, {"device": asked})[0], decisions)
+    assert decisions == [f"device      {chosen}"]
+    assert device == chosen.partition(" ")[0]
+
+
+def test_mps_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_available", lambda device: device == "mps")
+    monkeypatch.setattr(hardware, "disagreement", lambda _: "its numbers are not the CPU's")
+    decisions: list[str] = []
+    assert choose_device(Config(), decisions) == "cpu"
+    assert decisions == ["device      cpu (mps is there, but its numbers are not the CPU's)"]
+
+
+def test_devices_are_compared_by_what_an_update_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert disagreement("cpu") is None
+    rates = iter([0.01, 0.01, 0.02, 0.01])  # the first two are the device's
+    monkeypatch.setattr(hardware, "update", lambda o, _, clip: update(o, next(rates), clip))
+    assert disagreement("cpu") is not None
+    monkeypatch.undo()
+    assert str(disagreement("meta")).startswith("it cannot train an LSTM: ")
+
+
+def test_memory_that_is_not_there_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    config = load_config(None, {"train.batch_size": "128"})[0]
+    values = torch.zeros(1, 28, 28)
+    needed = least_memory(config, CARD, values, 1)
+    weights = 4 * 64 * (28 + 64 + 2) + 10 * 65
+    assert needed == 4 * (4 * weights + 128 * 28 * (28 + 8 * 64))
+    assert least_memory(config, CARD, values, 2) < needed
+    monkeypatch.setattr(hardware, "free_memory", lambda _: needed)
+    refuse_too_large(needed, CPU)
+    with pytest.raises(UserError, match=r"needs at least .* lower train\.micro_batch_size"):
+        refuse_too_large(needed + 1, CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # they share it
+    with pytest.raises(UserError, match="GiB of memory"):
+        refuse_too_large(needed, CPU)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("x"), "out of memory (x): lower train.micro_batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "runs/x: No space left on device; make"),
+        (OSError(errno.ENOENT, "No such file"), None),
+        (RuntimeError("a cosmic ray"), None),
+    ],
+)
+def test_what_the_user_can_mend_gets_advice(error: BaseException, said: str | None) -> None:
+    found = advice(error, Path("runs/x"))
+    assert (found is None) if said is None else str(found).startswith(said)

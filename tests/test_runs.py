@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from conftest import run_ranks
+
+from seqclf import runs
+from seqclf.cli import main
+from seqclf.config import UserError
+
+
+def make(path: Path, state: str = "finished", *, age_s: float = 0, **words: object) -> Path:
+    """Write what a list reads of a run."""
+    path.mkdir(parents=True)
+    seed, metrics = words.get("seed", 0), words.get("metrics", {"test/accuracy": 0.5})
+    (path / "config.yaml").write_text(f"seed: {seed}\noptim:\n  lr: {words.get('lr', 0.01)}\n")
+    facts = {"num_steps": 200, "data_fingerprint": words.get("data", "a")}
+    (path / "run.json").write_text(json.dumps(facts))
+    (path / "status.json").write_text(json.dumps({"state": state, "step": 50, "metrics": metrics}))
+    (path / ".lock").touch()
+    then = time.time() - age_s
+    os.utime(path / "status.json", (then, then))
+    return path
+
+
+def hold_and_list(root: str) -> list[str]:
+    """On rank 0 hold the lock as a training process does, and let rank 1 list the runs."""
+    file = (Path(root) / "busy" / ".lock").open("a+")
+    flag = Path(root) / "held"
+    if os.environ["RANK"] == "0":
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        flag.touch()
+        while flag.exists():
+            time.sleep(0.01)
+        return []
+    while not flag.exists():
+        time.sleep(0.01)
+    states = [f"{run.path.name} {run.state}" for run in runs.find(Path(root))]
+    flag.unlink()
+    return states
+
+
+def test_a_list_is_one_line_per_run_the_latest_first(tmp_path: Path) -> None:
+    make(tmp_path / "old", age_s=3 * 86_400 + 100, metrics={})
+    make(tmp_path / "a" / "b", age_s=7_300, metrics={"val/accuracy": 0.12345, "test/loss": 2.0})
+    make(tmp_path / "stopped", "preempted", age_s=125, metrics={"test/accuracy": 1.0})
+    assert runs.table(tmp_path).splitlines() == [
+        "state               step  val acc  test acc     age  run",
+        f"preempted         50/200            100.00%   2 min  {tmp_path}/stopped",
+        f"finished          50/200   12.35%               2 h  {tmp_path}/a/b",
+        f"finished          50/200                        3 d  {tmp_path}/old",
+    ]
+
+
+def test_running_is_what_holds_its_lock(tmp_path: Path) -> None:
+    make(tmp_path / "busy", "running")
+    assert runs.find(tmp_path)[0].state == "crashed"
+    make(tmp_path / "killed", "running", age_s=60)
+    _, states = run_ranks(2, hold_and_list, str(tmp_path))
+    assert states == ["busy running", "killed crashed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("status.json", ""),
+        ("status.json", "[1]"),
+        ("status.json", '{"state": "finished", "step": "x", "metrics": {}}'),
+        ("status.json", '{"state": "finished", "step": 1, "metrics": {"a": null}}'),
+        ("run.json", "{}"),
+    ],
+)
+def test_what_is_damaged_is_listed_as_such(name: str, text: str, tmp_path: Path) -> None:
+    (make(tmp_path / "x") / name).write_text(text)
+    [run] = runs.find(tmp_path)
+    assert (run.state, run.step, run.metrics) == ("damaged", 0, {})
+
+
+def test_a_config_of_another_version_is_listed_but_in_no_group(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        (make(tmp_path / str(seed)) / "config.yaml").write_text(f"seed: {seed}\nnew: 1\n")
+    assert [run.state for run in runs.find(tmp_path)] == ["finished", "finished"]
+    assert "±" not in runs.table(tmp_path)
+
+
+def test_runs_that_differ_in_their_seed_only_show_mean_and_deviation(tmp_path: Path) -> None:
+    for seed, accuracy in ((0, 0.5), (1, 0.7), (2, 0.9)):
+        metrics = {"test/accuracy": accuracy, "test/loss": 1.0} | ({"a": 1.0} if seed else {})
+        make(tmp_path / f"x-seed={seed}", seed=seed, metrics=metrics)
+    make(tmp_path / "x-again", seed=2, age_s=9, metrics={"test/accuracy": 0.9, "test/loss": 1.0})
+    make(tmp_path / "x-seed=3", "preempted", seed=3, metrics={"test/accuracy": 0.0})
+    make(tmp_path / "other-rate", seed=4, lr=0.5)
+    make(tmp_path / "other-data", seed=5, data="b")
+    _, _, group = runs.table(tmp_path).partition("seed only: mean ± standard deviation\n")
+    assert group.splitlines() == [
+        f"{tmp_path}/x-again and 2 more, n = 3",
+        "  test/accuracy  0.7000 ± 0.2000",
+        "  test/loss      1.0000 ± 0.0000",
+    ]
+
+
+def test_the_same_seed_twice_is_no_group(tmp_path: Path) -> None:
+    make(tmp_path / "a"), make(tmp_path / "b")
+    assert "±" not in runs.table(tmp_path)
+
+
+def test_nothing_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
+    with pytest.raises(UserError, match=r"absent: no such directory; runs are under runs/"):
+        runs.find(tmp_path / "absent")
