@@ -37,8 +37,8 @@ EPILOG = """\
 seqclf COMMAND --help says more. Every launcher takes what `seqclf train` takes:
   accelerate launch launch/train.py --config configs/mnist.yaml --optim.lr 0.005
 
-exit codes: 0 done; 2 a mistake that the message says how to mend; 143 stopped by
-a signal after saving, the same command goes on; 1 a failure, with its traceback
+exit codes: 0 done; 2 a mistake that the message says how to mend; 143 stopped
+by a signal after saving, the same command goes on; 1 a failure, with traceback
 """
 TRAIN = """\
 Settings are read from their defaults, then --config, then the flags below. Off
@@ -181,7 +181,7 @@ def build_parser(*, completing: bool = False) -> argparse.ArgumentParser:
     doctor = command(
         *("doctor", _doctor, "check machine and set-up for a run of these settings"),
         "[--config PATH] [--SETTING VALUE ...]",
-        "Under a launcher: accelerate launch -m seqclf doctor, torchrun ... -m seqclf doctor.\n",
+        "Launched: accelerate launch -m seqclf doctor, torchrun ... -m seqclf doctor.\n",
     )
     _add_settings(doctor, completing)
     made = command("completion", _completion, "print a shell's completion script", "SHELL")
