@@ -389,7 +389,7 @@ def test_a_file_without_permission_is_not_to_be_fetched_again(
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(UserError) as caught:
-        sources.read_idx(tmp_path / "x")
+        read_idx(tmp_path / "x")
     assert str(caught.value) == (
         f"{tmp_path}/x: cannot read it: Permission denied; make the file readable for this user"
     )
