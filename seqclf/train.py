@@ -317,7 +317,7 @@ def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str
             "",
             predict.reading_text(model, test, 0),
             "",
-            f"weights     sha256 {sha256}",
+            f"sha256      {sha256}",
             f"result      {run.path}/model",
             f"try next    seqclf predict {run.path} --count 25",
             "            the same command with --seed 1, then: seqclf runs",
