@@ -6,6 +6,7 @@ Imports nothing heavy before a command has been read: help and mistakes are answ
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -36,13 +37,13 @@ EPILOG = """\
 seqclf COMMAND --help says more. Every launcher takes what `seqclf train` takes:
   accelerate launch launch/train.py --config configs/mnist.yaml --optim.lr 0.005
 
-exit codes: 0 done; 2 a mistake that the message says how to mend; 143 stopped by
-a signal after saving, the same command goes on; 1 a failure, with its traceback
+exit codes: 0 done; 2 a mistake that the message says how to mend; 143 stopped
+by a signal after saving, the same command goes on; 1 a failure, with traceback
 """
 TRAIN = """\
-Settings are read from their defaults, then --config, then the flags below. Off is
-null; a name may be written with dashes. The same command resumes; other settings
-get a directory of their own.
+Settings are read from their defaults, then --config, then the flags below. Off
+is null; a name may be written with dashes. The same command resumes; other
+settings get a directory of their own.
 """
 
 
@@ -63,9 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        known = _parse(list(sys.argv[1:] if arguments is None else arguments))
-        command: Callable[[argparse.Namespace], int] = known.run
-        return command(known)
+        try:
+            known = _parse(list(sys.argv[1:] if arguments is None else arguments))
+            command: Callable[[argparse.Namespace], int] = known.run
+            return command(known)
+        finally:
+            sys.stdout.flush()  # here, where its failure can be told
     except UserError as error:
         rank = int(os.environ.get("RANK", "0"))
         if rank:
@@ -77,9 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped before training began; nothing was changed", file=sys.stderr)
         return PREEMPTED
-    except BrokenPipeError:  # `seqclf runs | head`
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # The output's end is gone (`seqclf runs | head`) or its disk full; Python flushes it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if error.errno == errno.EPIPE:
+            return 1
+        print(f"error: cannot write the output: {error.strerror}; make room", file=sys.stderr)
+        return USAGE_ERROR
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -171,7 +181,7 @@ def build_parser(*, completing: bool = False) -> argparse.ArgumentParser:
     doctor = command(
         *("doctor", _doctor, "check machine and set-up for a run of these settings"),
         "[--config PATH] [--SETTING VALUE ...]",
-        "Under a launcher: accelerate launch -m seqclf doctor, torchrun ... -m seqclf doctor.\n",
+        "Launched: accelerate launch -m seqclf doctor, torchrun ... -m seqclf doctor.\n",
     )
     _add_settings(doctor, completing)
     made = command("completion", _completion, "print a shell's completion script", "SHELL")

@@ -127,7 +127,7 @@ class Run:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make a checkpoint, unless this step has one. Collective.
 
-        A save that fails (a full disk) is warned about; MAX_FAILED_SAVES in a row raise OSError.
+        A save that fails (a full disk) is warned about; MAX_FAILED_SAVES in a row raise UserError.
         """
         step = self.state.step
         if step == self.saved_step:
@@ -138,7 +138,10 @@ class Run:
         if error:
             self.console.say(f"warning: checkpoint of step {step} not saved: {error}")
         if self.failed_saves == MAX_FAILED_SAVES:
-            raise OSError(f"{MAX_FAILED_SAVES} checkpoints in a row could not be saved: {error}")
+            raise UserError(
+                f"{MAX_FAILED_SAVES} checkpoints in a row could not be saved: {error}; make "
+                f"room at {self.path}: the same command goes on"
+            )
 
     def _write_checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Value:
         assert self.metrics_file is not None

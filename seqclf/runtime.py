@@ -127,9 +127,9 @@ class Runtime:
         """Put all processes' rows below each other, in the order of ranks. Collective."""
         if self.world_size == 1:
             return rows
-        everyones = rows.new_empty(self.world_size * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(everyones, rows)
-        return everyones
+        everyones = [torch.empty_like(rows) for _ in range(self.world_size)]
+        dist.all_gather(everyones, rows)
+        return torch.cat(everyones)
 
     def stopping(self, step: int) -> bool:
         """Say whether a signal asked to stop, the same answer on every rank at the same step.

@@ -317,7 +317,7 @@ def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str
             "",
             predict.reading_text(model, test, 0),
             "",
-            f"weights     sha256 {sha256}",
+            f"sha256      {sha256}",
             f"result      {run.path}/model",
             f"try next    seqclf predict {run.path} --count 25",
             "            the same command with --seed 1, then: seqclf runs",
@@ -350,8 +350,9 @@ def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
         sizes.insert(1, f"{len(splits.validation):,} validation")
     _, steps, features = read_images(splits.train.values[:1], run.config.data.read).shape
     return [
-        f"data        {splits.name}: {', '.join(sizes)}; {steps} steps of {features} "
-        f"feature{'s' * (features > 1)} ({run.config.data.read})",
+        f"data        {splits.name}: {', '.join(sizes)}",
+        f"example     {steps} steps of {features} feature{'s' * (features > 1)} "
+        f"({run.config.data.read})",
         f"run         {run.path}",
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import errno
+import io
+import os
+import subprocess
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -144,3 +148,70 @@ def test_file_and_flags_reach_training(tmp_path: Path, trained: Calls) -> None:
     [(config, given_path, flagged)] = trained
     assert (config.seed, config.optim.lr) == (5, 0.001)
     assert (given_path, flagged) == (str(path), ["optim.lr"])
+
+
+def test_several_mistakes_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--optim.lr", "0", "--seed", "x", "--train.stpes", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: unknown argument --train.stpes; did you mean --train.steps?\n"
+    )
+    assert main(["doctor", "--optim.lr", "0", "--seed", "x"]) == 2
+    assert sorted(capsys.readouterr().err.removeprefix("error: ").splitlines()) == [
+        "--optim.lr: must be greater than 0 (found 0)",
+        "--seed: expected a whole number (found x)",
+    ]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_settings_and_their_words(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("doctor", "optim.lr", "fashion_mnist"):
+        assert word in script
+    if shell == "bash":
+        assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_help_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], ["train"], ["doctor"], ["runs"], ["init"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (errno.EPIPE, 1, ""),
+        (
+            errno.ENOSPC,
+            2,
+            "error: cannot write the output: No space left on device; make room\n",
+        ),
+    ],
+)
+def test_an_output_that_is_gone_or_full_is_no_traceback(
+    number: int,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(number, os.strerror(number))
+
+        def fileno(self) -> int:
+            return spare.fileno()
+
+    with (tmp_path / "spare").open("w") as spare:
+        monkeypatch.setattr("sys.stdout", Gone())
+        assert main(["train", "--print-config"]) == code
+        assert os.path.samestat(os.fstat(spare.fileno()), os.stat(os.devnull))
+    assert capsys.readouterr().err == said

@@ -40,6 +40,7 @@ def test_two_processes_train_evaluate_and_predict(tmp_path: Path) -> None:
     done = launch(*TORCHRUN, *DEBUG, "--run-dir", tmp_path, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     assert "world size  2 processes, DDP over gloo" in done.stdout
+    assert "FutureWarning" not in done.stderr  # of what torch deprecates
     assert done.stdout.count("test accuracy") == 2  # once each
     evaluated = launch("seqclf", "evaluate", tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr

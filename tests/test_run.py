@@ -169,6 +169,17 @@ def test_other_data_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) 
         run(finished)
 
 
+def test_decisions_and_result_fit_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a short path
+    assert run(Path("x")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in said if not line.startswith("step")) <= 80
+    sha256 = json.loads(Path("x/run.json").read_text())["weights_sha256"]
+    assert f"sha256      {sha256}" in said
+
+
 @pytest.mark.parametrize("failures", [2, 3])
 def test_saves_that_fail_are_warned_about_until_three_in_a_row(
     failures: int,
@@ -187,7 +198,7 @@ def test_saves_that_fail_are_warned_about_until_three_in_a_row(
 
     monkeypatch.setattr(checkpoint, "commit", full_disk)
     if failures == 3:
-        with pytest.raises(OSError, match="3 checkpoints in a row could not be saved"):
+        with pytest.raises(UserError, match=r"3 checkpoints in a row .*; make room at"):
             run(tmp_path)
     else:
         assert run(tmp_path) == 0

@@ -379,3 +379,17 @@ def test_mnist_is_the_known_one(mnist_root: str) -> None:
     ]
     assert splits.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert round(float(splits.train.values.double().mean()) / 255, 4) == 0.1307
+
+
+def test_a_file_without_permission_is_not_to_be_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError) as caught:
+        read_idx(tmp_path / "x")
+    assert str(caught.value) == (
+        f"{tmp_path}/x: cannot read it: Permission denied; make the file readable for this user"
+    )

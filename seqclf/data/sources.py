@@ -263,6 +263,10 @@ def read_idx(path: Path) -> Tensor:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
+    except PermissionError as error:
+        raise UserError(
+            f"{path}: cannot read it: {error.strerror}; make the file readable for this user"
+        ) from None
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: cannot read it: {error}; fetch the file again") from None
     kind, ndim = content[2:4] if len(content) >= 4 else (0, 0)
