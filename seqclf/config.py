@@ -246,7 +246,7 @@ class _Yaml(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Build the node that comes next."""
         problem = None
         if self.check_event(yaml.AliasEvent):
@@ -254,7 +254,7 @@ class _Yaml(yaml.SafeLoader):
         elif self.depth == DEEPEST_YAML:
             problem = f"nested deeper than {DEEPEST_YAML} levels"
         if problem:
-            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(None, None, problem, self.current_event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

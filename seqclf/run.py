@@ -236,6 +236,7 @@ class Run:
         session = {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(session | {key: self.facts[key] for key in keys}) + "\n")
+        checkpoint.sweep(self.checkpoints)  # what killed saves left may be what fills the disk
         self.state, self.begun = state, True
         self.write_status("running")
 
@@ -372,7 +373,7 @@ def open_run(
 
         def claim() -> Value:
             try:
-                path.mkdir(parents=True, exist_ok=True)
+                checkpoint.make_directory(path)
                 files.enter_context(_lock(path))
                 _check_unchanged(path, config, everything)
                 metrics_file = (path / "metrics.jsonl").open("a", encoding="utf-8")

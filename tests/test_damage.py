@@ -123,7 +123,7 @@ def test_other_files_do_no_harm_or_are_named(
     except UserError as error:
         refusal = str(error)
     if refusal:
-        assert str(copy / name) in refusal
+        assert str(copy) in refusal  # and what differs, if what is left of it can be read
         assert files(copy) == before
     else:
         assert weights(copy) == weights(straight)

@@ -23,14 +23,14 @@ STAND_IN = """\
 echo "$(basename "$0") $* cpu=${ACCELERATE_USE_CPU:-}" > started
 trap "exit $CODE" TERM
 [ "$WHEN" = at_once ] && exit "$CODE"
-while :; do sleep 0.01; done
+for _ in {1..6000}; do sleep 0.01; done
 """
 # Takes its time to save: leaves when it is told to, after any number of signals.
 BUSY = """\
 #!/bin/bash
 trap "" TERM
 touch started
-until [ -e leave ]; do sleep 0.01; done
+for _ in {1..6000}; do [ -e leave ] && break; sleep 0.01; done
 exit 143
 """
 
@@ -128,24 +128,27 @@ def test_a_mistake_is_not_requeued(job: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("when", "code", "signals", "told"),
+    ("when", "code", "restarts", "signals", "told"),
     [
-        ("at_once", 0, [], []),
-        ("at_once", 1, [], []),  # a failure
-        ("later", 143, [signal.SIGUSR1], ["requeue 7"]),
-        ("later", 0, [signal.SIGUSR1], []),  # it had just finished
+        ("at_once", 0, 0, [], []),
+        ("at_once", 1, 0, [], []),  # a failure
+        ("later", 143, 0, [signal.SIGUSR1], ["requeue 7"]),
+        ("later", 143, 48, [signal.SIGUSR1], ["requeue 7"]),
+        ("later", 143, 49, [signal.SIGUSR1], []),  # not for ever
+        ("later", 0, 0, [signal.SIGUSR1], []),  # it had just finished
     ],
 )
 def test_only_a_run_stopped_by_the_time_limit_is_requeued(
-    job: Path, when: str, code: int, signals: list[int], told: list[str]
+    job: Path, when: str, code: int, restarts: int, signals: list[int], told: list[str]
 ) -> None:
     stub(job, "python", STAND_IN)
-    process = start(job, WHEN=when, CODE=str(code))
+    process = start(job, WHEN=when, CODE=str(code), SLURM_RESTART_COUNT=str(restarts))
     wait_for(lambda: (job / "started").read_text())
     for signum in signals:
         process.send_signal(signum)
     assert process.wait(30) == code
     assert requeued(job) == told
+    assert ("not requeued after 50 starts" in (job / "log").read_text()) is (restarts == 49)
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGUSR1, signal.SIGTERM]])
