@@ -176,6 +176,10 @@ def build_parser(*, completing: bool = False) -> argparse.ArgumentParser:
             made.add_argument("--count", type=int, default=10, help="test examples to show [10]")
     made = command("runs", _runs, "list runs: state, step, metrics, age", "[DIR]")
     made.add_argument("dir", type=Path, nargs="?", default=Path("runs"), help="where [runs]")
+    made = command(
+        *("checkpoints", _checkpoints, "list a run's checkpoints and verify each", "RUN_DIR")
+    )
+    made.add_argument("run_dir", type=Path, help="directory of a run")
     made = command("init", _init, f"write {STARTER_FILE}, a commented config to edit", "[PATH]")
     made.add_argument("path", type=Path, nargs="?", default=Path(STARTER_FILE), help="the new file")
     doctor = command(
@@ -227,10 +231,15 @@ def _train(known: argparse.Namespace) -> int:
     return int(record(train)(config, known.config, flagged) or 0)
 
 
-def _load_run(known: argparse.Namespace) -> tuple[Config, Path]:
+def _run_dir(known: argparse.Namespace) -> Path:
     run_dir: Path = known.run_dir
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
+    return run_dir
+
+
+def _load_run(known: argparse.Namespace) -> tuple[Config, Path]:
+    run_dir = _run_dir(known)
     root = getattr(known, "data.root")
     flags = {"data.root": root} if root else {}
     return load_config(run_dir / "config.yaml", flags)[0], run_dir
@@ -263,6 +272,13 @@ def _runs(known: argparse.Namespace) -> int:
     from seqclf.runs import table
 
     print(table(known.dir))
+    return 0
+
+
+def _checkpoints(known: argparse.Namespace) -> int:
+    from seqclf.runs import checkpoints
+
+    print(checkpoints(_run_dir(known)))
     return 0
 
 

@@ -27,6 +27,8 @@ from pydantic import (
     ValidationError,
 )
 
+LONGEST_YAML = 2**16
+DEEPEST_YAML = 10
 PREEMPTED = 143  # exit code of what a signal stopped: 128 + SIGTERM
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -236,7 +238,27 @@ def settings(config: Config) -> dict[str, Value]:
 
 
 class _Yaml(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2: 1e-3 is a number, `no` is a word."""
+    """SafeLoader with the scalars of YAML 1.2: 1e-3 is a number, `no` is a word.
+
+    Refuses aliases (ten lines of them can stand for more values than memory holds) and nesting that
+    no setting has.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Build the node that comes next."""
+        problem = None
+        if self.check_event(yaml.AliasEvent):
+            problem = "an alias (*name); write out what it stands for"
+        elif self.depth == DEEPEST_YAML:
+            problem = f"nested deeper than {DEEPEST_YAML} levels"
+        if problem:
+            raise yaml.composer.ComposerError(None, None, problem, self.current_event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _Yaml.yaml_implicit_resolvers = {}
@@ -309,6 +331,10 @@ def _read_node(node: yaml.Node, path: str, where: dict[str, str], place: str) ->
 
 def read_yaml(text: str, where: dict[str, str], place: str) -> dict[str, Value]:
     """Parse one YAML mapping; `place` names the file in errors."""
+    if len(text) > LONGEST_YAML:
+        raise UserError(
+            f"{place}: {len(text):,} characters; settings take at most {LONGEST_YAML:,}"
+        )
     try:
         node = yaml.compose(io.StringIO(text), Loader=_Yaml)
         value = _read_node(node, "", where, place) if node is not None else {}
@@ -318,7 +344,7 @@ def read_yaml(text: str, where: dict[str, str], place: str) -> dict[str, Value]:
         raise UserError(f"{place}{position}: not valid YAML: {error.problem}") from None
     except UserError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{place}:1:1: not valid YAML: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{place}:1:1: expected settings (`train:` ...), found {value!r}")

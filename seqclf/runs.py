@@ -1,4 +1,4 @@
-"""A list of run directories, and the mean over runs that differ in their seed only."""
+"""Lists: run directories, with the mean over seeds; and the checkpoints of one run."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ def _look(path: Path) -> Listed:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            content = json.loads(file.read(2**20))  # ours are shorter
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -113,6 +114,33 @@ def _summary(group: list[Listed]) -> list[str]:
         mean, spread = statistics.mean(values), statistics.stdev(values)
         lines.append(f"  {name:<14} {mean:.4f} ± {spread:.4f}")
     return lines
+
+
+def checkpoints(run_dir: Path) -> str:
+    """Return a run's checkpoints as text, newest first, each verified, or with why it is not."""
+    from seqclf import checkpoint  # takes torch, which a list of runs does without
+
+    root = run_dir / "checkpoints"
+    lines = [f"{'step':>8}{'age':>8}{'size':>11}{'val acc':>9}{'test acc':>10}  verified"]
+    for path in checkpoint.directories(root):
+        try:
+            age_s = time.time() - path.lstat().st_mtime
+            size = sum(file.lstat().st_size for file in path.glob("*"))
+        except FileNotFoundError:  # the run goes on, and has just deleted it
+            continue
+        metrics: dict[str, float] = {}
+        try:
+            _, files = checkpoint.read(path)
+            metrics = checkpoint.read_state(files, path).metrics
+            verdict = "ok"
+        except UserError as error:
+            verdict = str(error)
+        accuracies = [_percent(metrics.get(f"{split}/accuracy")) for split in ("val", "test")]
+        lines.append(
+            f"{checkpoint.step_of(path):>8}{_age(age_s):>8}{f'{size / 1e6:,.2f} MB':>11}"
+            f"{accuracies[0]:>9}{accuracies[1]:>10}  {verdict}"
+        )
+    return "\n".join(lines) if len(lines) > 1 else f"no checkpoints in {root}"
 
 
 def _percent(value: float | None) -> str:

@@ -58,6 +58,12 @@ flag_sets = st.fixed_dictionaries(
 )
 
 
+# The last of these stands for 9 ** 11 values.
+BOMB = "a0: &a0 [x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+)
+
+
 def load_text(tmp_path: Path, text: str, flags: Mapping[str, str] | None = None) -> Config:
     path = tmp_path / "x.yaml"
     path.write_text(text)
@@ -126,7 +132,16 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Value) -> None:
         ("seed: 1\n---\nseed: 2\n", {}, "x.yaml:2:1: not valid YAML: ", "another document"),
         ("seed: !!python/none 1\n", {}, "x.yaml:1:7: not valid YAML: ", "unknown tag"),
         ("seed: !!int x\n", {}, "x.yaml:1:", ""),
-        ("a: &x [*x]\n", {}, "x.yaml:1:", ""),
+        ("a: &x [*x]\n", {}, "x.yaml:1:8: not valid YAML: an alias (*name); ", ""),
+        (
+            BOMB,
+            {},
+            "x.yaml:2:10: not valid YAML: an alias (*name); write out what it stands for",
+            "",
+        ),
+        ("seed: " + "[" * 60_000, {}, "x.yaml:1:16: not valid YAML: nested deeper than 10 ", ""),
+        ('{"a": ' * 9_000, {}, "x.yaml:1:56: not valid YAML: nested deeper than 10 levels", ""),
+        ("#" * 10**7, {}, "x.yaml: 10,000,000 characters; settings take at most 65,536", ""),
         ("", {"optim.lr": "fast"}, "--optim.lr: ", "(found fast)"),
         (
             "",

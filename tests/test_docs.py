@@ -94,7 +94,16 @@ WORDS = sorted({words for words in map(seqclf_words, COMMANDS) if words})
 def test_the_commands_are_found() -> None:
     assert len(COMMANDS) >= 40
     found = {words[0] for words in WORDS}
-    assert found == {"train", "evaluate", "predict", "runs", "init", "doctor", "completion"}
+    assert found == {
+        "train",
+        "evaluate",
+        "predict",
+        "runs",
+        "checkpoints",
+        "init",
+        "doctor",
+        "completion",
+    }
     assert {"make train", "make test", "make slow", "make bench"} <= set(COMMANDS)
 
 

@@ -136,30 +136,3 @@ def test_other_rounding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "run.json").write_text(json.dumps(before | {"world_size": 4}))
     train_here(tmp_path, constant | {"train.steps": "12"})
     assert "world_size was 4, is 1: the same examples" in capsys.readouterr().out
-
-
-def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    run_ranks(1, run_until, str(straight), None, {})
-    run_ranks(1, run_until, str(broken), 16, {})
-    damaged = broken / "checkpoints/step-00000016/optimizer.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[-1] ^= 1
-    damaged.write_bytes(content)
-    run_ranks(1, run_until, str(broken), None, {})
-    assert hashes(broken) == hashes(straight)
-    assert read_metrics(broken) == read_metrics(straight)  # step 15 was logged before, and again
-    assert json.loads((broken / "sessions.jsonl").read_text().splitlines()[-1])["step"] == 14
-
-
-def test_no_good_checkpoint_is_an_error_and_nothing_is_deleted(tmp_path: Path) -> None:
-    train_here(tmp_path, {})
-    for manifest in tmp_path.glob("checkpoints/*/manifest.json"):
-        manifest.write_text("{}")
-    (tmp_path / "status.json").unlink()
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
-        train_here(tmp_path, {})
-    assert [p for p in sorted(tmp_path.rglob("*")) if p.name != "status.json"] == before

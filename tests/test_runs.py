@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import run_ranks
 
-from seqclf import runs
+from seqclf import checkpoint, runs
 from seqclf.cli import main
 from seqclf.config import UserError
 
@@ -70,6 +70,8 @@ def test_running_is_what_holds_its_lock(tmp_path: Path) -> None:
     [
         ("status.json", ""),
         ("status.json", "[1]"),
+        ("status.json", "[" * 100_000),
+        ("status.json", '{"state": "' + "x" * 2**20 + '", "step": 1, "metrics": {}}'),
         ("status.json", '{"state": "finished", "step": "x", "metrics": {}}'),
         ("status.json", '{"state": "finished", "step": 1, "metrics": {"a": null}}'),
         ("run.json", "{}"),
@@ -107,6 +109,42 @@ def test_runs_that_differ_in_their_seed_only_show_mean_and_deviation(tmp_path: P
 def test_the_same_seed_twice_is_no_group(tmp_path: Path) -> None:
     make(tmp_path / "a"), make(tmp_path / "b")
     assert "±" not in runs.table(tmp_path)
+
+
+def test_checkpoints_are_listed_newest_first_with_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make(tmp_path / "x") / "checkpoints"
+    for step, metrics in (
+        (5, {}),
+        (20, {"val/accuracy": 0.98765, "test/accuracy": 0.5}),
+        (100, {}),
+    ):
+        state = checkpoint.State(step=step, metrics=metrics).model_dump_json().encode()
+        content = dict(zip(checkpoint.NAMES, (bytes(900_000), bytes(step), state), strict=True))
+        path = checkpoint.commit(root, step, content, world_size=1, versions={})
+        if step == 100:
+            (path / "state.json").unlink()
+        then = time.time() - step * 3_600
+        os.utime(path, (then, then))
+    (root / "step-00000005" / "model.safetensors").write_bytes(bytes(100_000) + b"1")
+    (root / ".tmp-step-00000101").mkdir()
+    assert main(["checkpoints", str(tmp_path / "x")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "    step     age       size  val acc  test acc  verified",
+        f"     100     4 d    0.90 MB                     {root}/step-00000100/state.json: "
+        "cannot read it (No such file or directory)",
+        "      20    20 h    0.90 MB   98.77%    50.00%  ok",
+        f"       5     5 h    0.10 MB                     {root}/step-00000005/model.safetensors: "
+        "damaged (its size or sha256 is not the manifest's)",
+    ]
+
+
+def test_a_run_without_checkpoints_has_an_empty_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["checkpoints", str(make(tmp_path / "x"))]) == 0
+    assert capsys.readouterr().out == f"no checkpoints in {tmp_path}/x/checkpoints\n"
 
 
 def test_nothing_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
