@@ -106,12 +106,13 @@ def set_threads(config: Config, decisions: list[str]) -> int:
     threads = config.train.threads or max(1, cores // parts)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    here = f"{cores} core{'s' * (cores > 1)}"
     if config.train.threads:
         reason = "train.threads"
     elif config.train.shards:
-        reason = f"{cores} cores, {parts} shards"
+        reason = f"{here}, {parts} shards"
     else:
-        reason = f"{cores} cores, {parts} process{'es here' * (parts > 1)}"
+        reason = f"{here}, {parts} process{'es here' * (parts > 1)}"
     decisions.append(f"threads     {threads} ({reason})")
     return threads
 
@@ -199,12 +200,14 @@ def least_memory(config: Config, card: Architecture, values_NTF: Tensor, world_s
     Weights, gradients and two moments, and what an LSTM keeps for its backward pass: eight numbers
     per unit and step. Measured runs took 1.2 to 2.2 times as much.
     """
-    with torch.device("meta"):
-        num_weights = sum(parameter.numel() for parameter in card.build().parameters())
     share = -(-config.train.batch_size // world_size)
     batch = min(config.train.micro_batch_size or share, share)
     _, steps, features = values_NTF.shape
-    units = card.hidden_size * card.num_layers * (1 + card.bidirectional)
+    width = card.hidden_size * (1 + card.bidirectional)
+    units = width * card.num_layers
+    inputs = features + width * (card.num_layers - 1)  # of all layers together
+    num_weights = 4 * width * (inputs + card.num_layers * (card.hidden_size + 2))
+    num_weights += (width + 1) * len(card.classes)
     return 4 * (4 * num_weights + batch * steps * (features + 8 * units))
 
 

@@ -300,6 +300,7 @@ def _train(
 
 def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str:
     """Return what a run ends with: result, predictions, the model reading, what to do next."""
+    config = run.config
     rows = [f"{'':<10} {'accuracy':>9} {'macro F1':>9} {'loss':>9} {'examples':>9}"]
     for split, sequences in splits.watched(last=True).items():
         of = {
@@ -320,7 +321,9 @@ def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str
             f"sha256      {sha256}",
             f"result      {run.path}/model",
             f"try next    seqclf predict {run.path} --count 25",
-            "            the same command with --seed 1, then: seqclf runs",
+            f"            the same command with --seed {config.seed + 1}"
+            + " and another --run-dir" * (config.run_dir is not None),
+            f"            seqclf runs {run.path.parent}",
         ]
     )
 

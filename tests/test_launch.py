@@ -28,11 +28,11 @@ def test_every_way_to_start_one_process_gives_the_same_bits(tmp_path: Path) -> N
         ("python", "-m", "seqclf", "train"),
         ("seqclf", "train"),
     ]
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     for number, way in enumerate(ways):
         done = launch(*way, *DEBUG, "--run-dir", tmp_path / str(number))
         assert done.returncode == 0, done.stderr
-        assert f"threads     {cores} ({cores} cores, 1 process)" in done.stdout
+        assert f"threads     {cores} ({cores} core{'s' * (cores > 1)}, 1 process)" in done.stdout
     assert len({weights_of(tmp_path / str(number)) for number in range(len(ways))}) == 1
 
 

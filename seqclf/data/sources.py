@@ -278,7 +278,8 @@ def read_idx(path: Path) -> Tensor:
         or len(content) < start
     ):
         raise UserError(
-            f"{path}: not an idx file of bytes or integers (it starts with {content[:4].hex()!r})"
+            f"{path}: not an idx file of bytes or integers (it starts with "
+            f"{content[:4].hex()!r}); fetch the file again"
         )
     dtype, shape = np.dtype(IDX_TYPES[kind]), struct.unpack(f">{ndim}I", content[4:start])
     expected = start + math.prod(shape) * dtype.itemsize
