@@ -96,7 +96,7 @@ def put(content: bytes, target: dict[str, Tensor], place: str) -> None:
     """
     try:
         found = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place}: not a safetensors file: {_first(error)}") from None
     if found.keys() != target.keys():
         raise UserError(

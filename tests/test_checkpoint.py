@@ -362,9 +362,9 @@ def test_pickles_under_our_names_are_refused(tmp_path: Path, torchs: bool) -> No
     assert names(tmp_path) == ["root"]
 
 
-def header(**changes: object) -> bytes:
-    text = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} | changes})
-    return struct.pack("<Q", len(text)) + text.encode() + bytes(24)
+def header(size: int = 24, **changes: object) -> bytes:
+    text = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, size]} | changes})
+    return struct.pack("<Q", len(text)) + text.encode() + bytes(size)
 
 
 ONES = {name: torch.ones_like(tensor) for name, tensor in weights().items()}
@@ -386,7 +386,7 @@ ONES = {name: torch.ones_like(tensor) for name, tensor in weights().items()}
                 struct.pack("<Q", 10**8 + 1) + b" " * 10**6,
                 struct.pack("<Q", len(DEEP)) + DEEP,
                 header(shape=[2**62, 4]),
-                header(shape=[2**63, 0], data_offsets=[0, 0]),
+                header(0, shape=[2**63, 0]),
                 header(dtype="F4"),
                 header(dtype="F6_E2M3", shape=[32]),
                 header(data_offsets=[8, 32]),
