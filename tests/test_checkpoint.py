@@ -433,3 +433,9 @@ def test_a_state_reads_back_and_strange_ones_are_refused(tmp_path: Path) -> None
     for content in (b'{"step": 1, "stpe": 2}', b'{"step": "x"}', b"", b"\x80\x04."):
         with pytest.raises(UserError, match=r"state\.json: missing or damaged"):
             checkpoint.read_state({"state.json": content}, tmp_path)
+
+
+def test_the_metrics_of_a_model_that_diverged_are_read_back() -> None:
+    state = State(step=7, metrics={"test/loss": float("nan"), "val/loss": float("inf")})
+    read = checkpoint.read_state({"state.json": state.model_dump_json().encode()}, Path("x"))
+    assert repr(read) == repr(state)
