@@ -41,7 +41,8 @@ STEP_NAME = re.compile("step-[0-9]{8,}")
 class State(BaseModel):
     """What a run carries besides weights and moments. Everything else is f(config, step)."""
 
-    model_config = ConfigDict(extra="forbid")
+    # as constants: a model that diverged has metrics that are NaN, and must resume all the same
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     step: int = 0
     """Steps done."""
@@ -96,7 +97,7 @@ def put(content: bytes, target: dict[str, Tensor], place: str) -> None:
     """
     try:
         found = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place}: not a safetensors file: {_first(error)}") from None
     if found.keys() != target.keys():
         raise UserError(

@@ -360,7 +360,7 @@ def _read_flag(name: str, text: str) -> Value:
         node = yaml.compose(io.StringIO(text), Loader=_Yaml)
         if isinstance(node, yaml.ScalarNode | yaml.SequenceNode):
             return _read_node(node, "", {}, "")
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # or a number of thousands of digits
         pass
     return text
 

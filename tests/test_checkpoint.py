@@ -362,9 +362,9 @@ def test_pickles_under_our_names_are_refused(tmp_path: Path, torchs: bool) -> No
     assert names(tmp_path) == ["root"]
 
 
-def header(**changes: object) -> bytes:
-    text = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} | changes})
-    return struct.pack("<Q", len(text)) + text.encode() + bytes(24)
+def header(size: int = 24, **changes: object) -> bytes:
+    text = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, size]} | changes})
+    return struct.pack("<Q", len(text)) + text.encode() + bytes(size)
 
 
 ONES = {name: torch.ones_like(tensor) for name, tensor in weights().items()}
@@ -386,7 +386,7 @@ ONES = {name: torch.ones_like(tensor) for name, tensor in weights().items()}
                 struct.pack("<Q", 10**8 + 1) + b" " * 10**6,
                 struct.pack("<Q", len(DEEP)) + DEEP,
                 header(shape=[2**62, 4]),
-                header(shape=[2**63, 0], data_offsets=[0, 0]),
+                header(0, shape=[2**63, 0]),
                 header(dtype="F4"),
                 header(dtype="F6_E2M3", shape=[32]),
                 header(data_offsets=[8, 32]),
@@ -433,3 +433,9 @@ def test_a_state_reads_back_and_strange_ones_are_refused(tmp_path: Path) -> None
     for content in (b'{"step": 1, "stpe": 2}', b'{"step": "x"}', b"", b"\x80\x04."):
         with pytest.raises(UserError, match=r"state\.json: missing or damaged"):
             checkpoint.read_state({"state.json": content}, tmp_path)
+
+
+def test_the_metrics_of_a_model_that_diverged_are_read_back() -> None:
+    state = State(step=7, metrics={"test/loss": float("nan"), "val/loss": float("inf")})
+    read = checkpoint.read_state({"state.json": state.model_dump_json().encode()}, Path("x"))
+    assert repr(read) == repr(state)

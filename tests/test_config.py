@@ -143,6 +143,7 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Value) -> None:
         ('{"a": ' * 9_000, {}, "x.yaml:1:56: not valid YAML: nested deeper than 10 levels", ""),
         ("#" * 10**7, {}, "x.yaml: 10,000,000 characters; settings take at most 65,536", ""),
         ("", {"optim.lr": "fast"}, "--optim.lr: ", "(found fast)"),
+        ("", {"seed": "1" * 5000}, "--seed: expected a whole number (found ", ""),
         (
             "",
             {"optim.betas": "0.9"},
