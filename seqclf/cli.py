@@ -6,6 +6,7 @@ Imports nothing heavy before a command has been read: help and mistakes are answ
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import os
 import re
@@ -32,6 +33,7 @@ from seqclf.reference import SECTIONS, STARTER, commented_yaml, kind
 
 USAGE_ERROR = 2
 STARTER_FILE = "seqclf.yaml"
+PLAIN = {"█": "#", "±": "+-"}
 
 EPILOG = """\
 seqclf COMMAND --help says more. Every launcher takes what `seqclf train` takes:
@@ -58,11 +60,19 @@ def _help(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26)
 
 
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding lacks, such as a bar where there is ASCII only, in plain letters."""
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    return "".join(PLAIN.get(letter, "?") for letter in missing), error.end
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, 143 when preempted."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a bar shows a mark
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="plain")
     try:
         try:
             known = _parse(list(sys.argv[1:] if arguments is None else arguments))

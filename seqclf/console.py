@@ -13,10 +13,10 @@ LINE = {  # on a log line ...
     "train/loss": "loss {:.4f}",
     "train/lr": "lr {:.2e}",
     "train/examples_per_s": "{:,.0f} examples/s",
-    "val/accuracy": "val accuracy {:.2%}",
-    "val/loss": "val loss {:.4f}",
-    "test/accuracy": "test accuracy {:.2%}",
-    "test/loss": "test loss {:.4f}",
+    "val/accuracy": "val acc {:.2%}",
+    "val/loss": "loss {:.4f}",
+    "test/accuracy": "test acc {:.2%}",
+    "test/loss": "loss {:.4f}",
     "train/skipped": "skipped {:.0f}",
 }
 BESIDE_BAR = {  # ... and what of it fits beside the bar in 80 columns

@@ -72,22 +72,24 @@ def evaluate(
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=runtime.device)
     parts = shards or runtime.world_size
     mine = parts // runtime.world_size
-    sums = []  # of the losses of this process's parts
+    sums = []  # of the losses of this process's parts, in float64 on the CPU: mps has none
     for part in range(mine * runtime.rank, mine * (runtime.rank + 1)):
-        sums.append(torch.zeros((), device=runtime.device))
+        losses = []
         first, end = split_range(len(sequences), part, parts)
         for start in range(first, end, batch_size):
             stop = min(start + batch_size, end)
             values = sequences.values[start:stop].to(runtime.device, non_blocking=True)
             labels = sequences.labels[start:stop].to(runtime.device, non_blocking=True)
             logits = model(values).float()
-            sums[-1] += F.cross_entropy(logits, labels, reduction="sum")
+            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
             pairs = labels * num_classes + logits.argmax(1)
             # not bincount: it reads the largest value back
             confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
+        total = torch.stack(losses).cpu().double().sum() if losses else torch.zeros(()).double()
+        sums.append(total)
     model.train(training)
     confusion = runtime.sum(confusion).cpu()
-    total_loss = runtime.gather(torch.stack(sums)).cpu().double().sum()  # mps has no float64
+    total_loss = runtime.gather(torch.stack(sums)).cpu().sum()
     if int(confusion.sum()) != len(sequences):
         raise RuntimeError(f"evaluated {int(confusion.sum())} examples of {len(sequences)}")
     return Metrics(float(total_loss) / len(sequences), confusion.view(num_classes, num_classes))

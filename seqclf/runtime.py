@@ -127,6 +127,7 @@ class Runtime:
         """Put all processes' rows below each other, in the order of ranks. Collective."""
         if self.world_size == 1:
             return rows
+        rows = rows.to(self.device)
         everyones = [torch.empty_like(rows) for _ in range(self.world_size)]
         dist.all_gather(everyones, rows)
         return torch.cat(everyones)

@@ -89,7 +89,7 @@ def add_gradients(
     losses = []
     for index, (x, y) in enumerate(micro_batches):
         reduces = index == len(micro_batches) - 1
-        with nullcontext() if reduces or config.train.shards else runtime.no_sync(model):
+        with nullcontext() if reduces else runtime.no_sync(model):
             if config.model.dropout:
                 runtime.seed_noise(config.seed, *noise, index)
             loss = summed_loss(model(x), y, label_smoothing=config.loss.label_smoothing)

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -217,3 +218,13 @@ def test_an_output_that_is_gone_or_full_is_no_traceback(
         assert main(["train", "--print-config"]) == code
         assert os.path.samestat(os.fstat(spare.fileno()), os.stat(os.devnull))
     assert capsys.readouterr().err == said
+
+
+def test_what_an_encoding_lacks_is_written_in_plain_letters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("seqclf.runs.table", lambda _: "██ 0.5 ± 0.1 ü")
+    assert main(["runs"]) == 0
+    assert written.getvalue() == b"## 0.5 +- 0.1 ?\n"

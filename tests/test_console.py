@@ -61,7 +61,7 @@ def test_a_terminal_shows_a_bar_that_fits_and_lines_above_it(
     assert bars[0].startswith("100% |")
     assert "99990/100000" in bars[0]
     assert bars[-1].endswith("left, loss 0.00123  lr 0.01  test 98.8%  123,457/s")
-    assert drawn.count("step  99991/100000  test accuracy 98.77%  test loss 0.0432") == 1
+    assert drawn.count("step  99991/100000  test acc 98.77%  loss 0.0432") == 1
     assert "train" not in text  # training is shown beside the bar only
     assert drawn[0] == "device      cpu (no GPU found)"
     assert drawn[-2:] == ["the result", ""]
@@ -81,7 +81,7 @@ def test_elsewhere_every_log_point_is_a_line(capsys: pytest.CaptureFixture[str])
     talk(Console(enabled=True))
     assert capsys.readouterr() == (
         "device      cpu (no GPU found)\n"
-        "step  99991/100000  test accuracy 98.77%  test loss 0.0432\n"
+        "step  99991/100000  test acc 98.77%  loss 0.0432\n"
         "step  99991/100000  loss 0.0012  lr 9.87e-03  123,457 examples/s\n"
         "the result\n",
         "",

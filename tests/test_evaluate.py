@@ -66,6 +66,12 @@ def test_metrics_are_scikit_learns(
     assert found.accuracy == expected["val/accuracy"]
 
 
+def test_a_loss_over_many_batches_is_summed_in_float64(cpu: Runtime) -> None:
+    sequences = data(1, 5, 5).select(torch.zeros(4_000, dtype=torch.int64))
+    one = evaluate(cpu, Echo(), data(1, 5, 5), batch_size=1).loss
+    assert evaluate(cpu, Echo(), sequences, batch_size=1).loss == pytest.approx(one, rel=1e-12)
+
+
 def test_the_confusion_matrix_has_a_row_for_each_true_class() -> None:
     metrics = Metrics(0.0, torch.tensor([[1, 2, 0], [0, 3, 0], [0, 0, 0]]))
     assert (metrics.count, metrics.accuracy) == (6, 4 / 6)

@@ -8,7 +8,14 @@ import torch
 
 from seqclf import hardware
 from seqclf.config import Config, UserError, load_config
-from seqclf.hardware import advice, choose_device, disagreement, least_memory, refuse_too_large
+from seqclf.hardware import (
+    advice,
+    choose_device,
+    disagreement,
+    least_memory,
+    refuse_too_large,
+    set_threads,
+)
 from seqclf.model import Architecture
 from seqclf.optim import update
 
@@ -51,6 +58,29 @@ def test_the_device_is_chosen_with_its_reason(
     device = choose_device(load_config(None, {"device": asked})[0], decisions)
     assert decisions == [f"device      {chosen}"]
     assert device == chosen.partition(" ")[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "local_processes", "threads"),
+    [
+        ({}, "1", "8 (8 cores, 1 process)"),
+        ({}, "2", "4 (8 cores, 2 processes here)"),
+        ({"train.shards": "4"}, "1", "2 (8 cores, 4 shards)"),
+        ({"train.shards": "4"}, "2", "2 (8 cores, 4 shards)"),  # another number, other bits
+        ({"train.shards": "16"}, "1", "1 (8 cores, 16 shards)"),
+        ({"train.threads": "3", "train.shards": "4"}, "1", "3 (train.threads)"),
+    ],
+)
+def test_threads_are_dealt_to_processes_or_shards(
+    flags: dict[str, str], local_processes: str, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_processes)
+    decisions: list[str] = []
+    set_threads(load_config(None, flags)[0], decisions)
+    assert decisions == [f"threads     {threads}"]
+    assert torch.get_num_threads() == int(threads.partition(" ")[0])
 
 
 def test_mps_that_computes_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_two_processes_train_evaluate_and_predict(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "world size  2 processes, DDP over gloo" in done.stdout
     assert "FutureWarning" not in done.stderr  # of what torch deprecates
-    assert done.stdout.count("test accuracy") == 2  # once each
+    assert done.stdout.count("test acc ") == 2  # once each
     evaluated = launch("seqclf", "evaluate", tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     measured = dict(line.split() for line in evaluated.stdout.splitlines())

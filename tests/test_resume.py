@@ -136,3 +136,16 @@ def test_other_rounding_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "run.json").write_text(json.dumps(before | {"world_size": 4}))
     train_here(tmp_path, constant | {"train.steps": "12"})
     assert "world_size was 4, is 1: the same examples" in capsys.readouterr().out
+
+
+def test_with_shards_a_number_of_processes_is_no_other_rounding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sharded = {"optim.schedule": "constant", "optim.warmup": "0", "train.shards": "4"}
+    train_here(tmp_path, sharded)
+    before = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(before | {"world_size": 4, "threads": 7}))
+    train_here(tmp_path, sharded | {"train.steps": "12"})
+    said = capsys.readouterr().out
+    assert "world_size was" not in said
+    assert "threads was 7, is 1: the same examples" in said
