@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import ctypes
 import errno
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +32,10 @@ from seqclf.config import (
     settings,
 )
 from seqclf.reference import SECTIONS, STARTER, commented_yaml, kind
+from seqclf.watch import Watch
 
 USAGE_ERROR = 2
+PR_SET_PDEATHSIG = 1
 STARTER_FILE = "seqclf.yaml"
 PLAIN = {"█": "#", "±": "+-"}
 
@@ -234,11 +238,25 @@ def _train(known: argparse.Namespace) -> int:
     if known.print_config:
         print(commented_yaml(config), end="")
         return 0
-    from torch.distributed.elastic.multiprocessing.errors import record
+    watch = Watch(owns_process=True)
+    with watch.listening():
+        _hear_of_the_launchers_death()
+        from torch.distributed.elastic.multiprocessing.errors import record
 
-    from seqclf.train import train
+        from seqclf.train import train
 
-    return int(record(train)(config, known.config, flagged) or 0)
+        return int(record(train)(config, known.config, flagged, watch) or 0)
+
+
+def _hear_of_the_launchers_death() -> None:
+    """Have the kernel send SIGTERM when the launcher is gone.
+
+    `accelerate launch` with one process dies of a signal without passing it on, and would leave
+    this process training. (Not for a plain shell, whose logout must not stop a nohup.)
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _run_dir(known: argparse.Namespace) -> Path:

@@ -141,6 +141,8 @@ class Eval(Settings):
 class Checkpoint(Settings):
     every: PositiveInt | None = None
     """Steps between checkpoints. null: once an epoch. The last step is always saved."""
+    minutes: PositiveFloat | None = None
+    """Save, too, when the last checkpoint is this old, by the main process's clock. null: off."""
     keep_last: PositiveInt = 2
     """Checkpoints kept on disk, the newest."""
 
@@ -159,7 +161,7 @@ class Tracking(Settings):
 
 class Distributed(Settings):
     timeout_s: PositiveInt = 600
-    """Seconds after which a collective operation that some process never joined is an error."""
+    """Seconds within which all processes have left when one hangs or is gone."""
 
 
 class Config(Settings):
@@ -194,6 +196,7 @@ class Config(Settings):
 # Settings that change neither the weights nor the numbers measured: not part of a run's name.
 NEUTRAL = {"run_dir", "resume", "quiet", "data.root", "data.on_device", "checkpoint.every"} | {
     "checkpoint.keep_last",
+    "checkpoint.minutes",
     "log.every",
     "tracking.wandb",
     "tracking.project",

@@ -19,6 +19,10 @@ from seqclf.predict import load_model
 from seqclf.runtime import Runtime
 
 
+class Interrupted(Exception):
+    """An evaluation was left before its end, because a signal asked to stop."""
+
+
 @dataclass(frozen=True)
 class Metrics:
     """What an evaluation found. `confusion[i, j]` counts examples of class i named j."""
@@ -63,13 +67,15 @@ def evaluate(
 ) -> Metrics:
     """Evaluate a model on every example of a split exactly once, on any number of processes.
 
-    With shards the same bits, too. Collective. Leaves the model in the mode it was in; raises
-    RuntimeError if the count is not that of the split.
+    With shards the same bits, too. Collective. Leaves the model in the mode it was in. Raises
+    Interrupted on every process if a signal asked one of them to stop meanwhile, and RuntimeError
+    if the count is not that of the split.
     """
     training = model.training
     model.eval()
     num_classes = len(sequences.classes)
-    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=runtime.device)
+    counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=runtime.device)
+    confusion, interrupted = counts[:-1], counts[-1:]
     parts = shards or runtime.world_size
     mine = parts // runtime.world_size
     sums = []  # of the losses of this process's parts, in float64 on the CPU: mps has none
@@ -77,6 +83,10 @@ def evaluate(
         losses = []
         first, end = split_range(len(sequences), part, parts)
         for start in range(first, end, batch_size):
+            runtime.watch.progress()
+            if runtime.watch.requested is not None:
+                interrupted.fill_(1)
+                break
             stop = min(start + batch_size, end)
             values = sequences.values[start:stop].to(runtime.device, non_blocking=True)
             labels = sequences.labels[start:stop].to(runtime.device, non_blocking=True)
@@ -88,8 +98,11 @@ def evaluate(
         total = torch.stack(losses).cpu().double().sum() if losses else torch.zeros(()).double()
         sums.append(total)
     model.train(training)
-    confusion = runtime.sum(confusion).cpu()
+    counts = runtime.sum(counts).cpu()
     total_loss = runtime.gather(torch.stack(sums)).cpu().sum()
+    confusion, interrupted = counts[:-1], counts[-1:]
+    if interrupted:
+        raise Interrupted
     if int(confusion.sum()) != len(sequences):
         raise RuntimeError(f"evaluated {int(confusion.sum())} examples of {len(sequences)}")
     return Metrics(float(total_loss) / len(sequences), confusion.view(num_classes, num_classes))

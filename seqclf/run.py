@@ -45,6 +45,7 @@ from seqclf.runtime import Runtime
 from seqclf.tracking import Tracking
 
 MAX_FAILED_SAVES = 3
+SILENCE = 0.9  # of distributed.timeout_s, so that everyone has left by then
 RATE_SETTINGS = {"train.epochs", "train.steps", "optim.lr", "optim.schedule", "optim.warmup"}
 HARMLESS = NEUTRAL | RATE_SETTINGS | {"eval.every", "eval.batch_size", "train.max_skipped"}
 
@@ -62,6 +63,7 @@ class Run:
     facts: dict[str, Value]  # for run.json
     state: State = field(default_factory=State)
     saved_step: int = -1
+    saved_at: float = field(default_factory=time.monotonic)
     failed_saves: int = 0
     begun: bool = False  # on the main process only, like
     metrics_file: IO[str] | None = None
@@ -100,6 +102,11 @@ class Run:
         """Say whether the config asks for a checkpoint before this step."""
         return step > 0 and step % (self.config.checkpoint.every or self.plan.steps_per_epoch) == 0
 
+    def minutes_passed(self) -> bool:
+        """Say whether the last checkpoint is as old as the config allows, by this clock."""
+        minutes = self.config.checkpoint.minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+
     # ---- writing
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -124,6 +131,15 @@ class Run:
             }
             _write_json(self.path / "status.json", status)
 
+    def silent(self, text: str) -> None:
+        """Write that all processes have been silent for too long, and where each of them is."""
+        told = self.runtime.gather_silence(
+            text, wait_s=min(2, self.config.distributed.timeout_s / 20)
+        )
+        if told is not None and (self.path / "status.json").exists():
+            self.begun = True  # also on the process that writes in place of the main one
+            self.write_status("failed", told)
+
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make a checkpoint, unless this step has one. Collective.
 
@@ -133,7 +149,7 @@ class Run:
         if step == self.saved_step:
             return
         error = self.runtime.from_main(lambda: self._write_checkpoint(model, optimizer))
-        self.saved_step = step
+        self.saved_step, self.saved_at = step, time.monotonic()
         self.failed_saves = self.failed_saves + 1 if error else 0
         if error:
             self.console.say(f"warning: checkpoint of step {step} not saved: {error}")
@@ -387,13 +403,21 @@ def open_run(
             run.metrics_file = files.enter_context(metrics_file)
             return None
 
+        files.enter_context(runtime.watch.deferring())
         runtime.from_main(claim)
+        if runtime.world_size > 1:
+            limit_s = SILENCE * config.distributed.timeout_s
+            files.enter_context(runtime.watch.limiting(limit_s, run.silent))
         try:
             yield run
         except BaseException as error:
             mendable = error if isinstance(error, UserError) else advice(error, path)
+            text = str(mendable or traceback.format_exc())
+            first = runtime.first_failure(text)
             with suppress(OSError):  # the disk may be the reason
-                run.write_status("failed", str(mendable or traceback.format_exc()))
+                run.write_status("failed", first)
+            if first != text:
+                console.say(f"the first failure: {first}")
             if mendable is not None and mendable is not error:
                 raise mendable from None
             raise

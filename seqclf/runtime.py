@@ -1,4 +1,4 @@
-"""The processes of a run: their group and what they agree on, loader, noise, signals.
+"""The processes of a run: their group and what they agree on, loader, noise, failures.
 
 The only module that builds an Accelerator. Everything decided is kept as a line with its reason.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
-import types
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -33,9 +31,55 @@ from seqclf.hardware import (
     requested_precision,
     set_threads,
 )
+from seqclf.watch import Watch
 
-AGREE_EVERY = 8  # steps between two agreements of several processes about stopping
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+AGREE_EVERY_S = 0.5  # seconds between two agreements of several processes ...
+MOST_STEPS_APART = 64  # ... and how many steps that may be
+FAILURE = "seqclf/failure"  # in the process group's store: what the first to fail told ...
+SILENT = "seqclf/silent"  # ... and where each process stands that has heard nothing for too long
+
+
+class Agreement:
+    """What several processes agree on while they go on: asked at one step, read at a later one.
+
+    The question travels on a gloo group of its own, so nobody ever waits for it, nor for a GPU.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        group = dist.new_group(backend="gloo", timeout=timeout)
+        assert isinstance(group, dist.ProcessGroup)
+        self._group = group
+        self._words = torch.zeros(3, dtype=torch.int32)  # stop, save, steps until the next question
+        self._work: dist.Work | None = None
+        self._due = -1  # at this step the answer is read, and the next question asked
+        self._asked = (0, 0.0)
+
+    def at(self, step: int, *, stop: bool, save: bool, leads: bool) -> tuple[bool, bool]:
+        """Return whether anyone wanted to stop or to save when last asked, on every rank alike.
+
+        The process that leads says how many steps lie between two questions.
+        """
+        if self._work is not None and step < self._due:
+            return False, False
+        agreed = (False, False)
+        if self._work is not None:
+            self._work.wait()
+            agreed = (bool(self._words[0]), bool(self._words[1]))
+        now = time.perf_counter()
+        apart = max(1, int(self._words[2]))
+        self._due = step + apart
+        asked_step, asked_at = self._asked
+        step_s = (now - asked_at) / max(1, step - asked_step)
+        wanted = min(MOST_STEPS_APART, max(1, int(AGREE_EVERY_S / max(step_s, 1e-6))))
+        self._asked = (step, now)
+        self._words.copy_(torch.tensor([stop, save, wanted if leads else 0], dtype=torch.int32))
+        self._work = dist.all_reduce(self._words, dist.ReduceOp.MAX, self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        """Wait for the question that is still under way."""
+        if self._work is not None:
+            self._work.wait()
 
 
 @dataclass
@@ -46,10 +90,8 @@ class Runtime:
     precision: EffectivePrecision
     threads: int
     decisions: list[str]
-    stop_signal: int | None = None
-    _agreement: tuple[dist.ProcessGroup, Tensor] | None = None
-    _pending: dist.Work | None = None
-    _stop: bool = field(default=False)
+    watch: Watch = field(default_factory=Watch)
+    _agreement: Agreement | None = None
 
     @property
     def device(self) -> torch.device:
@@ -132,22 +174,15 @@ class Runtime:
         dist.all_gather(everyones, rows)
         return torch.cat(everyones)
 
-    def stopping(self, step: int) -> bool:
-        """Say whether a signal asked to stop, the same answer on every rank at the same step.
+    def agree(self, step: int, *, save: bool) -> tuple[bool, bool]:
+        """Say whether to stop, and whether the main process's clock asks for a checkpoint.
 
-        With several processes the question travels on a gloo group of its own while AGREE_EVERY
-        steps pass, so nobody ever waits for it.
+        The same answer on every rank at the same step.
         """
+        stop = self.watch.requested is not None
         if self._agreement is None:
-            return self.stop_signal is not None
-        group, flag = self._agreement
-        if step % AGREE_EVERY == 0:
-            if self._pending is not None:
-                self._pending.wait()
-                self._stop = bool(flag.item())
-            flag.fill_(int(self.stop_signal is not None))
-            self._pending = dist.all_reduce(flag, dist.ReduceOp.MAX, group, async_op=True)
-        return self._stop
+            return stop, save
+        return self._agreement.at(step, stop=stop, save=save, leads=self.is_main)
 
     # ---- agreeing
 
@@ -210,29 +245,52 @@ class Runtime:
         """Say whether a flag is true on every process. Collective."""
         return int(self.sum(torch.tensor(int(not flag)))) == 0
 
-    @contextmanager
-    def catching_signals(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a request to stop at the next step."""
+    # ---- failing
 
-        def handle(signum: int, _frame: types.FrameType | None) -> None:
-            self.stop_signal = signum
+    def first_failure(self, text: str) -> str:
+        """Tell the other processes why this one fails; return what the first to fail told."""
+        if self.world_size == 1:
+            return text
+        with suppress(RuntimeError):  # the process that keeps the store may be gone
+            return _store().compare_set(FAILURE, "", f"rank {self.rank}: {text}").decode()
+        return text
 
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers signals to the main thread only
-            return
-        before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def gather_silence(self, text: str, wait_s: float) -> str | None:
+        """Put together where each process stands when all are silent; called by all at one time.
+
+        Returns it on the main process; on rank 1 if the main process does not answer; else None.
+        """
+        store = _store()
+        store.set(f"{SILENT}/{self.rank}", text)
+        if self.rank > 1 or self.rank == 1 and _get(store, f"{SILENT}/told", 2 * wait_s):
+            return None
+        ranks: dict[str, list[int]] = {}  # of each text
+        end = time.monotonic() + wait_s
+        for rank in range(self.world_size):
+            said = _get(store, f"{SILENT}/{rank}", max(0.01, end - time.monotonic()))
+            ranks.setdefault(said or "no answer; its stderr may say more\n", []).append(rank)
+        store.set(f"{SILENT}/told", "yes")
+        stacks = [f"rank {', '.join(map(str, who))}: {what}" for what, who in ranks.items()]
+        return _get(store, FAILURE, 0.01) or "\n".join(stacks)
 
     def close(self) -> None:
         """Leave the process group. Not after a failure: the others may never answer."""
-        if self._pending is not None:
-            self._pending.wait()
+        if self._agreement is not None:
+            self._agreement.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _get(store: dist.Store, key: str, wait_s: float) -> str | None:
+    try:
+        store.wait([key], timedelta(seconds=wait_s))
+        return store.get(key).decode()
+    except RuntimeError:  # not there in time, or the store is gone
+        return None
 
 
 def _one_hot(place: int, value: int, size: int) -> Tensor:
@@ -245,7 +303,7 @@ def _identity(batch: Batch) -> Batch:
     return batch
 
 
-def start(config: Config) -> Runtime:
+def start(config: Config, watch: Watch | None = None) -> Runtime:
     """Bring up processes, device, precision and threads, and say what was decided and why.
 
     Raises UserError for what this machine cannot do.
@@ -280,16 +338,14 @@ def start(config: Config) -> Runtime:
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-    runtime = Runtime(accelerator, precision, threads, decisions)
+    runtime = Runtime(accelerator, precision, threads, decisions, watch or Watch())
     if config.train.shards and config.train.shards % runtime.world_size:
         raise UserError(
             f"train.shards: {config.train.shards} parts cannot be dealt evenly to "
             f"{runtime.world_size} processes; use a multiple of that"
         )
     if runtime.world_size > 1:
-        group = dist.new_group(backend="gloo", timeout=timeout)
-        assert isinstance(group, dist.ProcessGroup)
-        runtime._agreement = (group, torch.zeros(1, dtype=torch.int32))
+        runtime._agreement = Agreement(timeout)
     _say_world_size(runtime)
     return runtime
 

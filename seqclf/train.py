@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from seqclf.data.augment import shift_images
 from seqclf.data.batches import BatchPlan, count_steps, split_range
 from seqclf.data.sequences import Batch
 from seqclf.data.sources import Splits
-from seqclf.evaluate import evaluate
+from seqclf.evaluate import Interrupted, evaluate
 from seqclf.hardware import least_memory, refuse_too_large
 from seqclf.loss import summed_loss
 from seqclf.model import Architecture, LSTMClassifier, read_images
@@ -29,6 +29,7 @@ from seqclf.optim import lr_at, make_optimizer, update
 from seqclf.run import Run, open_run
 from seqclf.runtime import Runtime
 from seqclf.tracking import Tracking
+from seqclf.watch import Watch
 
 
 class StepStats(NamedTuple):
@@ -147,17 +148,19 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
     clock = Stopwatch(plan.examples(state.step))
     while True:
         step, last = state.step, state.step == plan.num_steps
-        if state.judged < step and (last or run.evaluation_due(step)):
-            with clock.paused():
-                state.metrics = judge(run, model, splits, last=last)
-            state.judged = step
-        leaving = last or runtime.stopping(step)
-        if leaving or run.save_due(step):
+        runtime.watch.progress()
+        stop, save = runtime.agree(step, save=run.minutes_passed())
+        if not stop and state.judged < step and (last or run.evaluation_due(step)):
+            with clock.paused(), suppress(Interrupted):
+                state.metrics, state.judged = judge(run, model, splits, last=last), step
+            stop = state.judged < step
+        leaving = stop or last
+        if leaving or save or run.save_due(step):
             with clock.paused():
                 count_skipped(state, unread)
                 run.save(model, optimizer)
         if leaving:
-            return model, last
+            return model, last and not stop
         lr = lr_at(step, config.optim, plan.num_steps)
         unread.append(train_step(runtime, prepared, optimizer, next(batches), config, lr))
         state.step += 1
@@ -167,7 +170,7 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
 
 
 def judge(run: Run, model: nn.Module, splits: Splits, *, last: bool) -> dict[str, float]:
-    """Evaluate what is watched and log it. Collective."""
+    """Evaluate what is watched and log it. Collective. Raises Interrupted if a signal comes."""
     metrics: dict[str, float] = {}
     for split, sequences in splits.watched(last=last).items():
         found = evaluate(
@@ -241,23 +244,25 @@ class Stopwatch:
 
 
 def train(
-    config: Config, config_path: Path | str | None = None, flagged: Sequence[str] = ()
+    config: Config,
+    config_path: Path | str | None = None,
+    flagged: Sequence[str] = (),
+    watch: Watch | None = None,
 ) -> int:
     """Train, evaluate and save as a config says; return the process's exit code.
 
     0: finished. 143: stopped by a signal after saving; the same call goes on. `config_path` and
-    `flagged` (the settings given as flags) name the run directory where `run_dir` does not.
-    Raises UserError for what the user can mend.
+    `flagged` (the settings given as flags) name the run directory where `run_dir` does not. `watch`
+    is the command line's; without one a second signal raises KeyboardInterrupt. Raises UserError for what the user can mend.
     """
-    runtime = runtimes.start(config)
+    runtime = runtimes.start(config, watch)
     console = Console(enabled=runtime.is_main, quiet=config.quiet)
     tracking = Tracking(console.say, enabled=runtime.is_main)
     exit_code, fallback = 1, None
     try:
-        with runtime.catching_signals():
-            config, fallback = resolve_data(config, runtime, console)
-            path = Path(config.run_dir or Path("runs") / run_name(config, config_path, flagged))
-            exit_code = _train(config, runtime, console, tracking, path)
+        config, fallback = resolve_data(config, runtime, console)
+        path = Path(config.run_dir or Path("runs") / run_name(config, config_path, flagged))
+        exit_code = _train(config, runtime, console, tracking, path)
         runtime.close()  # before the trackers, so that no rank waits for a slow upload
     finally:
         console.close()

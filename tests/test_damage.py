@@ -47,7 +47,7 @@ def stopped(straight: Path) -> Path:
     """A run that was stopped at step 8."""
     path = straight.with_name("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runtime, "stopping", lambda _, step: step == 8)
+        patch.setattr(Runtime, "agree", lambda _, step, save: (step == 8, save))
         assert run(path) == 143
     return path
 

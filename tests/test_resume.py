@@ -33,7 +33,7 @@ EVERYTHING_ON = {
 
 def run_until(run_dir: str, stop_at: int | None, flags: dict[str, str]) -> int:
     """Train, asking to stop at a step as a signal would; return the exit code."""
-    Runtime.stopping = lambda self, step: step == stop_at  # type: ignore[method-assign]
+    Runtime.agree = lambda self, step, save: (step == stop_at, save)  # type: ignore[method-assign]
     return train(load_config(None, EVERYTHING_ON | {"run_dir": run_dir} | flags)[0])
 
 
