@@ -19,7 +19,7 @@ from seqclf.predict import load_model
 from seqclf.runtime import Runtime
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (not an error)
     """An evaluation was left before its end, because a signal asked to stop."""
 
 

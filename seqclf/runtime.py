@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, reduce
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
 from torch.utils.data import DataLoader
 
 from seqclf.config import Config, UserError, Value
@@ -262,7 +263,7 @@ class Runtime:
         """
         store = _store()
         store.set(f"{SILENT}/{self.rank}", text)
-        if self.rank > 1 or self.rank == 1 and _get(store, f"{SILENT}/told", 2 * wait_s):
+        if self.rank > 1 or (self.rank == 1 and _get(store, f"{SILENT}/told", 2 * wait_s)):
             return None
         ranks: dict[str, list[int]] = {}  # of each text
         end = time.monotonic() + wait_s
@@ -281,14 +282,14 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def _store() -> dist.Store:
+def _store() -> Store:
     return dist.distributed_c10d._get_default_store()
 
 
-def _get(store: dist.Store, key: str, wait_s: float) -> str | None:
+def _get(store: Store, key: str, wait_s: float) -> str | None:
     try:
         store.wait([key], timedelta(seconds=wait_s))
-        return store.get(key).decode()
+        return str(store.get(key).decode())
     except RuntimeError:  # not there in time, or the store is gone
         return None
 

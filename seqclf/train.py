@@ -253,7 +253,8 @@ def train(
 
     0: finished. 143: stopped by a signal after saving; the same call goes on. `config_path` and
     `flagged` (the settings given as flags) name the run directory where `run_dir` does not. `watch`
-    is the command line's; without one a second signal raises KeyboardInterrupt. Raises UserError for what the user can mend.
+    is the command line's; without one a second signal raises KeyboardInterrupt.
+    Raises UserError for what the user can mend.
     """
     runtime = runtimes.start(config, watch)
     console = Console(enabled=runtime.is_main, quiet=config.quiet)

@@ -33,7 +33,11 @@ EVERYTHING_ON = {
 
 def run_until(run_dir: str, stop_at: int | None, flags: dict[str, str]) -> int:
     """Train, asking to stop at a step as a signal would; return the exit code."""
-    Runtime.agree = lambda self, step, save: (step == stop_at, save)  # type: ignore[method-assign]
+
+    def agree(_: Runtime, step: int, *, save: bool) -> tuple[bool, bool]:
+        return step == stop_at, save
+
+    Runtime.agree = agree  # type: ignore[method-assign]
     return train(load_config(None, EVERYTHING_ON | {"run_dir": run_dir} | flags)[0])
 
 

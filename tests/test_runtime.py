@@ -139,9 +139,11 @@ def agree(case: str) -> Any:
             return runtime.from_main(lambda: _fail(UserError("your mistake")))
         if case == "failure":
             return runtime.from_main(lambda: _fail(OSError("disk full")))
-        if runtime.rank == 1:  # stopping: one rank alone is told, between two agreements
-            runtime.stop_signal = 15
-        return [runtime.stopping(step) for step in range(20)].index(True)
+        # one rank alone is told to stop, and the main process's clock asks for a checkpoint
+        runtime.watch.requested = 15 if runtime.rank == 1 else None
+        save = runtime.is_main
+        agreed = [runtime.agree(step, save=save) for step in range(200)]
+        return [agreed.index((True, True)), len(set(agreed))]
     except Exception as error:
         return type(error).__name__, str(error)
     finally:
@@ -158,7 +160,7 @@ def _fail(error: Exception) -> None:
         ("value", [{"said by": 0}] * 2),
         ("user error", [("UserError", "your mistake")] * 2),
         ("failure", [("OSError", "disk full"), ("RuntimeError", "disk full")]),
-        ("stopping", [8, 8]),
+        ("stopping", [[1, 2]] * 2),
     ],
 )
 def test_ranks_agree(case: str, answers: list[Any]) -> None:
