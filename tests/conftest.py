@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,30 @@ def run_ranks(world_size: int, function: Callable[..., Json], *args: Json) -> li
             for rank in range(world_size)
         ]
         return [future.result(timeout=120) for future in futures]
+
+
+def run_mortal_ranks(world_size: int, function: Callable[..., Json], *args: Json) -> list[int]:
+    """Call a module-level function on every rank, each of which may be killed; return exit codes.
+
+    Once one has failed or was killed the others are killed, as a launcher does.
+    """
+    port = _free_port()
+    ranks = [
+        _CONTEXT.Process(target=_enter, args=(rank, world_size, port, function, args))
+        for rank in range(world_size)
+    ]
+    for rank in ranks:
+        rank.start()
+    try:
+        while alive := [rank for rank in ranks if rank.exitcode is None]:
+            ended = wait([rank.sentinel for rank in alive], timeout=120)
+            if not ended or any(rank.exitcode for rank in ranks):
+                break
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    return [rank.exitcode or 0 for rank in ranks]
 
 
 def read_metrics(run_dir: Path, *, timed: bool = False) -> list[dict[str, float]]:

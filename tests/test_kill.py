@@ -1,0 +1,195 @@
+"""C4 under SIGKILL: a run killed anywhere and resumed ends as the one that never was, bit for bit.
+
+Processes are really killed, by themselves, at an exact point of the code; no clock decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import read_metrics, run_mortal_ranks
+from test_resume import EVERYTHING_ON
+from torch import Tensor
+
+from seqclf import train as training
+from seqclf.config import load_config
+from seqclf.data import sources
+from seqclf.data.sequences import IGNORED, Batch
+from seqclf.train import make_plan, train
+
+STEPS = 33
+FLAGS = EVERYTHING_ON | {  # three epochs of 11 steps, the last one of each short
+    "train.steps": str(STEPS),
+    "train.batch_size": "120",
+    "train.micro_batch_size": "40",
+    "checkpoint.every": "4",
+    "eval.every": "6",
+    # train.patience goes here once there is one: large enough never to end this run
+}
+
+
+class Point(NamedTuple):
+    """Where to die: at a call of a function, counted from 1, while a step is the next or this."""
+
+    function: str
+    step: int
+    call: int = 1
+    only: int | None = None
+    """The rank that dies; None: it takes all others along."""
+
+
+Death = tuple[Point, int]
+DEATHS: list[Death] = [  # each with the step that the next start goes on from
+    (Point("seqclf.train.update", 2), 0),  # before there is a checkpoint
+    (Point("seqclf.train.update", 7), 4),  # mid-epoch
+    (Point("seqclf.train.update", 10), 8),  # the last step of an epoch
+    (Point("seqclf.train.update", 11), 8),  # the first step of an epoch
+    (Point("seqclf.train.evaluate", 12), 8),  # its metrics would be written here ...
+    (Point("seqclf.train.Run.save", 12), 8),  # ... have been
+    (Point("os.fsync", 12, call=2), 8),  # during a save: the weights are written
+    (Point("os.fsync", 12, call=5), 8),  # the manifest
+    (Point("os.rename", 12), 8),  # all is, under another name
+    (Point("seqclf.checkpoint.prune", 12), 12),  # the checkpoint stands, status.json is behind
+    (Point("os.replace", 16), 16),
+    (Point("seqclf.train.evaluate", 18), 16),
+    (Point("seqclf.train.train_step", 22), 20),
+    (Point("seqclf.train.evaluate", 33, call=2), 32),  # between validation and test
+    (Point("seqclf.train.Run.finish", 33), 33),
+]
+ONE_OF_TWO: list[Death] = [
+    (Point("seqclf.train.update", 5, only=1), 4),
+    (Point("seqclf.train.update", 6, only=0), 4),
+    (Point("os.fsync", 8, call=3, only=0), 4),
+    (Point("seqclf.train.evaluate", 18, only=1), 16),
+]
+
+
+def train_mortally(folder: Path, session: int, flags: dict[str, str], point: Point | None) -> None:
+    """Train, writing down every example that is trained on, and die at a point."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    ledger = os.open(folder / f"ledger-{rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    now, calls, train_step = 0, 0, training.train_step
+
+    def written_down(*args: Any) -> object:
+        nonlocal now
+        batch: Batch = args[3]
+        now = batch.step
+        rows = batch.values[batch.labels != IGNORED]
+        line = [session, world_size, batch.step, [name_of(row) for row in rows]]
+        os.write(ledger, f"{json.dumps(line)}\n".encode())
+        stats = train_step(*args)
+        now += 1
+        return stats
+
+    training.train_step = written_down  # type: ignore[assignment]
+    if point is not None and point.only in (None, rank):
+        owner, _, name = point.function.rpartition(".")
+        whole: Callable[..., object] = getattr(resolve_name(owner), name)
+
+        def deadly(*args: Any, **kwargs: Any) -> object:
+            nonlocal calls
+            calls += now == point.step
+            if calls == point.call:
+                others = {*range(world_size)} - {rank} if point.only is None else ()
+                for other in others:
+                    os.kill(int((folder / f"pid-{other}").read_text()), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return whole(*args, **kwargs)
+
+        setattr(resolve_name(owner), name, deadly)
+    run_dir = {"run_dir": str(folder / "run")}
+    raise SystemExit(train(load_config(None, FLAGS | flags | run_dir)[0]))
+
+
+def name_of(row: Tensor) -> str:
+    return hashlib.blake2b(row.numpy().tobytes(), digest_size=6).hexdigest()
+
+
+def live(folder: Path, world_sizes: list[int], deaths: list[Death], **flags: str) -> None:
+    """Train, with a death in every session but the last; check where each left off."""
+    folder.mkdir()
+    points = [*(point for point, _ in deaths), None]
+    for session, (world_size, point) in enumerate(zip(world_sizes, points, strict=True)):
+        codes = run_mortal_ranks(world_size, train_mortally, folder, session, flags, point)
+        if point is None:
+            assert set(codes) == {0}
+        elif point.only is None:
+            assert set(codes) == {-signal.SIGKILL}, point
+        else:  # the launcher kills the other, unless that has met the silence first
+            assert codes[point.only] == -signal.SIGKILL, point
+            assert 0 not in codes, point
+    sessions = (folder / "run" / "sessions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in sessions] == [0, *(step for _, step in deaths)]
+    check_ledger(folder)
+
+
+def check_ledger(folder: Path) -> None:
+    """Assert that the examples of each step were those of the plan, whoever trained on them.
+
+    Each time a process has trained on its share, and the last time all of them have.
+    """
+    config = load_config(None, FLAGS)[0]
+    data = sources.load(config.data, seed=config.seed).train
+    names = [name_of(row) for row in data.values]
+    assert len(set(names)) == len(names) == 1295
+    plan = make_plan(config, len(data))
+    trained: dict[int, dict[int, dict[int, list[str]]]] = {step: {} for step in range(STEPS)}
+    for file in folder.glob("ledger-*"):
+        rank = int(file.name.removeprefix("ledger-"))
+        for line in file.read_text().splitlines():
+            session, world_size, step, own = json.loads(line)
+            assert own == [names[i] for i in plan.share(step, rank, world_size).ids], (step, rank)
+            trained[step].setdefault(session, {})[rank] = own
+    for step, sessions in trained.items():
+        [*_, (_, shares)] = sorted(sessions.items())
+        everyones = [name for _, own in sorted(shares.items()) for name in own]
+        assert everyones == [names[i] for i in plan.batch(step)], step
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Return weights and moments of the last checkpoints, and the result."""
+    run = folder / "run"
+    files = [*run.glob("checkpoints/*/*.safetensors"), *run.glob("model/*")]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
+
+
+def check_same(broken: Path, straight: Path) -> None:
+    assert len(results(straight)) == 6
+    assert results(broken) == results(straight)
+    metrics = read_metrics(broken / "run")
+    assert metrics == read_metrics(straight / "run")
+    keys = [(line["step"], key) for line in metrics for key in line if key != "step"]
+    assert len(keys) == len({*keys}) == 42
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_anywhere_and_resumed_equals_uninterrupted(world_size: int, tmp_path: Path) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    live(straight, [world_size], [])
+    live(broken, [world_size] * (len(DEATHS) + 1), DEATHS)
+    check_same(broken, straight)
+
+
+def test_one_process_of_two_is_killed(tmp_path: Path) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    live(straight, [2], [])
+    live(broken, [2] * (len(ONE_OF_TWO) + 1), ONE_OF_TWO)
+    check_same(broken, straight)
+
+
+def test_killed_and_moved_to_other_world_sizes(tmp_path: Path) -> None:
+    straight, moved = tmp_path / "straight", tmp_path / "moved"
+    shards = {"train.shards": "2"}  # or else the examples are the same, but not the bits
+    live(straight, [1], [], **shards)
+    deaths = [(Point("seqclf.train.update", 10), 8), (Point("os.fsync", 24, call=3), 20)]
+    live(moved, [2, 1, 2], deaths, **shards)
+    check_same(moved, straight)
