@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,10 @@ def run_ranks(world_size: int, function: Callable[..., Json], *args: Json) -> li
         return [future.result(timeout=120) for future in futures]
 
 
-def run_mortal_ranks(world_size: int, function: Callable[..., Json], *args: Json) -> list[int]:
-    """Call a module-level function on every rank, each of which may be killed; return exit codes.
-
-    Once one has failed or was killed the others are killed, as a launcher does.
-    """
+def start_ranks(
+    world_size: int, function: Callable[..., Json], *args: Json
+) -> list[ForkServerProcess]:
+    """Start a module-level function on every rank of a fresh gloo group, each may be killed."""
     port = _free_port()
     ranks = [
         _CONTEXT.Process(target=_enter, args=(rank, world_size, port, function, args))
@@ -77,6 +77,15 @@ def run_mortal_ranks(world_size: int, function: Callable[..., Json], *args: Json
     ]
     for rank in ranks:
         rank.start()
+    return ranks
+
+
+def run_mortal_ranks(world_size: int, function: Callable[..., Json], *args: Json) -> list[int]:
+    """Run a module-level function on every rank, each of which may be killed; return exit codes.
+
+    Once one has failed or was killed the others are killed, as a launcher does.
+    """
+    ranks = start_ranks(world_size, function, *args)
     try:
         while alive := [rank for rank in ranks if rank.exitcode is None]:
             ended = wait([rank.sentinel for rank in alive], timeout=120)
