@@ -45,7 +45,7 @@ from seqclf.runtime import Runtime
 from seqclf.tracking import Tracking
 
 MAX_FAILED_SAVES = 3
-SILENCE = 0.9  # of distributed.timeout_s, so that everyone has left by then
+SILENCE = 0.8  # of distributed.timeout_s, so that everyone has left by then
 RATE_SETTINGS = {"train.epochs", "train.steps", "optim.lr", "optim.schedule", "optim.warmup"}
 HARMLESS = NEUTRAL | RATE_SETTINGS | {"eval.every", "eval.batch_size", "train.max_skipped"}
 
@@ -133,12 +133,15 @@ class Run:
 
     def silent(self, text: str) -> None:
         """Write that all processes have been silent for too long, and where each of them is."""
-        told = self.runtime.gather_silence(
-            text, wait_s=min(2, self.config.distributed.timeout_s / 20)
-        )
-        if told is not None and (self.path / "status.json").exists():
-            self.begun = True  # also on the process that writes in place of the main one
-            self.write_status("failed", told)
+        self.fail(self.runtime.gather_silence(text, min(2, self.config.distributed.timeout_s / 20)))
+
+    def fail(self, reason: str | None) -> None:
+        """Write "failed", on the process that was given the reason."""
+        in_place_of_main = self.runtime.rank > 0 and (self.path / "status.json").exists()
+        self.begun = self.begun or in_place_of_main
+        if reason is not None:
+            with suppress(OSError):  # the disk may be the reason
+                self.write_status("failed", reason)
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make a checkpoint, unless this step has one. Collective.
@@ -414,10 +417,9 @@ def open_run(
             mendable = error if isinstance(error, UserError) else advice(error, path)
             text = str(mendable or traceback.format_exc())
             first = runtime.first_failure(text)
-            with suppress(OSError):  # the disk may be the reason
-                run.write_status("failed", first)
-            if first != text:
-                console.say(f"the first failure: {first}")
+            run.fail(first)
+            if first not in (None, f"rank 0: {text}", text):
+                console.say(f"the first failure was that of {first}")
             if mendable is not None and mendable is not error:
                 raise mendable from None
             raise

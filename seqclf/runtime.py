@@ -37,7 +37,8 @@ from seqclf.watch import Watch
 AGREE_EVERY_S = 0.5  # seconds between two agreements of several processes ...
 MOST_STEPS_APART = 64  # ... and how many steps that may be
 FAILURE = "seqclf/failure"  # in the process group's store: what the first to fail told ...
-SILENT = "seqclf/silent"  # ... and where each process stands that has heard nothing for too long
+SILENT = "seqclf/silent"  # ... where each process stands that has heard nothing for too long ...
+MAIN_SPEAKS = "seqclf/main speaks"  # ... and that rank 1 need not write status.json
 
 
 class Agreement:
@@ -248,31 +249,43 @@ class Runtime:
 
     # ---- failing
 
-    def first_failure(self, text: str) -> str:
-        """Tell the other processes why this one fails; return what the first to fail told."""
+    def first_failure(self, text: str, wait_s: float = 1.0) -> str | None:
+        """Tell the others why this process fails; return what the first to fail told.
+
+        On the main process, or on rank 1 if the main one does not answer; None on the others.
+        """
         if self.world_size == 1:
             return text
+        first = f"rank {self.rank}: {text}"
         with suppress(RuntimeError):  # the process that keeps the store may be gone
-            return _store().compare_set(FAILURE, "", f"rank {self.rank}: {text}").decode()
-        return text
+            first = _store().compare_set(FAILURE, "", first).decode()
+        return first if self._speaks(wait_s) else None
 
     def gather_silence(self, text: str, wait_s: float) -> str | None:
         """Put together where each process stands when all are silent; called by all at one time.
 
-        Returns it on the main process; on rank 1 if the main process does not answer; else None.
+        Returns it, or the failure that caused the silence, where `first_failure` does.
         """
         store = _store()
-        store.set(f"{SILENT}/{self.rank}", text)
-        if self.rank > 1 or (self.rank == 1 and _get(store, f"{SILENT}/told", 2 * wait_s)):
+        with suppress(RuntimeError):
+            store.set(f"{SILENT}/{self.rank}", text)
+        if not self._speaks(2 * wait_s):
             return None
         ranks: dict[str, list[int]] = {}  # of each text
         end = time.monotonic() + wait_s
         for rank in range(self.world_size):
-            said = _get(store, f"{SILENT}/{rank}", max(0.01, end - time.monotonic()))
+            left_s = max(0.01, end - time.monotonic())
+            said = text if rank == self.rank else _get(store, f"{SILENT}/{rank}", left_s)
             ranks.setdefault(said or "no answer; its stderr may say more\n", []).append(rank)
-        store.set(f"{SILENT}/told", "yes")
         stacks = [f"rank {', '.join(map(str, who))}: {what}" for what, who in ranks.items()]
         return _get(store, FAILURE, 0.01) or "\n".join(stacks)
+
+    def _speaks(self, wait_s: float) -> bool:
+        """Say whether this process speaks for all: the main one, or rank 1 if that is dumb."""
+        if self.is_main:
+            with suppress(RuntimeError):
+                _store().set(MAIN_SPEAKS, "yes")
+        return self.is_main or (self.rank == 1 and _get(_store(), MAIN_SPEAKS, wait_s) is None)
 
     def close(self) -> None:
         """Leave the process group. Not after a failure: the others may never answer."""

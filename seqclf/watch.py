@@ -77,8 +77,8 @@ class Watch:
     def limiting(self, limit_s: float, silent: Callable[[str], None]) -> Iterator[None]:
         """End the process if `progress` is not called for this long.
 
-        `silent` is told first, with the stack of the main thread, from the watching thread. Where C
-        code keeps that from running, too, the stacks go to stderr only.
+        `silent` is told first, with the stack of the main thread, by the watching thread. Where C
+        code keeps that from running, too, the process ends 15 % later, and the stacks go to stderr.
         """
         if not self._owns_process:
             yield
@@ -146,12 +146,14 @@ class Watch:
                 self._end_silence(limit)
             if now - self._armed_at > limit / 10:  # C code may keep this thread from running, too
                 self._armed_at = now
-                faulthandler.dump_traceback_later(limit, exit=True)
+                faulthandler.dump_traceback_later(1.15 * limit, exit=True)
 
     def _end_silence(self, limit: float) -> None:
         frame = sys._current_frames()[threading.main_thread().ident or 0]
         stack = "".join(traceback.format_stack(frame))
+        text = f"nothing happened for {limit:.0f} s; the main thread is here:\n{stack}"
         with suppress(Exception):
+            os.write(2, text.encode())
             assert self._silent is not None
-            self._silent(f"nothing happened for {limit:.0f} s; the main thread is here:\n{stack}")
+            self._silent(text)
         os._exit(1)
