@@ -137,11 +137,13 @@ class Run:
 
     def fail(self, reason: str | None) -> None:
         """Write "failed", on the process that was given the reason."""
-        in_place_of_main = self.runtime.rank > 0 and (self.path / "status.json").exists()
-        self.begun = self.begun or in_place_of_main
-        if reason is not None:
-            with suppress(OSError):  # the disk may be the reason
-                self.write_status("failed", reason)
+        if reason is None:
+            return
+        with suppress(OSError, UserError):  # the disk may be the reason
+            if self.runtime.rank:  # in place of a main process that is gone, maybe after it wrote
+                state = checkpoint.read_json(self.path / "status.json").get("state")
+                self.begun = state == "running"
+            self.write_status("failed", reason)
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make a checkpoint, unless this step has one. Collective.

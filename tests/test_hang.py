@@ -1,4 +1,4 @@
-"""One process raises, hangs or dies: all leave in time, the reason is kept, the next start goes on."""
+"""One process raises, hangs or dies: all leave in time and keep why, the next start resumes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(folder: Path, kind: str, only: int) -> None:
     ("kind", "told"),
     [
         ("raises", "what went wrong first"),
-        ("dies", "Connection closed by peer"),
+        ("dies", "gloo"),
         ("sleeps", "in misbehave"),
         ("hangs in C", "in stay_in_c"),
         ("hangs in C with Python's lock", "no answer"),

@@ -37,7 +37,7 @@ def run_until(run_dir: str, stop_at: int | None, flags: dict[str, str]) -> int:
     def agree(_: Runtime, step: int, *, save: bool) -> tuple[bool, bool]:
         return step == stop_at, save
 
-    Runtime.agree = agree  # type: ignore[method-assign]
+    Runtime.agree = agree  # type: ignore[method-assign,assignment]
     return train(load_config(None, EVERYTHING_ON | {"run_dir": run_dir} | flags)[0])
 
 
