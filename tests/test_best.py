@@ -147,18 +147,28 @@ def test_it_ends_and_chooses_as_the_figures_say(
     assert f"val        {values[best]:9.2%} " in out or metric != "val/accuracy"
 
 
-def test_without_patience_the_best_of_all_steps_is_kept(full: Path) -> None:
-    best, end = decide(curve(full, "val/accuracy"), "val/accuracy", math.inf)
-    assert end == NUM_STEPS
-    kept = [checkpoint.step_of(path) for path in checkpoint.directories(full / "checkpoints")]
-    assert kept == sorted({best, end}, reverse=True)  # keep_last is 1
-    check_result(full, best, end)
+def test_without_patience_the_best_is_kept_beside_the_last(early: Path, tmp_path: Path) -> None:
+    best, end = int(read_metrics(early)[-1]["step"]), int(str(status(early)["step"]))
+    assert run(tmp_path, KEPT | {"train.steps": str(end)}) == 0
+    kept = [checkpoint.step_of(path) for path in checkpoint.directories(tmp_path / "checkpoints")]
+    assert kept == [end, best]  # keep_last is 1
+    check_result(tmp_path, best, end)
 
 
-def test_last_weights_are_the_result_where_nothing_is_chosen(full: Path, tmp_path: Path) -> None:
+def test_the_last_weights_are_the_result_where_nothing_is_chosen(
+    full: Path, tmp_path: Path
+) -> None:
     assert run(tmp_path, {}) == 0
     check_result(tmp_path, NUM_STEPS, NUM_STEPS)
     assert weights(tmp_path) == weights(full, NUM_STEPS)
+
+
+def test_without_validation_the_last_evaluation_is_the_result(tmp_path: Path) -> None:
+    assert run(tmp_path, {"data.val_fraction": "0", "train.steps": "8"}) == 0
+    assert list(curve(tmp_path, "test/loss")) == [4, 8]
+    lines = [line for line in read_metrics(tmp_path) if "test/loss" in line]
+    assert len(lines) == 2
+    assert lines[-1] == {"step": 8} | status(tmp_path)["metrics"]  # type: ignore[operator]
 
 
 # ---- interruptions
@@ -170,20 +180,6 @@ def run_on_ranks(run_dir: str, stop_at: int | None, flags: dict[str, str]) -> tu
         return run(Path(run_dir), flags, stop_at), said.getvalue()
 
 
-def killed(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
-def kill_in_the_end(run_dir: str) -> str:
-    """Die when the test split is to be measured."""
-    train_module.conclude = killed
-    try:
-        run(Path(run_dir), IMPATIENT)
-    except KeyboardInterrupt:
-        return "killed"
-    return "lived"
-
-
 def test_stopped_at_every_evaluation_it_decides_alike(early: Path, tmp_path: Path) -> None:
     end = int(str(status(early)["step"]))
     for stop_at in range(EVERY, end, EVERY):
@@ -192,16 +188,17 @@ def test_stopped_at_every_evaluation_it_decides_alike(early: Path, tmp_path: Pat
     assert same_end(tmp_path, early)
 
 
-def test_two_processes_decide_alike_stopped_or_killed(tmp_path: Path) -> None:
+def test_two_processes_decide_alike(tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     run_ranks(2, run_on_ranks, str(straight), None, IMPATIENT)
     best, end = decide(curve(straight, "val/accuracy"), "val/accuracy", 1)
     assert (status(straight)["step"], weights(straight)) == (end, weights(straight, best))
     (code, _), _ = run_ranks(2, run_on_ranks, str(broken), best + 1, IMPATIENT)
     assert code == 143
-    assert run_ranks(2, kill_in_the_end, str(broken)) == ["killed", "killed"]
     run_ranks(2, run_on_ranks, str(broken), None, IMPATIENT)
     assert same_end(broken, straight)
+    again = evaluate_run(load_config(straight / "config.yaml")[0], straight)
+    assert again == pytest.approx(status(straight)["metrics"], rel=1e-6)
 
 
 @pytest.mark.parametrize("writes", range(5))
@@ -268,7 +265,9 @@ def test_a_damaged_best_is_named_and_the_last_weights_are_the_result(
     assert same_end(copy, early)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
 def test_a_best_that_could_not_be_saved_is_not_the_best(
+    resumed: bool,
     early: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -276,6 +275,7 @@ def test_a_best_that_could_not_be_saved_is_not_the_best(
 ) -> None:
     values = curve(early, "val/accuracy")
     best, _ = decide(values, "val/accuracy", 3)
+    flags = KEPT | {"train.steps": str(best)}
     honest: Callable[..., Path] = checkpoint.commit
 
     def full_disk(root: Path, step: int, *arguments: object, **options: object) -> Path:
@@ -284,11 +284,13 @@ def test_a_best_that_could_not_be_saved_is_not_the_best(
         return honest(root, step, *arguments, **options)
 
     monkeypatch.setattr(checkpoint, "commit", full_disk)
-    assert run(tmp_path, KEPT | {"train.steps": str(best + EVERY - 1)}) == 0
+    if resumed:
+        assert run(tmp_path, flags, stop_at=best - 1) == 143
+    assert run(tmp_path, flags) == 0
     assert f"checkpoint of step {best} not saved" in capsys.readouterr().out
-    others = curve(tmp_path, "val/accuracy")
-    assert others.pop(best) == values[best]
-    check_result(tmp_path, decide(others, "val/accuracy", math.inf)[0], best + EVERY - 1)
+    assert curve(tmp_path, "val/accuracy")[best] == values.pop(best)
+    before = {step: value for step, value in values.items() if step < best}
+    check_result(tmp_path, decide(before, "val/accuracy", math.inf)[0], best)
 
 
 # ---- figures that are equal or none
