@@ -58,6 +58,14 @@ class State(BaseModel):
     """Length of metrics.jsonl when the checkpoint was made."""
     metrics: dict[str, float] = {}
     """The latest evaluation."""
+    best: float | None = None
+    """The best `checkpoint.metric` so far that has a checkpoint, where weights are chosen ..."""
+    best_step: int = 0
+    """... and its step."""
+    waited: int = 0
+    """Latest evaluations in a row that were not better ..."""
+    longest_wait: int = 0
+    """... and the most that there ever were."""
 
 
 class FileEntry(BaseModel):

@@ -129,6 +129,9 @@ class Train(Settings):
     """CPU threads per process. null: this job's cores, divided by its processes or its shards."""
     max_skipped: PositiveInt = 10
     """Stop after this many steps in a row with a loss or gradient that is not finite."""
+    patience: PositiveInt | None = None
+    """Finish after this many evaluations in a row without a better `checkpoint.metric`; the best
+    weights are the result. null: off."""
 
 
 class Eval(Settings):
@@ -145,6 +148,10 @@ class Checkpoint(Settings):
     """Save, too, when the last checkpoint is this old, by the main process's clock. null: off."""
     keep_last: PositiveInt = 2
     """Checkpoints kept on disk, the newest."""
+    keep_best: bool = False
+    """Keep the checkpoint of the best evaluation, too: its weights are the result."""
+    metric: Literal["val/accuracy", "val/macro_f1", "val/loss"] = "val/accuracy"
+    """What makes an evaluation the best: the highest, of a loss the lowest; the first of equals."""
 
 
 class Log(Settings):
@@ -191,6 +198,11 @@ class Config(Settings):
     log: Log = Log()
     tracking: Tracking = Tracking()
     distributed: Distributed = Distributed()
+
+    @property
+    def chooses_best(self) -> bool:
+        """Whether the result is the weights of the best evaluation, not the last ones."""
+        return self.checkpoint.keep_best or self.train.patience is not None
 
 
 # Settings that change neither the weights nor the numbers measured: not part of a run's name.
@@ -422,6 +434,13 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
         )
     if config.data.emnist_split != Data().emnist_split and config.data.name != "emnist":
         yield "data.emnist_split", "data.name", "leave it out, or set data.name to emnist"
+    for name in ("train.patience", "checkpoint.keep_best"):
+        if settings(config)[name] and not config.data.val_fraction:
+            yield (
+                name,
+                "data.val_fraction",
+                "hold out a part to choose by, such as 0.1: nothing is chosen by the test split",
+            )
 
 
 def _validate(tree: Mapping[str, Value], where: Mapping[str, str]) -> Config:

@@ -125,7 +125,7 @@ def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
         model = model.to(runtime.device)
         runtime.prepare(model)
         metrics: dict[str, float] = {}
-        for split, sequences in splits.watched(last=True).items():
+        for split, sequences in splits.measured.items():
             found = evaluate(runtime, model, sequences, batch_size=config.eval.batch_size)
             metrics |= found.named(split)
         return metrics

@@ -47,7 +47,7 @@ from seqclf.tracking import Tracking
 MAX_FAILED_SAVES = 3
 SILENCE = 0.8  # of distributed.timeout_s, so that everyone has left by then
 RATE_SETTINGS = {"train.epochs", "train.steps", "optim.lr", "optim.schedule", "optim.warmup"}
-HARMLESS = NEUTRAL | RATE_SETTINGS | {"eval.every", "eval.batch_size", "train.max_skipped"}
+HARMLESS = NEUTRAL | RATE_SETTINGS | {"eval.batch_size", "train.max_skipped", "train.patience"}
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Run:
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
     failed_saves: int = 0
+    kept_best: tuple[float | None, int] = (None, 0)  # that has a checkpoint: its value and step
     begun: bool = False  # on the main process only, like
     metrics_file: IO[str] | None = None
 
@@ -83,9 +84,13 @@ class Run:
                 status = checkpoint.read_json(self.path / "status.json")
             except UserError:
                 return False
-            if (status.get("state"), status.get("step")) != ("finished", self.plan.num_steps):
+            if status.get("state") != "finished":
                 return False
-            self._check_rates(self.plan.num_steps)
+            before, num_steps = self._before()
+            ends = (self.plan.num_steps, self.config.train.patience)
+            if (num_steps, before.train.patience) != ends:
+                return False
+            self._check_rates(num_steps)
             return True
 
         return bool(self.runtime.from_main(look))
@@ -99,8 +104,9 @@ class Run:
         return step % self.config.log.every == 0 or step == self.plan.num_steps
 
     def save_due(self, step: int) -> bool:
-        """Say whether the config asks for a checkpoint before this step."""
-        return step > 0 and step % (self.config.checkpoint.every or self.plan.steps_per_epoch) == 0
+        """Say whether a checkpoint is due before this step: the config asks, or it is the best."""
+        every = self.config.checkpoint.every or self.plan.steps_per_epoch
+        return step > 0 and (step % every == 0 or step == self.state.best_step)
 
     def minutes_passed(self) -> bool:
         """Say whether the last checkpoint is as old as the config allows, by this clock."""
@@ -149,6 +155,7 @@ class Run:
         """Make a checkpoint, unless this step has one. Collective.
 
         A save that fails (a full disk) is warned about; MAX_FAILED_SAVES in a row raise UserError.
+        A best step that could not be saved is not the best: the one before stays that.
         """
         step = self.state.step
         if step == self.saved_step:
@@ -156,7 +163,10 @@ class Run:
         error = self.runtime.from_main(lambda: self._write_checkpoint(model, optimizer))
         self.saved_step, self.saved_at = step, time.monotonic()
         self.failed_saves = self.failed_saves + 1 if error else 0
-        if error:
+        if not error:
+            self.kept_best = self.state.best, self.state.best_step
+        else:
+            self.state.best, self.state.best_step = self.kept_best
             self.console.say(f"warning: checkpoint of step {step} not saved: {error}")
         if self.failed_saves == MAX_FAILED_SAVES:
             raise UserError(
@@ -186,7 +196,11 @@ class Run:
                 world_size=self.runtime.world_size,
                 versions=versions(),
             )
-            checkpoint.prune(self.checkpoints, keep_last=self.config.checkpoint.keep_last)
+            checkpoint.prune(
+                self.checkpoints,
+                keep_last=self.config.checkpoint.keep_last,
+                keep=[state.best_step] if state.best_step else [],
+            )
         except OSError as error:
             return str(error)
         self.write_status("running")
@@ -218,6 +232,7 @@ class Run:
             )
             state = checkpoint.read_state(files, found)
             self._check_rates(state.step)
+            self._check_evaluations(state)
             self._say_other_machine()
             self._begin(state)
             return state.model_dump()
@@ -230,8 +245,42 @@ class Run:
         if self.runtime.accelerator.scaler and self.state.scaler:
             self.runtime.accelerator.scaler.load_state_dict(self.state.scaler)
         self.saved_step = self.state.step
+        self.kept_best = self.state.best, self.state.best_step
         self.console.say(f"resumed     step {self.state.step} from {self.checkpoints}")
         return self.state
+
+    def restore_best(self, model: nn.Module) -> int:
+        """Load the best evaluation's weights and metrics; return the step of the model's weights.
+
+        Collective; only the main process reads. If there are none the last ones stay, with a
+        warning that says why.
+        """
+        state, metric = self.state, self.config.checkpoint.metric
+        weights: dict[str, Tensor] = model.state_dict()
+
+        def find() -> Value:
+            path = self.checkpoints / checkpoint.directory_name(state.best_step)
+            try:
+                if state.best is None:
+                    raise UserError(f"no evaluation with a {metric} that is a number was saved")
+                _, files = checkpoint.read(path)
+                checkpoint.put(files["model.safetensors"], weights, f"{path}/model.safetensors")
+                best = checkpoint.read_state(files, path)
+            except UserError as error:
+                self.console.say(f"warning: the result is the last weights, not the best: {error}")
+                return None
+            form = "{:.2%}" if metric == "val/accuracy" else "{:.4f}"
+            self.console.say(
+                f"best        step {state.best_step}: {metric} {form.format(state.best)}"
+            )
+            return best.model_dump()
+
+        answer = self.runtime.from_main(find)
+        if answer is None:
+            return state.step
+        self.runtime.broadcast([*weights.values()])
+        state.metrics = State.model_validate(answer).metrics
+        return state.best_step
 
     def _say_other_machine(self) -> None:
         """Say where a resume is exact up to rounding only."""
@@ -247,6 +296,8 @@ class Run:
     def _begin(self, state: State) -> None:
         """Write what is known now, and drop the metrics that the steps to come will write again."""
         assert self.metrics_file is not None
+        self.state, self.begun = state, True
+        self.write_status("running")  # first: what follows undoes the end of a finished run
         size = self.metrics_file.seek(0, os.SEEK_END)
         self.metrics_file.truncate(min(state.metrics_bytes, size))  # never grow one cut by hand
         self.metrics_file.seek(0, os.SEEK_END)
@@ -261,13 +312,12 @@ class Run:
         with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(session | {key: self.facts[key] for key in keys}) + "\n")
         checkpoint.sweep(self.checkpoints)  # what killed saves left may be what fills the disk
-        self.state, self.begun = state, True
-        self.write_status("running")
 
     def finish(self, model: nn.Module, architecture: Architecture) -> str | None:
         """Write model/ and the final status; return the weights' sha256, on the main process."""
         if self.metrics_file is None:
             return None
+        os.fsync(self.metrics_file.fileno())
         content = checkpoint.encode(model.state_dict())
         folder = self.path / "model"
         folder.mkdir(exist_ok=True)
@@ -278,10 +328,30 @@ class Run:
         self.write_status("finished")
         return sha256
 
+    def _before(self) -> tuple[Config, int]:
+        """Return the config that the run was started with last, and its number of steps."""
+        num_steps = int(checkpoint.read_json(self.path / "run.json").get("num_steps", 0))
+        return _stored_config(self.path), num_steps
+
+    def _check_evaluations(self, state: State) -> None:
+        """Refuse a change with which the evaluations already done would have chosen otherwise."""
+        before, patience, judged = self._before()[0], self.config.train.patience, state.judged
+        if not judged or not self.config.chooses_best:
+            return
+        if not before.chooses_best:
+            why = f"the evaluations up to step {judged} chose nothing"
+        elif patience not in (None, before.train.patience) and state.longest_wait >= patience:
+            why = f"up to step {judged} it waited for {state.longest_wait} evaluations in a row"
+        elif not self.evaluation_due(judged) and judged != self.plan.num_steps:
+            why = f"step {judged} was evaluated as the last, and would not be"
+        else:
+            return
+        names = {"train.patience", "train.steps", "train.epochs"}
+        raise _differs(self.path, settings(before), settings(self.config), names, f" ({why})")
+
     def _check_rates(self, step: int) -> None:
         """Refuse a change of the schedule that would have changed the steps already done."""
-        before = _stored_config(self.path)
-        steps_before = int(checkpoint.read_json(self.path / "run.json").get("num_steps", 0))
+        before, steps_before = self._before()
         for past in range(step):
             old = lr_at(past, before.optim, steps_before)
             new = lr_at(past, self.config.optim, self.plan.num_steps)
@@ -357,8 +427,11 @@ def _check_unchanged(path: Path, config: Config, facts: dict[str, Value]) -> Non
             f"{path} holds a run already, and --resume never insists on a new directory; "
             "delete it or choose another --run_dir"
         )
-    old, new = settings(_stored_config(path)), settings(config)
-    if changed := {name for name in new if old[name] != new[name]} - HARMLESS:
+    before = _stored_config(path)
+    old, new = settings(before), settings(config)
+    chosen = before.chooses_best or config.chooses_best
+    harmless = HARMLESS if chosen else HARMLESS | {"eval.every"}
+    if changed := {name for name in new if old[name] != new[name]} - harmless:
         raise _differs(path, old, new, changed)
     old_facts = checkpoint.read_json(path / "run.json")
     for name in ("data_fingerprint", "precision"):

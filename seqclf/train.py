@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,7 +20,7 @@ from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.augment import shift_images
 from seqclf.data.batches import BatchPlan, count_steps, split_range
-from seqclf.data.sequences import Batch
+from seqclf.data.sequences import Batch, Sequences
 from seqclf.data.sources import Splits
 from seqclf.evaluate import Interrupted, evaluate
 from seqclf.hardware import least_memory, refuse_too_large
@@ -131,7 +132,7 @@ def add_shards(runtime: Runtime, model: nn.Module, batch: Batch, config: Config)
 
 
 def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifier, bool]:
-    """Train until the last step or a signal; return the bare model and whether it finished.
+    """Train until the end or a signal; return the bare model and whether it finished.
 
     Everything happens at the boundary before a step: evaluate, save, leave. So a stop during an
     evaluation redoes that evaluation on resume, and nothing here moves a weight.
@@ -152,15 +153,18 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
         stop, save = runtime.agree(step, save=run.minutes_passed())
         if not stop and state.judged < step and (last or run.evaluation_due(step)):
             with clock.paused(), suppress(Interrupted):
-                state.metrics, state.judged = judge(run, model, splits, last=last), step
+                state.metrics, state.judged = measure(run, model, *splits.watched, step), step
+                if config.chooses_best:
+                    choose(state, config.checkpoint.metric)
             stop = state.judged < step
-        leaving = stop or last
-        if leaving or save or run.save_due(step):
+        waited = state.waited >= (config.train.patience or math.inf)
+        finished = waited or (last and state.judged == step)
+        if stop or finished or save or run.save_due(step):
             with clock.paused():
                 count_skipped(state, unread)
                 run.save(model, optimizer)
-        if leaving:
-            return model, last and not stop
+        if stop or finished:
+            return model, finished
         lr = lr_at(step, config.optim, plan.num_steps)
         unread.append(train_step(runtime, prepared, optimizer, next(batches), config, lr))
         state.step += 1
@@ -169,20 +173,33 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
             report(run, unread, lr, clock.rate(plan.examples(state.step)))
 
 
-def judge(run: Run, model: nn.Module, splits: Splits, *, last: bool) -> dict[str, float]:
-    """Evaluate what is watched and log it. Collective. Raises Interrupted if a signal comes."""
-    metrics: dict[str, float] = {}
-    for split, sequences in splits.watched(last=last).items():
-        found = evaluate(
-            run.runtime,
-            model,
-            sequences,
-            batch_size=run.config.eval.batch_size,
-            shards=run.config.train.shards,
-        )
-        metrics |= found.named(split)
-    run.log(run.state.step, metrics)
+def measure(
+    run: Run, model: nn.Module, split: str, sequences: Sequences, step: int
+) -> dict[str, float]:
+    """Evaluate the weights of a step on a split and log that.
+
+    Collective. Raises Interrupted if a signal comes meanwhile.
+    """
+    found = evaluate(
+        run.runtime,
+        model,
+        sequences,
+        batch_size=run.config.eval.batch_size,
+        shards=run.config.train.shards,
+    )
+    metrics = found.named(split)
+    run.log(step, metrics)
     return metrics
+
+
+def choose(state: State, metric: str) -> None:
+    """Make the latest evaluation the best one if it is better, which neither tie nor NaN is."""
+    value, sign = state.metrics[metric], -1 if metric == "val/loss" else 1
+    if not math.isnan(value) and (state.best is None or sign * value > sign * state.best):
+        state.best, state.best_step, state.waited = value, state.step, 0
+    else:
+        state.waited += 1
+        state.longest_wait = max(state.longest_wait, state.waited)
 
 
 def count_skipped(state: State, unread: list[StepStats]) -> None:
@@ -293,22 +310,40 @@ def _train(
         tracking.open(config.tracking, path, {**settings(config), **run.facts})
         model, finished = train_loop(run, splits, plan)
         console.close()
-        if not finished:
-            run.write_status("preempted")
-            what = "NOT saved, see above" if run.failed_saves else f"saved at step {run.state.step}"
-            console.say(f"stopped by a signal; {what}; the same command goes on")
-            return PREEMPTED
-        sha256 = run.finish(model, architecture(config, splits))
-        if runtime.is_main:
-            console.say(closing(run, model, splits, str(sha256)))
-    return 0
+        with suppress(Interrupted):
+            if finished:
+                conclude(run, model, splits)
+                sha256 = run.finish(model, architecture(config, splits))
+                if runtime.is_main:
+                    console.say(closing(run, model, splits, str(sha256)))
+                return 0
+        run.write_status("preempted")
+        what = "NOT saved, see above" if run.failed_saves else f"saved at step {run.state.step}"
+        console.say(f"stopped by a signal; {what}; the same command goes on")
+        return PREEMPTED
+
+
+def conclude(run: Run, model: nn.Module, splits: Splits) -> None:
+    """Make the model and the metrics those of the result. Collective; redone if it is killed.
+
+    Where there is a validation split, it is here that the test split is evaluated, once.
+    """
+    state, config = run.state, run.config
+    if state.step < run.plan.num_steps:
+        run.console.say(
+            f"ended       at step {state.step} of {run.plan.num_steps}: {state.waited} evaluations "
+            f"in a row without a better {config.checkpoint.metric}"
+        )
+    step = run.restore_best(model) if config.chooses_best else state.step
+    if splits.validation is not None:
+        state.metrics |= measure(run, model, "test", splits.test, step)
 
 
 def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str:
     """Return what a run ends with: result, predictions, the model reading, what to do next."""
     config = run.config
     rows = [f"{'':<10} {'accuracy':>9} {'macro F1':>9} {'loss':>9} {'examples':>9}"]
-    for split, sequences in splits.watched(last=True).items():
+    for split, sequences in splits.measured.items():
         of = {
             name: run.state.metrics[f"{split}/{name}"] for name in ("accuracy", "macro_f1", "loss")
         }

@@ -261,9 +261,10 @@ def test_validation_is_stratified_seeded_and_taken_from_the_training_set() -> No
     counts = whole.train.labels.bincount().tolist()
     assert one.validation.labels.bincount().tolist() == [round(0.2 * n) for n in counts]
     assert images(one.train.values, one.validation.values) == images(whole.train.values)
-    assert [*whole.watched(last=False)] == [*whole.watched(last=True)] == ["test"]
-    assert [*one.watched(last=False)] == ["val"]
-    assert one.watched(last=True) == {"val": one.validation, "test": one.test}
+    assert whole.watched == ("test", whole.test)
+    assert whole.measured == {"test": whole.test}
+    assert one.watched == ("val", one.validation)
+    assert list(one.measured.items()) == [one.watched, ("test", one.test)]
 
 
 def test_a_validation_part_without_examples_is_refused() -> None:

@@ -100,11 +100,15 @@ class Splits:
     validation: Sequences | None
     test: Sequences
 
-    def watched(self, *, last: bool) -> dict[str, Sequences]:
-        """Return what to evaluate: validation if there is one, else test; at the end both."""
-        if self.validation is None:
-            return {"test": self.test}
-        return {"val": self.validation} | ({"test": self.test} if last else {})
+    @property
+    def watched(self) -> tuple[str, Sequences]:
+        """What is evaluated while training: validation if there is one, else test."""
+        return ("test", self.test) if self.validation is None else ("val", self.validation)
+
+    @property
+    def measured(self) -> dict[str, Sequences]:
+        """What a result is measured on: what was watched, and test."""
+        return dict([self.watched]) | {"test": self.test}
 
     def to(self, device: torch.device) -> Splits:
         """Return the splits held in a device's memory."""
