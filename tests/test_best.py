@@ -182,9 +182,9 @@ def run_on_ranks(run_dir: str, stop_at: int | None, flags: dict[str, str]) -> tu
 
 def test_stopped_at_every_evaluation_it_decides_alike(early: Path, tmp_path: Path) -> None:
     end = int(str(status(early)["step"]))
-    for stop_at in range(EVERY, end, EVERY):
+    for stop_at in range(EVERY, end + 1, EVERY):  # before the evaluation there
         assert run(tmp_path, PATIENT, stop_at) == 143
-    assert run(tmp_path, PATIENT, end) == 0  # it ends there, stopped or not
+    assert run(tmp_path, PATIENT) == 0
     assert same_end(tmp_path, early)
 
 
@@ -374,7 +374,7 @@ def test_it_goes_on_as_if_it_had_always_been_so(
 
 def test_a_patience_that_no_wait_has_reached_may_come_later(early: Path, tmp_path: Path) -> None:
     waited = int(str(status(early)["step"])) - EVERY
-    assert run(tmp_path, KEPT, stop_at=waited) == 143
+    assert run(tmp_path, KEPT, stop_at=waited + 1) == 143
     with pytest.raises(UserError, match=f"up to step {waited} it waited for 2 evaluations in a ro"):
         run(tmp_path, KEPT | {"train.patience": "2"})
     assert run(tmp_path, KEPT | PATIENT) == 0
