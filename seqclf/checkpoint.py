@@ -58,8 +58,8 @@ class State(BaseModel):
     """Length of metrics.jsonl when the checkpoint was made."""
     metrics: dict[str, float] = {}
     """The latest evaluation."""
-    best: float | None = None
-    """The best `checkpoint.metric` so far that has a checkpoint, where weights are chosen ..."""
+    best: dict[str, float] = {}
+    """The best evaluation so far that has a checkpoint, where weights are chosen ..."""
     best_step: int = 0
     """... and its step."""
     waited: int = 0

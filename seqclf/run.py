@@ -65,7 +65,7 @@ class Run:
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
     failed_saves: int = 0
-    kept_best: tuple[float | None, int] = (None, 0)  # that has a checkpoint: its value and step
+    kept_best: tuple[dict[str, float], int] = field(default_factory=lambda: ({}, 0))
     begun: bool = False  # on the main process only, like
     metrics_file: IO[str] | None = None
 
@@ -250,7 +250,7 @@ class Run:
         return self.state
 
     def restore_best(self, model: nn.Module) -> int:
-        """Load the best evaluation's weights and metrics; return the step of the model's weights.
+        """Load the best evaluation's weights; return the step of the model's weights.
 
         Collective; only the main process reads. If there are none the last ones stay, with a
         warning that says why.
@@ -258,28 +258,26 @@ class Run:
         state, metric = self.state, self.config.checkpoint.metric
         weights: dict[str, Tensor] = model.state_dict()
 
-        def find() -> Value:
+        def find() -> bool:
             path = self.checkpoints / checkpoint.directory_name(state.best_step)
             try:
-                if state.best is None:
+                if not state.best:
                     raise UserError(f"no evaluation with a {metric} that is a number was saved")
                 _, files = checkpoint.read(path)
                 checkpoint.put(files["model.safetensors"], weights, f"{path}/model.safetensors")
-                best = checkpoint.read_state(files, path)
             except UserError as error:
                 self.console.say(f"warning: the result is the last weights, not the best: {error}")
-                return None
+                return False
             form = "{:.2%}" if metric == "val/accuracy" else "{:.4f}"
             self.console.say(
-                f"best        step {state.best_step}: {metric} {form.format(state.best)}"
+                f"best        step {state.best_step}: {metric} {form.format(state.best[metric])}"
             )
-            return best.model_dump()
+            return True
 
-        answer = self.runtime.from_main(find)
-        if answer is None:
+        if not self.runtime.from_main(find):
             return state.step
         self.runtime.broadcast([*weights.values()])
-        state.metrics = State.model_validate(answer).metrics
+        state.metrics = state.best
         return state.best_step
 
     def _say_other_machine(self) -> None:

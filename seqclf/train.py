@@ -195,8 +195,9 @@ def measure(
 def choose(state: State, metric: str) -> None:
     """Make the latest evaluation the best one if it is better, which neither tie nor NaN is."""
     value, sign = state.metrics[metric], -1 if metric == "val/loss" else 1
-    if not math.isnan(value) and (state.best is None or sign * value > sign * state.best):
-        state.best, state.best_step, state.waited = value, state.step, 0
+    best = sign * state.best[metric] if state.best else -math.inf
+    if sign * value > best:
+        state.best, state.best_step, state.waited = state.metrics, state.step, 0
     else:
         state.waited += 1
         state.longest_wait = max(state.longest_wait, state.waited)
@@ -336,7 +337,7 @@ def conclude(run: Run, model: nn.Module, splits: Splits) -> None:
         )
     step = run.restore_best(model) if config.chooses_best else state.step
     if splits.validation is not None:
-        state.metrics |= measure(run, model, "test", splits.test, step)
+        state.metrics = state.metrics | measure(run, model, "test", splits.test, step)
 
 
 def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str:

@@ -302,7 +302,7 @@ def chosen(metric: str, values: Iterable[float]) -> list[tuple[float | None, int
     for step, value in enumerate(values, 1):
         state.step, state.metrics = step, {metric: value}
         choose(state, metric)
-        found.append((state.best, state.best_step, state.waited, state.longest_wait))
+        found.append((state.best.get(metric), state.best_step, state.waited, state.longest_wait))
     return found
 
 
@@ -335,7 +335,7 @@ def test_nothing_but_nan_ends_with_the_last_weights(
 def test_a_state_of_an_older_version_loads(tmp_path: Path) -> None:
     files = {"state.json": json.dumps({"step": 7, "judged": 4}).encode()}
     state = checkpoint.read_state(files, tmp_path)
-    assert (state.best, state.best_step, state.waited, state.longest_wait) == (None, 0, 0, 0)
+    assert (state.best, state.best_step, state.waited, state.longest_wait) == ({}, 0, 0, 0)
 
 
 # ---- settings
