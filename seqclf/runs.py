@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -55,7 +56,10 @@ def _look(path: Path) -> Listed:
         state = "crashed"
     try:
         step, num_steps = int(status["step"]), int(facts["num_steps"])
-        metrics = {name: float(value) for name, value in status["metrics"].items()}
+        metrics = {
+            name: math.nan if value is None else float(value)
+            for name, value in status["metrics"].items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError):
         state, step, num_steps, metrics = "damaged", 0, 0, {}
     age_s = time.time() - (path / "status.json").stat().st_mtime

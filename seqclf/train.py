@@ -245,9 +245,9 @@ def train(
 ) -> int:
     """Train, evaluate and save as a config says; return the process's exit code.
 
-    0: finished. 143: stopped by a signal after saving; the same call goes on. `config_path` and
-    `flagged` (the settings given as flags) name the run directory where `run_dir` does not.
-    Raises UserError for what the user can mend.
+    0: finished. 143: stopped by a signal; the same call goes on from its last checkpoint.
+    `config_path` and `flagged` (the settings given as flags) name the run directory where `run_dir`
+    does not. Raises UserError for what the user can mend.
     """
     runtime = runtimes.start(config)
     console = Console(enabled=runtime.is_main, quiet=config.quiet)
@@ -289,13 +289,20 @@ def _train(
         console.close()
         if not finished:
             run.write_status("preempted")
-            what = "NOT saved, see above" if run.failed_saves else f"saved at step {run.state.step}"
-            console.say(f"stopped by a signal; {what}; the same command goes on")
+            console.say(f"stopped by a signal; {where_it_goes_on(run)}")
             return PREEMPTED
         sha256 = run.finish(model, architecture(config, splits))
         if runtime.is_main:
             console.say(closing(run, model, splits, str(sha256)))
     return 0
+
+
+def where_it_goes_on(run: Run) -> str:
+    """Say from which step the same command goes on: this one, if its checkpoint was saved."""
+    if run.saved_step == run.state.step:
+        return f"saved at step {run.saved_step}; the same command goes on"
+    start = "the beginning" if run.saved_step < 0 else f"step {run.saved_step}"
+    return f"NOT saved, see above; the same command goes on from {start}"
 
 
 def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str:
