@@ -115,7 +115,8 @@ def _summary(group: list[Listed]) -> list[str]:
     lines = [f"{first.path} and {len(by_seed) - 1} more, n = {len(by_seed)}"]
     for name in sorted(set.intersection(*(set(run.metrics) for run in by_seed.values()))):
         values = [run.metrics[name] for run in by_seed.values()]
-        mean, spread = statistics.mean(values), statistics.stdev(values)
+        finite = all(map(math.isfinite, values))  # stdev fails where one is not
+        mean, spread = statistics.mean(values), statistics.stdev(values) if finite else math.nan
         lines.append(f"  {name:<14} {mean:.4f} ± {spread:.4f}")
     return lines
 
