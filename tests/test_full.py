@@ -18,6 +18,7 @@ from conftest import read_metrics
 from seqclf import checkpoint
 from seqclf import train as train_module
 from seqclf.config import UserError, load_config
+from seqclf.run import Run
 from seqclf.runtime import Runtime
 from seqclf.train import train
 
@@ -189,6 +190,42 @@ def test_a_stop_without_room_says_where_the_same_command_goes_on(
     assert run(disk.run_dir) == 0
     assert ("resumed" in capsys.readouterr().out) == (start != "the beginning")
     assert_ends_alike(disk.run_dir, straight)
+
+
+@pytest.mark.parametrize("disk", [limited], indirect=True)
+def test_a_torn_line_that_cannot_be_cut_away_is_later(
+    disk: Disk, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, torn = Run._cut, []
+
+    def failing(run: Run) -> None:
+        if not torn and not (disk.run_dir / "metrics.jsonl").read_bytes().endswith(b"\n"):
+            torn.append(1)
+            raise OSError(errno.EIO, "Input/output error")
+        honest(run)
+
+    def start_failing() -> None:
+        disk.fill()
+        monkeypatch.setattr(Run, "_cut", failing)
+
+    before_step(monkeypatch, {21: start_failing, 22: disk.free})
+    assert run(disk.run_dir) == 0
+    assert torn
+    assert_ends_alike(disk.run_dir, straight)
+
+
+@pytest.mark.parametrize("disk", [limited], indirect=True)
+def test_a_torn_line_is_cut_away_from_a_file_that_was_cut_by_hand(
+    disk: Disk, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Runtime, "stopping", lambda _, step: step == 20)
+        assert run(disk.run_dir) == 143
+    (disk.run_dir / "metrics.jsonl").unlink()
+    before_step(monkeypatch, {25: disk.fill, 28: disk.free})
+    assert run(disk.run_dir) == 0
+    expected = [line for line in read_metrics(straight) if line["step"] > 20]
+    assert read_metrics(disk.run_dir) == expected
 
 
 def test_lines_that_a_failed_sync_lost_are_written_again(
