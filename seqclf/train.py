@@ -19,7 +19,7 @@ from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.augment import shift_images
 from seqclf.data.batches import BatchPlan, count_steps, split_range
-from seqclf.data.sequences import Batch
+from seqclf.data.sequences import Batch, Sequences
 from seqclf.data.sources import Splits
 from seqclf.evaluate import evaluate
 from seqclf.hardware import least_memory, refuse_too_large
@@ -29,6 +29,8 @@ from seqclf.optim import lr_at, make_optimizer, update
 from seqclf.run import Run, open_run
 from seqclf.runtime import Runtime
 from seqclf.tracking import Tracking
+
+NAMED = 10  # examples, at most, in a message
 
 
 class StepStats(NamedTuple):
@@ -163,7 +165,8 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
         state.step += 1
         run.console.step()
         if run.log_due(state.step):
-            report(run, unread, lr, clock.rate(plan.examples(state.step)))
+            rate = clock.rate(plan.examples(state.step))
+            report(run, model, splits.train, unread, lr, rate)
 
 
 def judge(run: Run, model: nn.Module, splits: Splits, *, last: bool) -> dict[str, float]:
@@ -191,7 +194,14 @@ def count_skipped(state: State, unread: list[StepStats]) -> None:
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if bad else 0
 
 
-def report(run: Run, unread: list[StepStats], lr: float, examples_per_s: float) -> None:
+def report(
+    run: Run,
+    model: nn.Module,
+    examples: Sequences,
+    unread: list[StepStats],
+    lr: float,
+    examples_per_s: float,
+) -> None:
     """Log the latest step: but for saves the one place where training reads the device. Collective.
 
     Raises UserError after `train.max_skipped` skipped steps in a row.
@@ -209,11 +219,39 @@ def report(run: Run, unread: list[StepStats], lr: float, examples_per_s: float) 
         metrics["train/skipped"] = state.skipped
     run.log(state.step, metrics)
     if state.skipped_in_a_row >= run.config.train.max_skipped:
+        found = run.runtime.from_main(lambda: find_not_finite(run, model, examples))
         raise UserError(
             f"step {state.step}: the last {state.skipped_in_a_row} steps were skipped, because "
-            f"loss or gradient was not finite (learning rate {lr:.3g}); lower optim.lr, set "
-            "optim.clip, or look for extreme values in the data"
+            f"loss or gradient was not finite (learning rate {lr:.3g}); in the last batch {found}; "
+            "lower optim.lr, set optim.clip, or look for extreme values in the data"
         )
+
+
+@torch.inference_mode()
+def find_not_finite(run: Run, model: nn.Module, examples: Sequences) -> str:
+    """Say what of the latest step was not finite, and of which examples, from 0 in the split.
+
+    As it was skipped it moved no weight: its global batch is looked at again, without dropout.
+    """
+    config = run.config
+    share = run.plan.share(run.state.step - 1, 0, 1)
+    batch = examples.__getitems__(share).to(run.runtime.device)
+    values = shift_images(batch, config.data.augment.shift, config.seed)
+    model.eval()  # and nobody trains it again
+    logits = torch.cat([model(part) for part in values.split(config.eval.batch_size)])
+    losses = [
+        summed_loss(row[None], label[None], label_smoothing=config.loss.label_smoothing)
+        for row, label in zip(logits, batch.labels, strict=True)
+    ]
+    what, ids = "every loss is finite, so it is the gradient, that", share.ids
+    for name, finite in (
+        ("the loss is not finite, that", torch.stack(losses).isfinite()),
+        ("values are not finite, those", values.isfinite().flatten(1).all(1)),
+    ):
+        if not finite.all():
+            what, ids = name, share.ids[~finite.cpu()]
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    return f"{what} of training examples {', '.join(map(str, ids[:NAMED].tolist()))}{more}"
 
 
 class Stopwatch:

@@ -196,7 +196,8 @@ def test_a_stop_without_room_says_where_the_same_command_goes_on(
 def test_a_torn_line_that_cannot_be_cut_away_is_later(
     disk: Disk, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, torn = Run._cut, []
+    honest = Run._cut
+    torn: list[int] = []
 
     def failing(run: Run) -> None:
         if not torn and not (disk.run_dir / "metrics.jsonl").read_bytes().endswith(b"\n"):
