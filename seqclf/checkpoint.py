@@ -12,6 +12,7 @@ not sync and leaves mode 0600.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -148,6 +149,10 @@ def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a directory, and make its entries durable at once.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -191,7 +196,8 @@ def _size(path: Path) -> int:
     return status.st_size
 
 
-def _read_small(path: Path) -> bytes:
+def read_small(path: Path) -> bytes:
+    """Read a JSON file; raises ValueError if it is larger than any of ours."""
     if (size := _size(path)) > MAX_JSON_BYTES:
         raise ValueError(f"{size:,} bytes, of which at most {MAX_JSON_BYTES:,} are read")
     return path.read_bytes()
@@ -200,7 +206,7 @@ def _read_small(path: Path) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; raises UserError naming it."""
     try:
-        content = json.loads(_read_small(path))
+        content = json.loads(read_small(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: missing or damaged ({_first(error)})") from None
     if not isinstance(content, dict):
@@ -262,7 +268,7 @@ def read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     if path.is_symlink():
         raise UserError(f"{path}: a symbolic link; move the directory itself here")
     try:
-        manifest = Manifest.model_validate_json(_read_small(path / "manifest.json"))
+        manifest = Manifest.model_validate_json(read_small(path / "manifest.json"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path / 'manifest.json'}: missing or damaged ({_first(error)})") from None
     if manifest.format != FORMAT:

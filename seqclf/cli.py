@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from seqclf.config import (
+    DISK_FULL,
     PREEMPTED,
     Config,
     UserError,
@@ -44,7 +45,8 @@ seqclf COMMAND --help says more. Every launcher takes what `seqclf train` takes:
   accelerate launch launch/train.py --config configs/mnist.yaml --optim.lr 0.005
 
 exit codes: 0 done; 2 a mistake that the message says how to mend; 143 stopped
-by a signal after saving, the same command goes on; 1 a failure, with traceback
+by a signal, the same command goes on from the step that the last line names;
+1 a failure, with traceback
 """
 TRAIN = """\
 Settings are read from their defaults, then --config, then the flags below. Off
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped before training began; nothing was changed", file=sys.stderr)
         return PREEMPTED
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+        if error.errno not in DISK_FULL | {errno.EPIPE}:
             raise
         # The output's end is gone (`seqclf runs | head`) or its disk full; Python flushes it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

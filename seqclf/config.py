@@ -8,6 +8,7 @@ remedy. Imports neither torch nor accelerate, so that a typing mistake is answer
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import io
 import re
@@ -30,6 +31,8 @@ from pydantic import (
 LONGEST_YAML = 2**16
 DEEPEST_YAML = 10
 PREEMPTED = 143  # exit code of what a signal stopped: 128 + SIGTERM
+# EFBIG: a limit on the size of files (ulimit -f); Python ignores SIGXFSZ
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Scalar = str | int | float | bool | None

@@ -17,14 +17,14 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from seqclf.config import Config, Optim, UserError
+from seqclf.config import DISK_FULL, Config, Optim, UserError
 from seqclf.model import Architecture, LSTMClassifier
 from seqclf.optim import make_optimizer, update
 
 EffectivePrecision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SLOWDOWN_ALLOWED = 1.2  # half precision on a CPU slower than this against fp32 is replaced
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+DISK_ERRORS = DISK_FULL | {errno.EROFS, errno.EACCES, errno.EIO}
 SMALLER = (
     "lower train.micro_batch_size (changes nothing but memory) or eval.batch_size, then "
     "model.hidden_size or train.batch_size"

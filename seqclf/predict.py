@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from seqclf import checkpoint
@@ -26,15 +25,14 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
     """
     folder = Path(run_dir) / "model"
     try:
-        text, content = [
-            (folder / name).read_bytes() for name in ("config.json", "model.safetensors")
-        ]
-        card = Architecture.model_validate_json(text)
+        card = Architecture.model_validate_json(checkpoint.read_small(folder / "config.json"))
+        content = (folder / "model.safetensors").read_bytes()
     except OSError as error:
         raise UserError(
-            f"{folder}: no trained model there ({error.strerror}); name a finished run's directory"
+            f"{folder}: no trained model there ({error.strerror or error}); "
+            "name a finished run's directory"
         ) from None
-    except ValidationError as error:
+    except ValueError as error:
         raise UserError(f"{folder / 'config.json'}: damaged: {error}") from None
     model = card.build()
     place = str(folder / "model.safetensors")

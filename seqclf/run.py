@@ -67,7 +67,9 @@ class Run:
     failed_saves: int = 0
     kept_best: tuple[dict[str, float], int] = field(default_factory=lambda: ({}, 0))
     begun: bool = False  # on the main process only, like
-    metrics_file: IO[str] | None = None
+    metrics_file: IO[bytes] | None = None
+    lines: bytearray = field(default_factory=bytearray)  # of metrics.jsonl, maybe not on the disk
+    written: int = 0  # bytes of them that are in the file
 
     @property
     def checkpoints(self) -> Path:
@@ -119,20 +121,67 @@ class Run:
         """Write metrics to metrics.jsonl, then mirror them to the console and the trackers."""
         if self.metrics_file is None:
             return
-        line = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self.metrics_file.write(json.dumps({"step": step} | line) + "\n")
-        self.metrics_file.flush()
+        warned = self.written < len(self.lines)
+        self.lines += json.dumps({"step": step} | _finite(metrics)).encode() + b"\n"
+        try:
+            self._write_lines()
+        except OSError as error:
+            if not warned:
+                self.console.say(
+                    f"warning: metrics.jsonl cannot be written: {error}; its lines are kept in "
+                    "memory and tried again"
+                )
         self.console.show(step, metrics)
         self.tracking.log(step, metrics)
 
+    def _write_lines(self, *, durably: bool = False) -> None:
+        """Append the lines that metrics.jsonl lacks; if that fails, only whole lines are there."""
+        assert self.metrics_file is not None
+        self._cut()
+        rest = self.lines[self.written :]
+        try:
+            while rest:
+                rest = rest[self.metrics_file.write(rest) :]
+            self.written = len(self.lines)
+            if durably:
+                self.written = 0  # where fsync fails, what was written may be gone: all again
+                os.fsync(self.metrics_file.fileno())
+                self.state.metrics_bytes = self.metrics_file.seek(0, os.SEEK_END)
+                self.lines.clear()
+        except OSError:
+            self._cut()
+            raise
+
+    def _cut(self) -> None:
+        """Cut metrics.jsonl off after the lines that count; never grow one cut by hand."""
+        assert self.metrics_file is not None
+        length = self.state.metrics_bytes + self.written
+        if self.metrics_file.seek(0, os.SEEK_END) > length:
+            self.metrics_file.truncate(length)
+
+    def write_last_lines(self) -> None:
+        """Try for the last time to write the lines kept in memory, on the main process."""
+        try:
+            if self.lines:
+                self._write_lines(durably=True)
+        except OSError as error:
+            count = self.lines.count(b"\n")
+            self.console.say(f"warning: metrics.jsonl lacks the last {count} of its lines: {error}")
+
     def write_status(self, word: str, error: str | None = None) -> None:
-        """Write status.json, on the main process, of a run that has begun: not of one refused."""
-        if self.begun:
+        """Write status.json, on the main process; where that fails, warn."""
+        try:
+            self._write_status(word, error)
+        except OSError as problem:
+            self.console.say(f"warning: status.json cannot be written: {problem}")
+
+    def _write_status(self, word: str, error: str | None = None) -> None:
+        if self.begun:  # not of one refused
             status = {
                 "state": word,
                 "step": self.state.step,
                 "epoch": self.state.step / self.plan.steps_per_epoch,
-                "metrics": self.state.metrics,
+                "metrics": _finite(self.state.metrics),
                 "error": error,
             }
             _write_json(self.path / "status.json", status)
@@ -145,11 +194,11 @@ class Run:
         """Write "failed", on the process that was given the reason."""
         if reason is None:
             return
-        with suppress(OSError, UserError):  # the disk may be the reason
-            if self.runtime.rank:  # in place of a main process that is gone, maybe after it wrote
+        if self.runtime.rank:  # in place of a main process that is gone, maybe after it wrote
+            with suppress(UserError):
                 state = checkpoint.read_json(self.path / "status.json").get("state")
                 self.begun = state == "running"
-            self.write_status("failed", reason)
+        self.write_status("failed", reason)
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make a checkpoint, unless this step has one. Collective.
@@ -161,13 +210,14 @@ class Run:
         if step == self.saved_step:
             return
         error = self.runtime.from_main(lambda: self._write_checkpoint(model, optimizer))
-        self.saved_step, self.saved_at = step, time.monotonic()
-        self.failed_saves = self.failed_saves + 1 if error else 0
-        if not error:
+        self.saved_at = time.monotonic()
+        if error is None:
+            self.saved_step, self.failed_saves = step, 0
             self.kept_best = self.state.best, self.state.best_step
-        else:
-            self.state.best, self.state.best_step = self.kept_best
-            self.console.say(f"warning: checkpoint of step {step} not saved: {error}")
+            return
+        self.failed_saves += 1
+        self.state.best, self.state.best_step = self.kept_best
+        self.console.say(f"warning: checkpoint of step {step} not saved: {error}")
         if self.failed_saves == MAX_FAILED_SAVES:
             raise UserError(
                 f"{MAX_FAILED_SAVES} checkpoints in a row could not be saved: {error}; make "
@@ -175,11 +225,9 @@ class Run:
             )
 
     def _write_checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Value:
-        assert self.metrics_file is not None
         state = self.state
         try:
-            os.fsync(self.metrics_file.fileno())
-            state.metrics_bytes = self.metrics_file.tell()
+            self._write_lines(durably=True)
             scaler = self.runtime.accelerator.scaler
             state.scaler = dict(scaler.state_dict()) if scaler else {}
             files = {
@@ -196,13 +244,16 @@ class Run:
                 world_size=self.runtime.world_size,
                 versions=versions(),
             )
+        except OSError as error:
+            return str(error)
+        try:
             checkpoint.prune(
                 self.checkpoints,
                 keep_last=self.config.checkpoint.keep_last,
                 keep=[state.best_step] if state.best_step else [],
             )
-        except OSError as error:
-            return str(error)
+        except (OSError, UserError) as error:
+            self.console.say(f"warning: old checkpoints cannot be deleted: {error}")
         self.write_status("running")
         return None
 
@@ -294,11 +345,11 @@ class Run:
     def _begin(self, state: State) -> None:
         """Write what is known now, and drop the metrics that the steps to come will write again."""
         assert self.metrics_file is not None
+        checkpoint.sweep(self.checkpoints)  # what killed saves left may be what fills the disk
         self.state, self.begun = state, True
-        self.write_status("running")  # first: what follows undoes the end of a finished run
-        size = self.metrics_file.seek(0, os.SEEK_END)
-        self.metrics_file.truncate(min(state.metrics_bytes, size))  # never grow one cut by hand
-        self.metrics_file.seek(0, os.SEEK_END)
+        self._write_status("running")  # first: what follows undoes the end of a finished run
+        self._cut()
+        state.metrics_bytes = self.metrics_file.seek(0, os.SEEK_END)
         # config.yaml last: where it stands, the rest is looked for
         _write_json(self.path / "run.json", self.facts)
         text = dump(
@@ -309,13 +360,12 @@ class Run:
         session = {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(session | {key: self.facts[key] for key in keys}) + "\n")
-        checkpoint.sweep(self.checkpoints)  # what killed saves left may be what fills the disk
 
     def finish(self, model: nn.Module, architecture: Architecture) -> str | None:
         """Write model/ and the final status; return the weights' sha256, on the main process."""
         if self.metrics_file is None:
             return None
-        os.fsync(self.metrics_file.fileno())
+        self.write_last_lines()
         content = checkpoint.encode(model.state_dict())
         folder = self.path / "model"
         folder.mkdir(exist_ok=True)
@@ -323,7 +373,7 @@ class Run:
         checkpoint.replace_file(folder / "config.json", card.encode())
         sha256 = checkpoint.replace_file(folder / "model.safetensors", content).sha256
         _write_json(self.path / "run.json", self.facts | {"weights_sha256": sha256})
-        self.write_status("finished")
+        self._write_status("finished")
         return sha256
 
     def _before(self) -> tuple[Config, int]:
@@ -378,6 +428,11 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Put null where JSON has no number: for NaN and infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -471,7 +526,7 @@ def open_run(
                 checkpoint.make_directory(path)
                 files.enter_context(_lock(path))
                 _check_unchanged(path, config, everything)
-                metrics_file = (path / "metrics.jsonl").open("a", encoding="utf-8")
+                metrics_file = (path / "metrics.jsonl").open("ab", buffering=0)
             except OSError as error:
                 raise UserError(
                     f"{path}: cannot write the run directory: {error.strerror}"
@@ -496,3 +551,5 @@ def open_run(
             if mendable is not None and mendable is not error:
                 raise mendable from None
             raise
+        finally:
+            run.write_last_lines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -55,7 +56,10 @@ def _look(path: Path) -> Listed:
         state = "crashed"
     try:
         step, num_steps = int(status["step"]), int(facts["num_steps"])
-        metrics = {name: float(value) for name, value in status["metrics"].items()}
+        metrics = {
+            name: math.nan if value is None else float(value)
+            for name, value in status["metrics"].items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError):
         state, step, num_steps, metrics = "damaged", 0, 0, {}
     age_s = time.time() - (path / "status.json").stat().st_mtime
@@ -111,7 +115,8 @@ def _summary(group: list[Listed]) -> list[str]:
     lines = [f"{first.path} and {len(by_seed) - 1} more, n = {len(by_seed)}"]
     for name in sorted(set.intersection(*(set(run.metrics) for run in by_seed.values()))):
         values = [run.metrics[name] for run in by_seed.values()]
-        mean, spread = statistics.mean(values), statistics.stdev(values)
+        finite = all(map(math.isfinite, values))  # stdev fails where one is not
+        mean, spread = statistics.mean(values), statistics.stdev(values) if finite else math.nan
         lines.append(f"  {name:<14} {mean:.4f} ± {spread:.4f}")
     return lines
 

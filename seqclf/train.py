@@ -32,6 +32,8 @@ from seqclf.runtime import Runtime
 from seqclf.tracking import Tracking
 from seqclf.watch import Watch
 
+NAMED = 10  # examples, at most, in a message
+
 
 class StepStats(NamedTuple):
     """What a step leaves on the device: nothing here has been read back."""
@@ -170,7 +172,8 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
         state.step += 1
         run.console.step()
         if run.log_due(state.step):
-            report(run, unread, lr, clock.rate(plan.examples(state.step)))
+            rate = clock.rate(plan.examples(state.step))
+            report(run, model, splits.train, unread, lr, rate)
 
 
 def measure(
@@ -212,7 +215,14 @@ def count_skipped(state: State, unread: list[StepStats]) -> None:
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if bad else 0
 
 
-def report(run: Run, unread: list[StepStats], lr: float, examples_per_s: float) -> None:
+def report(
+    run: Run,
+    model: nn.Module,
+    examples: Sequences,
+    unread: list[StepStats],
+    lr: float,
+    examples_per_s: float,
+) -> None:
     """Log the latest step: but for saves the one place where training reads the device. Collective.
 
     Raises UserError after `train.max_skipped` skipped steps in a row.
@@ -230,11 +240,39 @@ def report(run: Run, unread: list[StepStats], lr: float, examples_per_s: float) 
         metrics["train/skipped"] = state.skipped
     run.log(state.step, metrics)
     if state.skipped_in_a_row >= run.config.train.max_skipped:
+        found = run.runtime.from_main(lambda: find_not_finite(run, model, examples))
         raise UserError(
             f"step {state.step}: the last {state.skipped_in_a_row} steps were skipped, because "
-            f"loss or gradient was not finite (learning rate {lr:.3g}); lower optim.lr, set "
-            "optim.clip, or look for extreme values in the data"
+            f"loss or gradient was not finite (learning rate {lr:.3g}); in the last batch {found}; "
+            "lower optim.lr, set optim.clip, or look for extreme values in the data"
         )
+
+
+@torch.inference_mode()
+def find_not_finite(run: Run, model: nn.Module, examples: Sequences) -> str:
+    """Say what of the latest step was not finite, and of which examples, from 0 in the split.
+
+    As it was skipped it moved no weight: its global batch is looked at again, without dropout.
+    """
+    config = run.config
+    share = run.plan.share(run.state.step - 1, 0, 1)
+    batch = examples.__getitems__(share).to(run.runtime.device)
+    values = shift_images(batch, config.data.augment.shift, config.seed)
+    model.eval()  # and nobody trains it again
+    logits = torch.cat([model(part) for part in values.split(config.eval.batch_size)])
+    losses = [
+        summed_loss(row[None], label[None], label_smoothing=config.loss.label_smoothing)
+        for row, label in zip(logits, batch.labels, strict=True)
+    ]
+    what, ids = "every loss is finite, so it is the gradient, that", share.ids
+    for name, finite in (
+        ("the loss is not finite, that", torch.stack(losses).isfinite()),
+        ("values are not finite, those", values.isfinite().flatten(1).all(1)),
+    ):
+        if not finite.all():
+            what, ids = name, share.ids[~finite.cpu()]
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    return f"{what} of training examples {', '.join(map(str, ids[:NAMED].tolist()))}{more}"
 
 
 class Stopwatch:
@@ -269,9 +307,9 @@ def train(
 ) -> int:
     """Train, evaluate and save as a config says; return the process's exit code.
 
-    0: finished. 143: stopped by a signal after saving; the same call goes on. `config_path` and
-    `flagged` (the settings given as flags) name the run directory where `run_dir` does not. `watch`
-    is the command line's; without one a second signal raises KeyboardInterrupt.
+    0: finished. 143: stopped by a signal; the same call goes on from its last checkpoint.
+    `config_path` and `flagged` (the settings given as flags) name the run directory where `run_dir`
+    does not. `watch` is the command line's; without one a second signal raises KeyboardInterrupt.
     Raises UserError for what the user can mend.
     """
     runtime = runtimes.start(config, watch)
@@ -319,8 +357,7 @@ def _train(
                     console.say(closing(run, model, splits, str(sha256)))
                 return 0
         run.write_status("preempted")
-        what = "NOT saved, see above" if run.failed_saves else f"saved at step {run.state.step}"
-        console.say(f"stopped by a signal; {what}; the same command goes on")
+        console.say(f"stopped by a signal; {where_it_goes_on(run)}")
         return PREEMPTED
 
 
@@ -338,6 +375,14 @@ def conclude(run: Run, model: nn.Module, splits: Splits) -> None:
     step = run.restore_best(model) if config.chooses_best else state.step
     if splits.validation is not None:
         state.metrics = state.metrics | measure(run, model, "test", splits.test, step)
+
+
+def where_it_goes_on(run: Run) -> str:
+    """Say from which step the same command goes on: this one, if its checkpoint was saved."""
+    if run.saved_step == run.state.step:
+        return f"saved at step {run.saved_step}; the same command goes on"
+    start = "the beginning" if run.saved_step < 0 else f"step {run.saved_step}"
+    return f"NOT saved, see above; the same command goes on from {start}"
 
 
 def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str:

@@ -196,6 +196,8 @@ def test_help_fits_80_columns(
             2,
             "error: cannot write the output: No space left on device; make room\n",
         ),
+        (errno.EDQUOT, 2, "error: cannot write the output: Disk quota exceeded; make room\n"),
+        (errno.EFBIG, 2, "error: cannot write the output: File too large; make room\n"),
     ],
 )
 def test_an_output_that_is_gone_or_full_is_no_traceback(

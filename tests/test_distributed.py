@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,15 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqclf import checkpoint
+from seqclf import loss as loss_module
 from seqclf import runtime as runtimes
+from seqclf import train as train_module
 from seqclf.config import Config, UserError, load_config
+from seqclf.data import sources
 from seqclf.data.batches import BatchPlan
 from seqclf.data.sequences import Batch, Sequences
+from seqclf.data.sources import Splits
 from seqclf.evaluate import evaluate
 from seqclf.model import LSTMClassifier
 from seqclf.train import train, train_step
@@ -231,39 +238,153 @@ def test_evaluation_counts_every_example_once(world_size: int, count: int) -> No
         assert confusion == confusion_matrix(truth, guess, labels=labels).tolist()
 
 
-def step_on_poison(kind: str, shards: str) -> tuple[bool, list[float]]:
-    """Train two steps, the second with something not finite on the last rank only."""
-    config = config_with(0, "null", shards)
+def allow(precision: str) -> None:
+    """Let this process train in a precision: any CPU can without oneDNN, if slowly."""
+    torch.backends.mkldnn.set_flags(precision == "fp32")
+    vars(runtimes)["precision_problem"] = lambda *_: None
+
+
+POISONS = [
+    *(("values", "nan"), ("values", "inf"), ("loss", "nan"), ("loss", "inf")),
+    *(("gradient", "nan"), ("gradient", "inf")),
+]
+
+
+def steps_on_poison(precision: str, shards: str) -> list[tuple[bool, float, float]]:
+    """Train on each poison, on the last rank only, and without it: was all untouched, were the two
+    steps skipped?"""
+    allow(precision)
+    config = config_with(0, "null", shards).model_copy(update={"precision": precision})
     runtime = runtimes.start(config)
+    assert runtime.precision == precision
     model = tiny_model()
+    values = random_images(4).values.float()
+    poisoned = {
+        "values": values[1, 2, 3],
+        "loss": torch.zeros(()),  # added to it
+        "gradient": torch.zeros(()),
+    }
+    honest = loss_module.summed_loss
+
+    def summed_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
+        return honest(logits, labels, label_smoothing=label_smoothing) + poisoned["loss"]
+
+    vars(train_module)["summed_loss"] = summed_loss
+    dict(model.named_parameters())["rnn.weight_hh_l0"].register_hook(
+        lambda gradient: gradient + poisoned["gradient"]
+    )
     prepared = runtime.prepare(model, reduces=shards == "null")
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    values = random_images(4).values.float()
     batch = Batch(values, torch.arange(4), 0, 4 * runtime.rank, 4 * runtime.world_size)
+    found = []
     train_step(runtime, prepared, optimizer, batch, config, lr=0.01)
-    before = [p.detach().clone() for p in model.parameters()]
-    states = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in model.parameters()]
-    if runtime.rank == runtime.world_size - 1:
-        poison = {"nan": float("nan"), "inf": float("inf")}[kind]
-        values[1, 2, 3] = poison
-    stats = train_step(runtime, prepared, optimizer, batch, config, lr=0.01)
-    same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and all(
-        torch.equal(state[k], optimizer.state[p][k])
-        for state, p in zip(states, model.parameters(), strict=True)
-        for k in state
-    )
-    values.nan_to_num_(0.0, 0.0, 0.0)
-    after = train_step(runtime, prepared, optimizer, batch, config, lr=0.01)
+    for where, poison in POISONS:
+        before = [p.detach().clone() for p in model.parameters()]
+        states = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in model.parameters()]
+        if runtime.rank == runtime.world_size - 1:
+            poisoned[where].fill_(float(poison))
+        stats = train_step(runtime, prepared, optimizer, batch, config, lr=0.01)
+        same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        same &= all(
+            torch.equal(state[k], optimizer.state[p][k])
+            for state, p in zip(states, model.parameters(), strict=True)
+            for k in state
+        )
+        poisoned[where].zero_()
+        after = train_step(runtime, prepared, optimizer, batch, config, lr=0.01)
+        found.append((same, float(stats.bad), float(after.bad)))
     runtime.close()
-    return same, [float(stats.bad), float(after.bad)]
+    return found
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf"])
-@pytest.mark.parametrize("shards", ["null", "4"])
+@pytest.mark.parametrize(
+    ("precision", "shards"), [("fp32", "null"), ("fp32", "4"), ("bf16", "null")]
+)
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_step_that_is_not_finite_is_skipped_on_every_rank(
-    world_size: int, kind: str, shards: str
+    world_size: int, precision: str, shards: str
 ) -> None:
-    for untouched, bad in run_ranks(world_size, step_on_poison, kind, shards):
-        assert untouched
-        assert bad == [1.0, 0.0]
+    for found in run_ranks(world_size, steps_on_poison, precision, shards):
+        assert found == [(True, 1.0, 0.0)] * len(POISONS)
+
+
+POISONED = (4, 5, 6)  # steps
+
+
+def poisoned_plan() -> BatchPlan:
+    return BatchPlan(1438, 50, seed=0, num_steps=20)
+
+
+def train_on_poison(run_dir: str, what: str, precision: str) -> str:
+    """Train until too many steps were skipped, for their last example, which is the last rank's."""
+    allow(precision)
+    honest_load, honest_forward = sources.load, LSTMClassifier.forward
+    marker = torch.nan if what == "values" else 99.0
+
+    def load(*arguments: Any, **options: Any) -> Splits:
+        splits = honest_load(*arguments, **options)
+        values = splits.train.values.float()
+        for step in POISONED:
+            values[poisoned_plan().batch(step)[-1], 0, 0] = marker
+        return replace(splits, train=replace(splits.train, values=values))
+
+    def forward(self: LSTMClassifier, values: Tensor, num_steps: int | None = None) -> Tensor:
+        logits = honest_forward(self, values, num_steps)
+        marked = values[:, :1, 0] == marker
+        if what == "loss":
+            logits = logits.masked_fill(marked, torch.nan)
+        elif what == "gradient" and marked.any() and logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * torch.nan)
+        return logits
+
+    sources.load = load
+    LSTMClassifier.forward = forward  # type: ignore[method-assign]
+    flags = {
+        "train.steps": "20",
+        "train.batch_size": "50",
+        "train.max_skipped": "3",
+        "optim.schedule": "constant",
+        "optim.warmup": "0",
+        "model.hidden_size": "8",
+        "checkpoint.every": "1",
+        "checkpoint.keep_last": "9",
+        "log.every": "1",
+        "precision": precision,
+        "quiet": "true",
+    }
+    with pytest.raises(UserError) as caught:
+        train_digits(run_dir, flags)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "precision", "what"),
+    [(1, "fp32", "values"), (2, "fp32", "gradient"), (2, "bf16", "loss")],
+)
+def test_too_many_skipped_steps_name_the_examples_on_every_rank(
+    world_size: int, precision: str, what: str, tmp_path: Path
+) -> None:
+    said = run_ranks(world_size, train_on_poison, str(tmp_path), what, precision)
+    ids = poisoned_plan().batch(POISONED[-1]).tolist()
+    found = {
+        "values": f"values are not finite, those of training examples {ids[-1]}",
+        "loss": f"the loss is not finite, that of training examples {ids[-1]}",
+        "gradient": "every loss is finite, so it is the gradient, that of training examples "
+        f"{', '.join(map(str, ids[:10]))} and 40 more",
+    }[what]
+    assert set(said) == {
+        "step 7: the last 3 steps were skipped, because loss or gradient was not finite "
+        f"(learning rate 0.01); in the last batch {found}; lower optim.lr, set optim.clip, or "
+        "look for extreme values in the data"
+    }
+    assert read_metrics(tmp_path)[-1]["train/skipped"] == 3
+    saved = [checkpoint.read(path)[1] for path in checkpoint.directories(tmp_path / "checkpoints")]
+    states = [checkpoint.read_state(files, tmp_path) for files in saved]
+    assert [(state.step, state.skipped) for state in states] == [
+        *((6, 2), (5, 1), (4, 0), (3, 0), (2, 0), (1, 0))
+    ]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        contents = [files[name] for files in saved]
+        assert contents[0] == contents[1] == contents[2] != contents[3]
+    assert json.loads((tmp_path / "run.json").read_text())["precision"] == precision
+    assert json.loads((tmp_path / "status.json").read_text())["error"] == said[0]

@@ -170,6 +170,7 @@ def test_a_result_is_loaded_ready_to_predict(tmp_path: Path) -> None:
     [
         (None, "no trained model there"),
         ("{", r"config\.json: damaged"),
+        (CARD.model_dump_json() + " " * 2**20, r"config\.json: damaged: .* at most 1,048,576"),
         (CARD.model_dump_json().replace("pooling", "poling"), r"config\.json: damaged"),
         (CARD.model_dump_json().replace('"hidden_size":5', '"hidden_size":6'), "this model's is"),
         (CARD.model_dump_json().replace('"num_layers":1', '"num_layers":2'), "other tensors"),
@@ -181,3 +182,11 @@ def test_a_missing_or_damaged_result_is_named(tmp_path: Path, card: str | None, 
     with pytest.raises(UserError, match=part) as caught:
         load_model(tmp_path)
     assert str(tmp_path / "model") in str(caught.value)
+
+
+def test_a_link_is_no_result(tmp_path: Path) -> None:
+    save(tmp_path, CARD.model_dump_json(), b"")
+    card = tmp_path / "model" / "config.json"
+    card.symlink_to(card.rename(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=r"no trained model there \(not a regular file\)"):
+        load_model(tmp_path)

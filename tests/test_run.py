@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import read_metrics, run_ranks
 
-from seqclf import checkpoint
+from seqclf import checkpoint, runs
 from seqclf import train as train_module
 from seqclf.config import UserError, load_config
+from seqclf.run import Run
 from seqclf.runtime import Runtime
 from seqclf.train import train
 
@@ -79,6 +81,36 @@ def test_the_test_split_is_measured_once_at_the_end_where_there_is_a_validation(
         "metrics": metrics,
         "error": None,
     }
+
+
+def test_a_run_whose_loss_is_not_finite_has_json_that_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(run: Run, *_: object, **options: object) -> dict[str, float]:
+        metrics = {"test/loss": math.nan, "test/accuracy": 0.1, "test/macro_f1": math.inf}
+        run.log(run.state.step, metrics)
+        return metrics
+
+    monkeypatch.setattr(train_module, "measure", diverged)
+    monkeypatch.setattr(train_module, "closing", lambda *_: "")
+    assert run(tmp_path, **{"data.val_fraction": "0"}) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    lines = [
+        json.loads(line, parse_constant=refuse)
+        for line in (
+            (tmp_path / "metrics.jsonl").read_text().splitlines()[-1],
+            (tmp_path / "status.json").read_text(),
+        )
+    ]
+    nulls = {"test/loss": None, "test/accuracy": 0.1, "test/macro_f1": None}
+    assert lines[0] == {"step": 30} | nulls
+    assert lines[1]["metrics"] == nulls
+    [listed] = runs.find(tmp_path)
+    assert (listed.state, listed.metrics["test/accuracy"]) == ("finished", 0.1)
+    assert math.isnan(listed.metrics["test/loss"])
 
 
 def test_running_config_yaml_again_repeats_the_run(finished: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_running_is_what_holds_its_lock(tmp_path: Path) -> None:
         ("status.json", "[" * 100_000),
         ("status.json", '{"state": "' + "x" * 2**20 + '", "step": 1, "metrics": {}}'),
         ("status.json", '{"state": "finished", "step": "x", "metrics": {}}'),
-        ("status.json", '{"state": "finished", "step": 1, "metrics": {"a": null}}'),
+        ("status.json", '{"state": "finished", "step": 1, "metrics": {"a": "x"}}'),
         ("run.json", "{}"),
     ],
 )
@@ -81,6 +81,13 @@ def test_what_is_damaged_is_listed_as_such(name: str, text: str, tmp_path: Path)
     (make(tmp_path / "x") / name).write_text(text)
     [run] = runs.find(tmp_path)
     assert (run.state, run.step, run.metrics) == ("damaged", 0, {})
+
+
+def test_a_model_that_diverged_is_listed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make(tmp_path / str(seed), seed=seed, metrics={"test/accuracy": 0.1, "test/loss": None})
+    assert [run.state for run in runs.find(tmp_path)] == ["finished", "finished"]
+    assert "  test/loss      nan ± nan" in runs.table(tmp_path)
 
 
 def test_a_config_of_another_version_is_listed_but_in_no_group(tmp_path: Path) -> None:

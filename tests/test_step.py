@@ -129,5 +129,7 @@ def test_a_run_stops_after_too_many_skipped_steps(
         return honest(logits, labels, label_smoothing=label_smoothing) * torch.nan
 
     monkeypatch.setattr(train_module, "summed_loss", poisoned)
-    with pytest.raises(UserError, match=r"step 10: the last 10 steps .* lower optim\.lr"):
+    with pytest.raises(
+        UserError, match=r"step 10: the last 10 steps .* and 54 more; lower optim\.lr"
+    ):
         train(load_config(None, flags)[0])
