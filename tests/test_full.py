@@ -220,12 +220,12 @@ def test_a_torn_line_is_cut_away_from_a_file_that_was_cut_by_hand(
     disk: Disk, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Runtime, "agree", lambda _, step, save: (step == 20, save))
+        patch.setattr(Runtime, "agree", lambda _, step, save: (step == 21, save))
         assert run(disk.run_dir) == 143
     (disk.run_dir / "metrics.jsonl").unlink()
     before_step(monkeypatch, {25: disk.fill, 28: disk.free})
     assert run(disk.run_dir) == 0
-    expected = [line for line in read_metrics(straight) if line["step"] > 20]
+    expected = [line for line in read_metrics(straight) if line["step"] > 21]
     assert read_metrics(disk.run_dir) == expected
 
 
