@@ -27,7 +27,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
 from seqclf.config import UserError
@@ -55,7 +55,7 @@ class State(BaseModel):
     """... and how many of them were the latest ones."""
     scaler: dict[str, float] = {}
     """The loss scale of fp16, as torch's GradScaler keeps it."""
-    metrics_bytes: int = 0
+    metrics_bytes: NonNegativeInt = 0
     """Length of metrics.jsonl when the checkpoint was made."""
     metrics: dict[str, float] = {}
     """The latest evaluation."""
@@ -99,15 +99,24 @@ def encode(tensors: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(own)
 
 
+def decode(content: bytes, place: str) -> dict[str, Tensor]:
+    """Read a safetensors file's bytes; raises UserError naming the file."""
+    try:
+        return safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place}: not a safetensors file: {_first(error)}") from None
+
+
 def put(content: bytes, target: dict[str, Tensor], place: str) -> None:
     """Copy a safetensors file's bytes into tensors of the same names, shapes and dtypes.
 
     Raises UserError naming the file, and changes nothing, if it is no such file.
     """
-    try:
-        found = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place}: not a safetensors file: {_first(error)}") from None
+    copy(decode(content, place), target, place)
+
+
+def copy(found: dict[str, Tensor], target: dict[str, Tensor], place: str) -> None:
+    """Copy tensors into others as `put` does."""
     if found.keys() != target.keys():
         raise UserError(
             f"{place}: other tensors than this model has: "
@@ -201,6 +210,16 @@ def read_small(path: Path) -> bytes:
     if (size := _size(path)) > MAX_JSON_BYTES:
         raise ValueError(f"{size:,} bytes, of which at most {MAX_JSON_BYTES:,} are read")
     return path.read_bytes()
+
+
+def read_file(path: Path, size: int | None = None) -> bytes:
+    """Read a regular file, or its first `size` bytes; raises UserError naming it."""
+    try:
+        whole = _size(path)
+        with path.open("rb") as file:
+            return file.read(whole if size is None else min(size, whole))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({_first(error)})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

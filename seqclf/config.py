@@ -35,6 +35,7 @@ PREEMPTED = 143  # exit code of what a signal stopped: 128 + SIGTERM
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Resume = Literal["auto", "never"]
 Scalar = str | int | float | bool | None
 Value = Scalar | list["Value"] | dict[str, "Value"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -181,8 +182,12 @@ class Config(Settings):
     """Seed of all that is random: first weights, order, dropout, augmentation, validation split."""
     run_dir: str | None = None
     """Run directory. null: runs/NAME, the config's or data set's name plus the changing flags."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest good checkpoint. never: insist on a new run directory."""
+    resume: Resume | str = "auto"
+    """auto: go on from the newest good checkpoint. never: insist on a new run directory. Else the
+    path of a checkpoint or of a run, from which a new run branches off."""
+    init_from: str | None = None
+    """Run directory whose weights a new run starts from; without the output layer's if the classes
+    are others. null: fresh weights."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train. auto: CUDA, or mps if it computes what the CPU does, else the CPU."""
     precision: Precision = "auto"

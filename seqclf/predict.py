@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,12 @@ from seqclf.model import Architecture, LSTMClassifier, read_images
 SHADES = " .:-=+*#%@"  # dark to bright
 BAR_WIDTH = 20  # at most, and what is left of
 WIDTH = 80  # columns of a terminal
+SIZES = {  # what shapes the weights, but for the output layer: the setting that decides it
+    "input_size": "data.name or data.read",
+    "hidden_size": "model.hidden_size",
+    "num_layers": "model.num_layers",
+    "bidirectional": "model.bidirectional",
+}
 
 
 def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
@@ -38,6 +45,62 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
     place = str(folder / "model.safetensors")
     checkpoint.put(content, model.state_dict(), place)
     return model.eval(), card
+
+
+def take_weights(run_dir: Path, target: dict[str, Tensor], card: Architecture) -> tuple[str, str]:
+    """Copy a run's weights into those of a new model; return their file's sha256, and what to say.
+
+    They are its result's, else its newest checkpoint's. The output layer is left as it is where
+    the classes are others. Raises UserError, and changes nothing, if another tensor does not fit.
+    """
+    file, content, theirs = _find_weights(run_dir)
+    found = checkpoint.decode(content, str(file))
+    said = f"weights     {file}"
+    if theirs.classes != card.classes:
+        found, target = (
+            {name: tensor for name, tensor in tensors.items() if not name.startswith("out.")}
+            for tensors in (found, target)
+        )
+        said += (
+            "\nnote        the output layer starts anew: "
+            f"its {len(theirs.classes)} classes are not these {len(card.classes)}"
+        )
+    try:
+        checkpoint.copy(found, target, str(file))
+    except UserError as error:
+        changes = [
+            f"{setting} (there {there}, here {here})"
+            for name, setting in SIZES.items()
+            if (there := getattr(theirs, name)) != (here := getattr(card, name))
+        ]
+        if not changes:
+            raise
+        raise UserError(f"{error}; to start from it, change {', '.join(changes)}") from None
+    return hashlib.sha256(content).hexdigest(), said
+
+
+def _find_weights(run_dir: Path) -> tuple[Path, bytes, Architecture]:
+    """Find a run's weights, and what they were built for."""
+    file = run_dir / "model" / "model.safetensors"
+    card: object
+    if file.exists():
+        card_file = file.with_name("config.json")
+        content, card = checkpoint.read_file(file), checkpoint.read_json(card_file)
+    else:
+        found, rejected = checkpoint.newest(run_dir / "checkpoints")
+        if found is None:
+            reasons = "".join(f"\n  {reason}" for reason in rejected)
+            raise UserError(
+                f"init_from: {run_dir}: neither a trained model nor a whole checkpoint there; "
+                f"name a run's directory{reasons}"
+            )
+        file, card_file = found / "model.safetensors", run_dir / "run.json"
+        content = checkpoint.read(found)[1][file.name]
+        card = checkpoint.read_json(card_file).get("architecture")
+    try:
+        return file, content, Architecture.model_validate(card)
+    except ValueError as error:
+        raise UserError(f"{card_file}: damaged: {error}") from None
 
 
 @torch.inference_mode()

@@ -25,29 +25,50 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
+from typing import IO, get_args
 
 import torch
 from torch import Tensor, nn
 
 from seqclf import checkpoint
 from seqclf.checkpoint import State
-from seqclf.config import NEUTRAL, Config, UserError, Value, dump, load_config, settings
+from seqclf.config import (
+    NEUTRAL,
+    Config,
+    Resume,
+    UserError,
+    Value,
+    closest,
+    dump,
+    dump_value,
+    load_config,
+    settings,
+)
 from seqclf.console import Console
 from seqclf.data.batches import BatchPlan
 from seqclf.hardware import advice
 from seqclf.model import Architecture
 from seqclf.optim import lr_at
+from seqclf.predict import take_weights
 from seqclf.runtime import Runtime
 from seqclf.tracking import Tracking
 
 MAX_FAILED_SAVES = 3
 SILENCE = 0.8  # of distributed.timeout_s, so that everyone has left by then
 RATE_SETTINGS = {"train.epochs", "train.steps", "optim.lr", "optim.schedule", "optim.warmup"}
-HARMLESS = NEUTRAL | RATE_SETTINGS | {"eval.batch_size", "train.max_skipped", "train.patience"}
+# What may change on resume, because the steps already done would have been the same: rates and
+# waits are compared as they were, precision as it took effect, and other rounding is said.
+HARMLESS = {
+    *(*NEUTRAL, *RATE_SETTINGS),
+    *("device", "deterministic", "precision", "train.threads"),
+    *("eval.batch_size", "train.max_skipped", "train.patience"),
+}
+HARMLESS_WITHOUT_DROPOUT = {"train.micro_batch_size"}  # noise is drawn per micro batch
+HARMLESS_WITHOUT_CHOICE = {"eval.every"}
+KEPT = ("branched_from", "init_sha256")  # what the first start found, for all later ones
 
 
 @dataclass
@@ -274,6 +295,7 @@ class Run:
             if found is None:
                 if rejected:
                     raise UserError(f"no checkpoint in {self.checkpoints} is whole; see above")
+                self._take_weights(weights)
                 self._begin(State())
                 return None
             _, files = checkpoint.read(found)
@@ -284,12 +306,14 @@ class Run:
             state = checkpoint.read_state(files, found)
             self._check_rates(state.step)
             self._check_evaluations(state)
-            self._say_other_machine()
+            self._say_other_rounding()
             self._begin(state)
             return state.model_dump()
 
         answer = self.runtime.from_main(find)
         if answer is None:
+            if self.config.init_from is not None:
+                self.runtime.broadcast(list(weights.values()))
             return self.state
         self.state = State.model_validate(answer)
         self.runtime.broadcast([*weights.values(), *moments.values()])
@@ -331,15 +355,33 @@ class Run:
         state.metrics = state.best
         return state.best_step
 
-    def _say_other_machine(self) -> None:
+    def _take_weights(self, weights: dict[str, Tensor]) -> None:
+        """Start from the weights of `init_from`, if there is one, and keep which they were."""
+        if self.config.init_from is None:
+            return
+        card = Architecture.model_validate(self.facts["architecture"])
+        sha256, said = take_weights(Path(self.config.init_from), weights, card)
+        if self.facts.setdefault("init_sha256", sha256) != sha256:
+            raise UserError(
+                f"{self.path} began with other weights than init_from: {self.config.init_from} "
+                "holds now; put the old ones back, or choose another --run_dir"
+            )
+        self.console.say(said)
+
+    def _say_other_rounding(self) -> None:
         """Say where a resume is exact up to rounding only."""
-        before = checkpoint.read_json(self.path / "run.json")
-        shards = self.config.train.shards  # with them the number of processes changes no bit
-        for name in ("threads", "device") if shards else ("world_size", "threads", "device"):
-            if (old := before.get(name)) != (new := self.facts[name]):
+        before = settings(_stored_config(self.path)) | checkpoint.read_json(self.path / "run.json")
+        now = settings(self.config) | self.facts
+        names = ["threads", "device", "train.micro_batch_size"]
+        if not self.config.train.shards:  # with them the number of processes changes no bit
+            names.append("world_size")
+        if self.facts["device"] != "cpu":  # where every run is
+            names.append("deterministic")
+        for name in names:
+            if (old := before.get(name)) != (new := now[name]):
                 self.console.say(
-                    f"note        {name} was {old}, is {new}: the same examples in the same steps, "
-                    "but other rounding"
+                    f"note        {name} was {dump_value(old)}, is {dump_value(new)}: the same "
+                    "examples in the same steps, but other rounding"
                 )
 
     def _begin(self, state: State) -> None:
@@ -356,10 +398,11 @@ class Run:
             self.config.model_copy(update={"run_dir": None, "resume": "auto", "quiet": False})
         )
         checkpoint.replace_file(self.path / "config.yaml", text.encode())
-        keys = ("host", "device", "precision", "world_size", "threads", "versions")
+        keys = ("host", "device", "precision", "world_size", "threads", "versions", *KEPT)
         session = {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        session |= {key: self.facts[key] for key in keys if key in self.facts}
         with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(session | {key: self.facts[key] for key in keys}) + "\n")
+            file.write(json.dumps(session) + "\n")
 
     def finish(self, model: nn.Module, architecture: Architecture) -> str | None:
         """Write model/ and the final status; return the weights' sha256, on the main process."""
@@ -398,7 +441,13 @@ class Run:
         raise _differs(self.path, settings(before), settings(self.config), names, f" ({why})")
 
     def _check_rates(self, step: int) -> None:
-        """Refuse a change of the schedule that would have changed the steps already done."""
+        """Refuse a change of length or schedule that would have changed the steps already done."""
+        if step > self.plan.num_steps:
+            raise UserError(
+                f"{self.path}: {step:,} steps are done there, more than the "
+                f"{self.plan.num_steps:,} that train.steps or train.epochs asks for; ask for at "
+                "least as many, or choose another --run_dir"
+            )
         before, steps_before = self._before()
         for past in range(step):
             old = lr_at(past, before.optim, steps_before)
@@ -454,7 +503,8 @@ def _differs(
     return UserError(
         f"{path} holds a run made with other settings{why}:\n"
         + "\n".join(lines)
-        + "\nGo on with its own settings, or choose another --run_dir."
+        + "\nGo on with its own settings, or begin a new run: another --run_dir, and --init_from "
+        f"{path} for its weights."
     )
 
 
@@ -482,14 +532,94 @@ def _check_unchanged(path: Path, config: Config, facts: dict[str, Value]) -> Non
         )
     before = _stored_config(path)
     old, new = settings(before), settings(config)
-    chosen = before.chooses_best or config.chooses_best
-    harmless = HARMLESS if chosen else HARMLESS | {"eval.every"}
+    harmless = HARMLESS
+    if not config.model.dropout:
+        harmless = harmless | HARMLESS_WITHOUT_DROPOUT
+    if not (before.chooses_best or config.chooses_best):
+        harmless = harmless | HARMLESS_WITHOUT_CHOICE
     if changed := {name for name in new if old[name] != new[name]} - harmless:
         raise _differs(path, old, new, changed)
     old_facts = checkpoint.read_json(path / "run.json")
     for name in ("data_fingerprint", "precision"):
         if old_facts.get(name) != facts[name]:
             raise _differs(path, old_facts, facts, {name})
+
+
+def _find_origin(path: Path, resume: str, console: Console) -> Path | None:
+    """Find the checkpoint that a run at `path` branches off from; None if it goes on by itself.
+
+    Changes nothing. Raises UserError naming what was asked for if that is no checkpoint that
+    verifies, or an older one of this very run.
+    """
+    if resume in get_args(Resume):
+        return None
+    source = Path(os.path.realpath(resume))
+    own = Path(os.path.realpath(path)) in (source, source.parent.parent)
+    if not own and (checkpoint.directories(path / "checkpoints") or (path / "model").exists()):
+        console.say(f"note        {path} has a run already, which goes on: not from {resume}")
+        return None
+    if not os.path.isdir(source):
+        word = closest(resume, get_args(Resume))
+        raise UserError(
+            f"--resume {resume}: no such directory; "
+            + (f"did you mean '{word}'?" if word else "name a checkpoint, a run, auto or never")
+        )
+    found, rejected = checkpoint.newest(source / "checkpoints")
+    if found is None and not rejected:
+        try:
+            checkpoint.read(source)
+            found = source
+        except UserError as error:
+            rejected.append(str(error))
+    if found is None:
+        reasons = "".join(f"\n  {reason}" for reason in rejected)
+        raise UserError(f"--resume {resume}: no checkpoint there that is whole{reasons}")
+    if own:
+        newest, _ = checkpoint.newest(path / "checkpoints")
+        if newest is None or not newest.samefile(found):
+            raise UserError(
+                f"--resume {resume}: {path} has newer checkpoints, which going on from there would "
+                "delete; give another --run_dir to branch off"
+            )
+        return None
+    for reason in rejected:
+        console.say(f"warning: checkpoint passed over: {reason}")
+    if not os.path.isfile(found.parent.parent / "config.yaml"):
+        raise UserError(
+            f"--resume {resume}: without the config.yaml of its run, two directories above, "
+            "settings cannot be compared; name it where its run left it"
+        )
+    return found
+
+
+def _kept(path: Path) -> dict[str, Value]:
+    """Return what the first start of a run found, for the later ones."""
+    if not (path / "config.yaml").exists():
+        return {}
+    facts = checkpoint.read_json(path / "run.json")
+    return {name: facts[name] for name in KEPT if name in facts}
+
+
+def _copy_origin(origin: Path, path: Path) -> None:
+    """Make another run's checkpoint, and what it stands on, a new run's own."""
+    source = origin.parent.parent
+    state = checkpoint.read_state(checkpoint.read(origin)[1], origin)
+    metrics = source / "metrics.jsonl"
+    content = checkpoint.read_file(metrics, state.metrics_bytes) if metrics.exists() else b""
+    facts = checkpoint.read_json(source / "run.json") | {"branched_from": str(origin)}
+    checkpoint.replace_file(path / "metrics.jsonl", content)
+    _write_json(path / "run.json", facts)
+    checkpoint.replace_file(path / "config.yaml", dump(_stored_config(source)).encode())
+    best = origin.with_name(checkpoint.directory_name(state.best_step))
+    for found in [best, origin] if best != origin and checkpoint.verifies(best) else [origin]:
+        manifest, files = checkpoint.read(found)
+        checkpoint.commit(
+            path / "checkpoints",
+            manifest.step,
+            files,
+            world_size=manifest.world_size,
+            versions=manifest.versions,
+        )
 
 
 @contextmanager
@@ -523,9 +653,18 @@ def open_run(
 
         def claim() -> Value:
             try:
+                origin = _find_origin(path, config.resume, console)
+                if origin is not None:  # compared before anything is made
+                    source = replace(run, path=origin.parent.parent)
+                    _check_unchanged(source.path, config, everything)
+                    source._check_rates(checkpoint.read(origin)[0].step)
                 checkpoint.make_directory(path)
                 files.enter_context(_lock(path))
+                if origin is not None:
+                    _copy_origin(origin, path)
+                    console.say(f"branch      of {origin}")
                 _check_unchanged(path, config, everything)
+                everything.update(_kept(path))
                 metrics_file = (path / "metrics.jsonl").open("ab", buffering=0)
             except OSError as error:
                 raise UserError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seqclf import predict
 from seqclf import runtime as runtimes
 from seqclf.checkpoint import State
-from seqclf.config import PREEMPTED, Config, UserError, run_name, settings
+from seqclf.config import PREEMPTED, Config, UserError, Value, run_name, settings
 from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.augment import shift_images
@@ -339,7 +339,11 @@ def _train(
     )
     refuse_too_large(least_memory(config, card, read, runtime.world_size), runtime.device)
     plan = make_plan(config, len(splits.train))
-    facts = {"data": splits.name, "data_fingerprint": splits.fingerprint()}
+    facts: dict[str, Value] = {
+        "data": splits.name,
+        "data_fingerprint": splits.fingerprint(),
+        "architecture": card.model_dump(mode="json"),
+    }
     with open_run(path, config, runtime, console, tracking, plan, facts) as run:
         console.say("\n".join((*runtime.decisions, *describe(run, splits, plan))))
         if run.finished():
