@@ -28,7 +28,9 @@ if worker and sys.platform == "linux":
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["seqclf.train", "torch.distributed", "sklearn.datasets"])
+_CONTEXT.set_forkserver_preload(  # torch imports the last one, for 3 s, when a run starts
+    ["seqclf.train", "torch.distributed", "sklearn.datasets", "torch._inductor.config"]
+)
 
 
 def _free_port() -> int:
