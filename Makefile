@@ -1,8 +1,9 @@
 # make train: a fresh machine to a trained classifier.  make test: lint, types, tests.
+# make prove: kills, other numbers of processes and damage end with the same bits, in a minute.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test slow bench clean
+.PHONY: train test slow prove bench clean
 
 train: .venv/installed
 	$(BIN)/accelerate launch launch/train.py --config configs/digits.yaml
@@ -15,6 +16,9 @@ test: .venv/dev
 
 slow: .venv/dev
 	$(BIN)/pytest -m slow
+
+prove: .venv/installed
+	$(BIN)/python benchmarks/prove.py
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/loop.py --data-root $(or $(SEQCLF_DATA),data)
