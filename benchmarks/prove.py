@@ -217,9 +217,12 @@ def enter(
     """Become one of `size` processes, as a launcher would have it; write to the run's log."""
     os.environ |= {
         "ACCELERATE_USE_CPU": "true",
-        **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        **{"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
     }
     log = os.open(log_of(run), os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
