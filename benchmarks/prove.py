@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from seqclf.config import load_config
 
@@ -267,8 +268,8 @@ def modified(file: Path) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
-def read_json(file: Path) -> dict[str, object]:
-    content: dict[str, object] = json.loads(file.read_text())
+def read_json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text())
     return content
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import start_ranks
+from conftest import launch, read_metrics, start_ranks
 from test_resume import EVERYTHING_ON
 from test_signals import stay_in_c
 
@@ -51,6 +51,47 @@ def run(folder: Path, kind: str, only: int) -> None:
     training.train_step = wrong  # type: ignore[assignment]
     words = [f"--{k}={v}" for k, v in (FLAGS | {"run_dir": str(folder / "run")}).items()]
     raise SystemExit(main(["train", *words]))
+
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from seqclf import train as training
+from seqclf.cli import main
+
+train_step = training.train_step
+died = Path(sys.argv[1])
+
+def deadly(*args):
+    if os.environ["RANK"] == "1" and args[3].step == 9 and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_step(*args)
+
+training.train_step = deadly
+sys.exit(main(["train", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_workers_again_and_they_go_on(tmp_path: Path) -> None:
+    for rank in start_ranks(2, run, tmp_path, "", 0):
+        rank.join(60)
+        assert rank.exitcode == 0
+    (tmp_path / "worker.py").write_text(WORKER)
+    flags = FLAGS | {"run_dir": str(tmp_path / "broken"), "distributed.timeout_s": "60"}
+    done = launch(
+        *("torchrun", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"),
+        *(tmp_path / "worker.py", tmp_path / "died"),
+        *(f"--{name}={value}" for name, value in flags.items()),
+        ACCELERATE_USE_CPU="true",
+    )
+    assert done.returncode == 0, done.stderr
+    sessions = (tmp_path / "broken" / "sessions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in sessions] == [0, 7]
+    weights = [tmp_path / name / "model" / "model.safetensors" for name in ("run", "broken")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "broken")
 
 
 @pytest.mark.parametrize("only", [0, 1])
