@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,11 @@ def replace_file(path: Path, content: bytes) -> FileEntry:
         raise
     sync_directory(path.parent)
     return entry
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON object to a file, whole or not at all."""
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _size(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""A run directory: its lock, config check, status, metrics, checkpoints and result.
+"""A run directory: its lock, status, metrics, checkpoints and result.
 
     runs/mnist-optim.lr=0.005/
       config.yaml      the resolved config: running it again repeats the run
@@ -25,50 +25,27 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, get_args
+from typing import IO
 
 import torch
 from torch import Tensor, nn
 
-from seqclf import checkpoint
+from seqclf import checkpoint, resume
 from seqclf.checkpoint import State
-from seqclf.config import (
-    NEUTRAL,
-    Config,
-    Resume,
-    UserError,
-    Value,
-    closest,
-    dump,
-    dump_value,
-    load_config,
-    settings,
-)
+from seqclf.config import Config, UserError, Value, dump
 from seqclf.console import Console
 from seqclf.data.batches import BatchPlan
 from seqclf.hardware import advice
 from seqclf.model import Architecture
-from seqclf.optim import lr_at
 from seqclf.predict import take_weights
 from seqclf.runtime import Runtime
 from seqclf.tracking import Tracking
 
 MAX_FAILED_SAVES = 3
 SILENCE = 0.8  # of distributed.timeout_s, so that everyone has left by then
-RATE_SETTINGS = {"train.epochs", "train.steps", "optim.lr", "optim.schedule", "optim.warmup"}
-# What may change on resume, because the steps already done would have been the same: rates and
-# waits are compared as they were, precision as it took effect, and other rounding is said.
-HARMLESS = {
-    *(*NEUTRAL, *RATE_SETTINGS),
-    *("device", "deterministic", "precision", "train.threads"),
-    *("eval.batch_size", "train.max_skipped", "train.patience"),
-}
-HARMLESS_WITHOUT_DROPOUT = {"train.micro_batch_size"}  # noise is drawn per micro batch
-HARMLESS_WITHOUT_CHOICE = {"eval.every"}
-KEPT = ("branched_from", "init_sha256")  # what the first start found, for all later ones
 
 
 @dataclass
@@ -109,11 +86,11 @@ class Run:
                 return False
             if status.get("state") != "finished":
                 return False
-            before, num_steps = self._before()
+            before, num_steps = resume.stored(self.path)
             ends = (self.plan.num_steps, self.config.train.patience)
             if (num_steps, before.train.patience) != ends:
                 return False
-            self._check_rates(num_steps)
+            resume.check_steps_done(self.path, self.config, self.plan, num_steps)
             return True
 
         return bool(self.runtime.from_main(look))
@@ -205,7 +182,7 @@ class Run:
                 "metrics": _finite(self.state.metrics),
                 "error": error,
             }
-            _write_json(self.path / "status.json", status)
+            checkpoint.write_json(self.path / "status.json", status)
 
     def silent(self, text: str) -> None:
         """Write that all processes have been silent for too long, and where each of them is."""
@@ -304,9 +281,11 @@ class Run:
                 files["optimizer.safetensors"], moments, f"{found}/optimizer.safetensors"
             )
             state = checkpoint.read_state(files, found)
-            self._check_rates(state.step)
-            self._check_evaluations(state)
-            self._say_other_rounding()
+            resume.check_steps_done(self.path, self.config, self.plan, state.step)
+            due = self.evaluation_due(state.judged)
+            resume.check_choices(self.path, self.config, self.plan, state, due=due)
+            for line in resume.other_rounding(self.path, self.config, self.facts):
+                self.console.say(line)
             self._begin(state)
             return state.model_dump()
 
@@ -368,22 +347,6 @@ class Run:
             )
         self.console.say(said)
 
-    def _say_other_rounding(self) -> None:
-        """Say where a resume is exact up to rounding only."""
-        before = settings(_stored_config(self.path)) | checkpoint.read_json(self.path / "run.json")
-        now = settings(self.config) | self.facts
-        names = ["threads", "device", "train.micro_batch_size"]
-        if not self.config.train.shards:  # with them the number of processes changes no bit
-            names.append("world_size")
-        if self.facts["device"] != "cpu":  # where every run is
-            names.append("deterministic")
-        for name in names:
-            if (old := before.get(name)) != (new := now[name]):
-                self.console.say(
-                    f"note        {name} was {dump_value(old)}, is {dump_value(new)}: the same "
-                    "examples in the same steps, but other rounding"
-                )
-
     def _begin(self, state: State) -> None:
         """Write what is known now, and drop the metrics that the steps to come will write again."""
         assert self.metrics_file is not None
@@ -393,12 +356,12 @@ class Run:
         self._cut()
         state.metrics_bytes = self.metrics_file.seek(0, os.SEEK_END)
         # config.yaml last: where it stands, the rest is looked for
-        _write_json(self.path / "run.json", self.facts)
+        checkpoint.write_json(self.path / "run.json", self.facts)
         text = dump(
             self.config.model_copy(update={"run_dir": None, "resume": "auto", "quiet": False})
         )
         checkpoint.replace_file(self.path / "config.yaml", text.encode())
-        keys = ("host", "device", "precision", "world_size", "threads", "versions", *KEPT)
+        keys = ("host", "device", "precision", "world_size", "threads", "versions", *resume.KEPT)
         session = {"step": state.step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         session |= {key: self.facts[key] for key in keys if key in self.facts}
         with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
@@ -415,51 +378,9 @@ class Run:
         card = architecture.model_dump_json(indent=1) + "\n"
         checkpoint.replace_file(folder / "config.json", card.encode())
         sha256 = checkpoint.replace_file(folder / "model.safetensors", content).sha256
-        _write_json(self.path / "run.json", self.facts | {"weights_sha256": sha256})
+        checkpoint.write_json(self.path / "run.json", self.facts | {"weights_sha256": sha256})
         self._write_status("finished")
         return sha256
-
-    def _before(self) -> tuple[Config, int]:
-        """Return the config that the run was started with last, and its number of steps."""
-        num_steps = int(checkpoint.read_json(self.path / "run.json").get("num_steps", 0))
-        return _stored_config(self.path), num_steps
-
-    def _check_evaluations(self, state: State) -> None:
-        """Refuse a change with which the evaluations already done would have chosen otherwise."""
-        before, patience, judged = self._before()[0], self.config.train.patience, state.judged
-        if not judged or not self.config.chooses_best:
-            return
-        if not before.chooses_best:
-            why = f"the evaluations up to step {judged} chose nothing"
-        elif patience not in (None, before.train.patience) and state.longest_wait >= patience:
-            why = f"up to step {judged} it waited for {state.longest_wait} evaluations in a row"
-        elif not self.evaluation_due(judged) and judged != self.plan.num_steps:
-            why = f"step {judged} was evaluated as the last, and would not be"
-        else:
-            return
-        names = {"train.patience", "train.steps", "train.epochs"}
-        raise _differs(self.path, settings(before), settings(self.config), names, f" ({why})")
-
-    def _check_rates(self, step: int) -> None:
-        """Refuse a change of length or schedule that would have changed the steps already done."""
-        if step > self.plan.num_steps:
-            raise UserError(
-                f"{self.path}: {step:,} steps are done there, more than the "
-                f"{self.plan.num_steps:,} that train.steps or train.epochs asks for; ask for at "
-                "least as many, or choose another --run_dir"
-            )
-        before, steps_before = self._before()
-        for past in range(step):
-            old = lr_at(past, before.optim, steps_before)
-            new = lr_at(past, self.config.optim, self.plan.num_steps)
-            if old != new:
-                raise _differs(
-                    self.path,
-                    settings(before),
-                    settings(self.config),
-                    RATE_SETTINGS,
-                    f" (the learning rate of step {past} was {old:.6g} and would be {new:.6g})",
-                )
 
 
 def versions() -> dict[str, str]:
@@ -484,30 +405,6 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    checkpoint.replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _stored_config(path: Path) -> Config:
-    return load_config(path / "config.yaml")[0]
-
-
-def _differs(
-    path: Path, old: dict[str, Value], new: dict[str, Value], names: set[str], why: str = ""
-) -> UserError:
-    lines = [
-        f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in sorted(names)
-        if old.get(name) != new.get(name)
-    ]
-    return UserError(
-        f"{path} holds a run made with other settings{why}:\n"
-        + "\n".join(lines)
-        + "\nGo on with its own settings, or begin a new run: another --run_dir, and --init_from "
-        f"{path} for its weights."
-    )
-
-
 def _lock(path: Path) -> IO[str]:
     """Hold a run directory until the returned file is closed (lockf: a child cannot keep it)."""
     file = (path / ".lock").open("a+")
@@ -519,107 +416,6 @@ def _lock(path: Path) -> IO[str]:
             f"{path}: another process is training there; wait for it or choose another --run_dir"
         ) from None
     return file
-
-
-def _check_unchanged(path: Path, config: Config, facts: dict[str, Value]) -> None:
-    """Refuse a run directory whose run had other settings, data or precision."""
-    if not (path / "config.yaml").exists():
-        return
-    if config.resume == "never":
-        raise UserError(
-            f"{path} holds a run already, and --resume never insists on a new directory; "
-            "delete it or choose another --run_dir"
-        )
-    before = _stored_config(path)
-    old, new = settings(before), settings(config)
-    harmless = HARMLESS
-    if not config.model.dropout:
-        harmless = harmless | HARMLESS_WITHOUT_DROPOUT
-    if not (before.chooses_best or config.chooses_best):
-        harmless = harmless | HARMLESS_WITHOUT_CHOICE
-    if changed := {name for name in new if old[name] != new[name]} - harmless:
-        raise _differs(path, old, new, changed)
-    old_facts = checkpoint.read_json(path / "run.json")
-    for name in ("data_fingerprint", "precision"):
-        if old_facts.get(name) != facts[name]:
-            raise _differs(path, old_facts, facts, {name})
-
-
-def _find_origin(path: Path, resume: str, console: Console) -> Path | None:
-    """Find the checkpoint that a run at `path` branches off from; None if it goes on by itself.
-
-    Changes nothing. Raises UserError naming what was asked for if that is no checkpoint that
-    verifies, or an older one of this very run.
-    """
-    if resume in get_args(Resume):
-        return None
-    source = Path(os.path.realpath(resume))
-    own = Path(os.path.realpath(path)) in (source, source.parent.parent)
-    if not own and (checkpoint.directories(path / "checkpoints") or (path / "model").exists()):
-        console.say(f"note        {path} has a run already, which goes on: not from {resume}")
-        return None
-    if not os.path.isdir(source):
-        word = closest(resume, get_args(Resume))
-        raise UserError(
-            f"--resume {resume}: no such directory; "
-            + (f"did you mean '{word}'?" if word else "name a checkpoint, a run, auto or never")
-        )
-    found, rejected = checkpoint.newest(source / "checkpoints")
-    if found is None and not rejected:
-        try:
-            checkpoint.read(source)
-            found = source
-        except UserError as error:
-            rejected.append(str(error))
-    if found is None:
-        reasons = "".join(f"\n  {reason}" for reason in rejected)
-        raise UserError(f"--resume {resume}: no checkpoint there that is whole{reasons}")
-    if own:
-        newest, _ = checkpoint.newest(path / "checkpoints")
-        if newest is None or not newest.samefile(found):
-            raise UserError(
-                f"--resume {resume}: {path} has newer checkpoints, which going on from there would "
-                "delete; give another --run_dir to branch off"
-            )
-        return None
-    for reason in rejected:
-        console.say(f"warning: checkpoint passed over: {reason}")
-    if not os.path.isfile(found.parent.parent / "config.yaml"):
-        raise UserError(
-            f"--resume {resume}: without the config.yaml of its run, two directories above, "
-            "settings cannot be compared; name it where its run left it"
-        )
-    return found
-
-
-def _kept(path: Path) -> dict[str, Value]:
-    """Return what the first start of a run found, for the later ones."""
-    if not (path / "config.yaml").exists():
-        return {}
-    facts = checkpoint.read_json(path / "run.json")
-    return {name: facts[name] for name in KEPT if name in facts}
-
-
-def _copy_origin(origin: Path, path: Path) -> None:
-    """Make another run's checkpoint, and what it stands on, a new run's own."""
-    source = origin.parent.parent
-    state = checkpoint.read_state(checkpoint.read(origin)[1], origin)
-    metrics = source / "metrics.jsonl"
-    content = checkpoint.read_file(metrics, state.metrics_bytes) if metrics.exists() else b""
-    facts = checkpoint.read_json(source / "run.json") | {"branched_from": str(origin)}
-    checkpoint.replace_file(path / "metrics.jsonl", content)
-    _write_json(path / "run.json", facts)
-    checkpoint.replace_file(path / "config.yaml", dump(_stored_config(source)).encode())
-    best = origin.with_name(checkpoint.directory_name(state.best_step))
-    for found in [best, origin] if best != origin and checkpoint.verifies(best) else [origin]:
-        manifest, files = checkpoint.read(found)
-        checkpoint.commit(
-            path / "checkpoints",
-            manifest.step,
-            files,
-            world_size=manifest.world_size,
-            versions=manifest.versions,
-        )
 
 
 @contextmanager
@@ -653,18 +449,18 @@ def open_run(
 
         def claim() -> Value:
             try:
-                origin = _find_origin(path, config.resume, console)
+                origin = resume.find_origin(path, config.resume, console)
                 if origin is not None:  # compared before anything is made
-                    source = replace(run, path=origin.parent.parent)
-                    _check_unchanged(source.path, config, everything)
-                    source._check_rates(checkpoint.read(origin)[0].step)
+                    source = origin.parent.parent
+                    resume.check_unchanged(source, config, everything)
+                    resume.check_steps_done(source, config, plan, checkpoint.read(origin)[0].step)
                 checkpoint.make_directory(path)
                 files.enter_context(_lock(path))
                 if origin is not None:
-                    _copy_origin(origin, path)
+                    resume.copy_origin(origin, path)
                     console.say(f"branch      of {origin}")
-                _check_unchanged(path, config, everything)
-                everything.update(_kept(path))
+                resume.check_unchanged(path, config, everything)
+                everything.update(resume.kept(path))
                 metrics_file = (path / "metrics.jsonl").open("ab", buffering=0)
             except OSError as error:
                 raise UserError(
