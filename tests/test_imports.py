@@ -11,9 +11,20 @@ from conftest import ROOT
 
 # Each module may import those before it only.
 ORDER = [
-    *("config", "data.sequences", "data.batches", "data.augment", "data.sources"),
+    *("config", "watch", "data.sequences", "data.batches", "data.augment", "data.sources"),
     *("loss", "model", "optim", "checkpoint", "console", "tracking", "hardware", "runtime"),
-    *("predict", "evaluate", "run", "runs", "train", "doctor", "reference", "cli", "__main__"),
+    *(
+        "predict",
+        "evaluate",
+        "resume",
+        "run",
+        "runs",
+        "train",
+        "doctor",
+        "reference",
+        "cli",
+        "__main__",
+    ),
 ]
 
 
