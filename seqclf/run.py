@@ -481,7 +481,7 @@ def open_run(
             text = str(mendable or traceback.format_exc())
             first = runtime.first_failure(text)
             run.fail(first)
-            if first not in (None, f"rank 0: {text}", text):
+            if first not in (None, text):
                 console.say(f"the first failure was that of {first}")
             if mendable is not None and mendable is not error:
                 raise mendable from None

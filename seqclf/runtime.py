@@ -256,10 +256,13 @@ class Runtime:
         """
         if self.world_size == 1:
             return text
+        self.watch.give_way()
         first = f"rank {self.rank}: {text}"
         with suppress(RuntimeError):  # the process that keeps the store may be gone
             first = _store().compare_set(FAILURE, "", first).decode()
-        return first if self._speaks(wait_s) else None
+        if not self._speaks(wait_s):
+            return None
+        return text if first.endswith(f": {text}") else first
 
     def gather_silence(self, text: str, wait_s: float) -> str | None:
         """Put together where each process stands when all are silent; called by all at one time.

@@ -43,6 +43,7 @@ class Watch:
         self._requested_at = 0.0
         self._outside = "stopped before training began; nothing was changed"
         self._limit_s: float | None = None
+        self._ending = False
         self._heard_at = 0.0
         self._armed_at = 0.0
         self._silent: Callable[[str], None] | None = None
@@ -93,6 +94,11 @@ class Watch:
     def progress(self) -> None:
         """Say that something has happened."""
         self._heard_at = time.monotonic()
+
+    def give_way(self) -> None:
+        """Wait for the end if it has come: what fails while that is told is no news."""
+        if self._ending:
+            threading.Event().wait()
 
     def _handle(self, signum: int, _frame: types.FrameType | None) -> None:
         if not self._owns_process:  # else the thread has heard of it
@@ -149,6 +155,7 @@ class Watch:
                 faulthandler.dump_traceback_later(1.15 * limit, exit=True)
 
     def _end_silence(self, limit: float) -> None:
+        self._ending = True
         frame = sys._current_frames()[threading.main_thread().ident or 0]
         stack = "".join(traceback.format_stack(frame))
         text = f"nothing happened for {limit:.0f} s; the main thread is here:\n{stack}"

@@ -13,6 +13,7 @@ import pytest
 
 from seqclf.cli import main
 from seqclf.config import Config, fields
+from seqclf.watch import Watch
 
 Calls = list[tuple[Config, str | None, list[str]]]
 
@@ -22,7 +23,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Collect what training would be called with."""
     calls: Calls = []
 
-    def train(config: Config, path: str | None, flagged: list[str]) -> int:
+    def train(config: Config, path: str | None, flagged: list[str], _: Watch) -> int:
         calls.append((config, path, flagged))
         return 143
 

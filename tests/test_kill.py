@@ -32,7 +32,7 @@ FLAGS = EVERYTHING_ON | {  # three epochs of 11 steps, the last one of each shor
     "train.micro_batch_size": "40",
     "checkpoint.every": "4",
     "eval.every": "6",
-    # train.patience goes here once there is one: large enough never to end this run
+    "train.patience": "9",  # more than there are evaluations
 }
 
 
@@ -49,7 +49,7 @@ class Point(NamedTuple):
 Death = tuple[Point, int]
 DEATHS: list[Death] = [  # each with the step that the next start goes on from
     (Point("seqclf.train.update", 2), 0),  # before there is a checkpoint
-    (Point("seqclf.train.update", 7), 4),  # mid-epoch
+    (Point("seqclf.train.update", 7), 6),  # mid-epoch; the first evaluation was the best
     (Point("seqclf.train.update", 10), 8),  # the last step of an epoch
     (Point("seqclf.train.update", 11), 8),  # the first step of an epoch
     (Point("seqclf.train.evaluate", 12), 8),  # its metrics are not yet written ...
@@ -61,12 +61,12 @@ DEATHS: list[Death] = [  # each with the step that the next start goes on from
     (Point("os.replace", 16), 16),
     (Point("seqclf.train.evaluate", 18), 16),
     (Point("seqclf.train.train_step", 22), 20),
-    (Point("seqclf.train.evaluate", 33, call=2), 32),  # between validation and test
-    (Point("seqclf.train.Run.finish", 33), 33),
+    (Point("seqclf.train.evaluate", 33, call=2), 33),  # between validation and test
+    (Point("seqclf.train.Run.finish", 0), 33),  # in a start that makes no step
 ]
 DEATHS_OF_TWO: list[Death] = [
     (Point("seqclf.train.update", 2, only=1), 0),
-    (Point("seqclf.train.update", 7, only=0), 4),
+    (Point("seqclf.train.update", 7, only=0), 6),
     (Point("seqclf.train.update", 10), 8),
     (Point("seqclf.train.update", 11), 8),
     (Point("seqclf.train.evaluate", 12, only=1), 8),
