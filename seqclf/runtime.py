@@ -32,6 +32,7 @@ from seqclf.hardware import (
     requested_precision,
     set_threads,
 )
+from seqclf.rendezvous import meet
 from seqclf.watch import Watch
 
 AGREE_EVERY_S = 0.5  # seconds between two agreements of several processes ...
@@ -341,7 +342,7 @@ def start(config: Config, watch: Watch | None = None) -> Runtime:
     # takes that at birth.
     timeout = timedelta(seconds=config.distributed.timeout_s)
     try:
-        processes = PartialState(cpu=cpu, timeout=timeout)
+        processes = PartialState(cpu=cpu, timeout=timeout, **meet(timeout))
     except (RuntimeError, ValueError) as error:  # a port in use, a variable missing, nobody there
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(

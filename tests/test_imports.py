@@ -12,7 +12,8 @@ from conftest import ROOT
 # Each module may import those before it only.
 ORDER = [
     *("config", "watch", "data.sequences", "data.batches", "data.augment", "data.sources"),
-    *("loss", "model", "optim", "checkpoint", "console", "tracking", "hardware", "runtime"),
+    *("loss", "model", "optim", "checkpoint", "console", "tracking", "hardware"),
+    *("rendezvous", "runtime"),
     *(
         "predict",
         "evaluate",
