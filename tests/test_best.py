@@ -127,7 +127,8 @@ def check_result(run_dir: Path, best: int, end: int) -> None:
     metrics = status(run_dir)["metrics"]
     assert metrics | {"step": best} == judged | measured  # type: ignore[operator]
     assert weights(run_dir) == weights(run_dir, best)
-    assert evaluate_run(load_config(run_dir / "config.yaml")[0], run_dir) == metrics
+    again = evaluate_run(load_config(run_dir / "config.yaml")[0], run_dir)
+    assert again == pytest.approx(metrics, rel=1e-6)  # by one process, whatever the run had
 
 
 @pytest.mark.parametrize("metric", METRICS)
