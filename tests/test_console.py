@@ -9,6 +9,7 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,10 @@ def on_a_terminal(
     with open(terminal, "w", encoding=encoding, errors="replace") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         action()
-        stdout.flush()
-        written = os.read(main_end, 65_536)
+    written = b""
+    with suppress(OSError):  # at the end, since nobody holds the terminal any more
+        while part := os.read(main_end, 65_536):
+            written += part
     os.close(main_end)
     return written.decode(encoding).replace("\r\n", "\n")
 
