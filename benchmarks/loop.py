@@ -77,7 +77,7 @@ def measure(config: Config, draw: random.Random) -> tuple[list[float], list[floa
     """Return the seconds of each block of steps of the loop and of the bare one."""
     runtime = runtimes.start(config)
     splits = sources.load(config.data, seed=config.seed)
-    plan = make_plan(config, len(splits.train))
+    plan = make_plan(config, splits.train)
     steps = bare.train_steps(
         splits.train.values,
         splits.train.labels,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from seqclf.config import (
     DISK_FULL,
@@ -35,6 +35,9 @@ from seqclf.config import (
 from seqclf.reference import SECTIONS, STARTER, commented_yaml, kind
 from seqclf.watch import Watch
 
+if TYPE_CHECKING:
+    from seqclf.data.readers import Reading
+
 USAGE_ERROR = 2
 PR_SET_PDEATHSIG = 1
 STARTER_FILE = "seqclf.yaml"
@@ -47,6 +50,15 @@ seqclf COMMAND --help says more. Every launcher takes what `seqclf train` takes:
 exit codes: 0 done; 2 a mistake that the message says how to mend; 143 stopped
 by a signal, the same command goes on from the step that the last line names;
 1 a failure, with traceback
+"""
+READS = "a manifest, .csv, .tsv, .ts, .jsonl, .npy, .npz or .parquet (docs/data.md)"
+PREPARE = """\
+Without --train and --test the input is split by class, and by --group where
+rows of a group must stay together. Nothing is left behind by a mistake.
+"""
+PREDICT = """\
+With an INPUT each row's class and the probabilities of all classes are written,
+in the order of the input; without, test examples are shown beside the truth.
 """
 TRAIN = """\
 Settings are read from their defaults, then --config, then the flags below. Off
@@ -181,15 +193,46 @@ def build_parser(*, completing: bool = False) -> argparse.ArgumentParser:
     train.add_argument(
         "--print_config", action="store_true", help="print the settings that result, and leave"
     )
-    for name, run, summary in (
-        ("evaluate", _evaluate, "measure a trained model again on its data"),
-        ("predict", _predict, "print a trained model's predictions beside the truth"),
-    ):
-        made = command(name, run, summary, "RUN_DIR [options]")
+    evaluate = command(
+        *("evaluate", _evaluate, "measure a trained model again on its data"), "RUN_DIR [options]"
+    )
+    predict = command(
+        *("predict", _predict, "name the classes of new sequences, or of test examples"),
+        *("RUN_DIR [INPUT --out PATH] [options]", PREDICT),
+    )
+    for made in (evaluate, predict):
         made.add_argument("run_dir", type=Path, help="directory of a finished run")
         made.add_argument("--data.root", help="folder of the data files [the run's]")
-        if name == "predict":
-            made.add_argument("--count", type=int, default=10, help="test examples to show [10]")
+        made.add_argument("--data.path", help="folder of the prepared data set [the run's]")
+    predict.add_argument(
+        "input", type=Path, nargs="?", help=f"a file to read, or - for standard input: {READS}"
+    )
+    predict.add_argument("--count", type=int, default=10, help="test examples to show [10]")
+    predict.add_argument(
+        "--out", type=Path, help="the file to write, .csv or .jsonl [csv on standard output]"
+    )
+    _add_reading(predict)
+    made = command(
+        *("prepare", _prepare, "turn files into a data set to train on"),
+        *("INPUT ... --out DIR [options]", PREPARE),
+    )
+    made.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help=READS)
+    made.add_argument("--out", type=Path, required=True, help="folder to write")
+    for part in ("train", "val", "test"):
+        made.add_argument(f"--{part}", type=Path, nargs="+", default=[], help=f"files for {part}")
+    made.add_argument("--split", help="shares of train,val,test where no file says [0.8,0.1,0.1]")
+    made.add_argument("--seed", type=int, default=0, help="of the split [0]")
+    made.add_argument("--window", type=int, help="cut sequences into windows of so many steps")
+    made.add_argument("--stride", type=int, help="steps between two windows [the window's]")
+    made.add_argument("--overwrite", action="store_true", help="replace a data set in --out")
+    _add_reading(made)
+    made = command(
+        *("describe", _describe, "show what a data set holds: lengths, classes, features", "DIR")
+    )
+    made.add_argument("path", type=Path, help="folder that seqclf prepare wrote")
+    made.add_argument(
+        "--verify", action="store_true", help="compare its contents with what was written"
+    )
     made = command("runs", _runs, "list runs: state, step, metrics, age", "[DIR]")
     made.add_argument("dir", type=Path, nargs="?", default=Path("runs"), help="where [runs]")
     made = command(
@@ -207,6 +250,45 @@ def build_parser(*, completing: bool = False) -> argparse.ArgumentParser:
     made = command("completion", _completion, "print a shell's completion script", "SHELL")
     made.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add what says how to read users' files."""
+    for name, text in (
+        ("id", "column whose value is the same for all steps of a sequence (one line a step)"),
+        ("time", "column to sort the steps of a sequence by"),
+        ("label", "column of the label"),
+        ("group", "column of a group that must stay in one part"),
+        ("split_column", "column that says train, val or test"),
+    ):
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=text)
+    parser.add_argument("--labels", type=Path, help="file of labels beside an .npy: .npy or text")
+    parser.add_argument("--format", help="csv, tsv, ts or jsonl, for standard input")
+    parser.add_argument(
+        "--fill_missing",
+        action="store_true",
+        help="fill missing values from their neighbours in time (in .ts files they always are)",
+    )
+    parser.add_argument(
+        "--on_bad_row",
+        choices=["error", "skip"],
+        default="error",
+        help="what to do with rows that cannot be used [error]",
+    )
+
+
+def _reading(known: argparse.Namespace) -> Reading:
+    from seqclf.data.readers import Reading
+
+    return Reading(
+        id=known.id,
+        time=known.time,
+        label=known.label,
+        group=known.group,
+        split=known.split_column,
+        labels=known.labels,
+        fill_missing=known.fill_missing,
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser, completing: bool) -> None:
@@ -270,8 +352,8 @@ def _run_dir(known: argparse.Namespace) -> Path:
 
 def _load_run(known: argparse.Namespace) -> tuple[Config, Path]:
     run_dir = _run_dir(known)
-    root = getattr(known, "data.root")
-    flags = {"data.root": root} if root else {}
+    given = {name: getattr(known, name) for name in ("data.root", "data.path")}
+    flags = {name: value for name, value in given.items() if value}
     return load_config(run_dir / "config.yaml", flags)[0], run_dir
 
 
@@ -284,9 +366,74 @@ def _evaluate(known: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(known: argparse.Namespace) -> int:
+    given = {part: getattr(known, part) for part in ("train", "val", "test")}
+    if known.inputs and any(given.values()) and not given["train"]:
+        given["train"], known.inputs = known.inputs, []
+    if bool(known.inputs) == any(given.values()):
+        raise UserError("name INPUT files to split, or --train and --test, and maybe --val")
+    if known.split and any(given.values()):
+        raise UserError(f"--split {known.split}: the files say already which part they are")
+    for name in ("window", "stride"):
+        if getattr(known, name) is not None and getattr(known, name) < 1:
+            raise UserError(f"--{name} {getattr(known, name)}: must be at least 1")
+    if known.stride and not known.window:
+        raise UserError(f"--stride {known.stride}: needs --window")
+    fractions = _fractions(known.split or "0.8,0.1,0.1")
+    from seqclf.data.prepare import Input, Preparation, describe, prepare
+
+    how = Preparation(
+        reading=_reading(known),
+        format=known.format,
+        fractions=fractions,
+        seed=known.seed,
+        window=known.window,
+        stride=known.stride,
+        skip_bad=known.on_bad_row == "skip",
+        overwrite=known.overwrite,
+    )
+    inputs = [Input(path) for path in known.inputs]
+    inputs += [Input(path, part) for part, paths in given.items() for path in paths]
+    prepare(inputs, known.out, how, lambda text: print(text, flush=True))
+    print(describe(known.out))
+    print(f"\ntry next    seqclf train --data.path {known.out}")
+    return 0
+
+
+def _fractions(text: str) -> tuple[float, float, float]:
+    try:
+        train, val, test = map(float, text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--split {text}: expected three shares, of train, val and test, such as 0.8,0.1,0.1"
+        ) from None
+    if min(train, val, test) < 0 or not train or not test or abs(train + val + test - 1) > 1e-6:
+        raise UserError(f"--split {text}: train and test must be above 0, and the sum must be 1")
+    return train, val, test
+
+
+def _describe(known: argparse.Namespace) -> int:
+    from seqclf.data.prepare import describe
+    from seqclf.data.prepared import verify
+
+    if known.verify:
+        verify(known.path)
+    print(describe(known.path))
+    if known.verify:
+        print("\nverified: all files are as they were written")
+    return 0
+
+
 def _predict(known: argparse.Namespace) -> int:
     if known.count < 1:
         raise UserError(f"--count {known.count}: must be at least 1")
+    if known.input is not None:
+        from seqclf.predict import predict_file
+
+        skip = known.on_bad_row == "skip"
+        return predict_file(
+            _run_dir(known), known.input, known.out, _reading(known), known.format, skip=skip
+        )
     config, run_dir = _load_run(known)
     from seqclf.data import sources
     from seqclf.predict import load_model, predictions_text, reading_text

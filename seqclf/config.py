@@ -11,6 +11,7 @@ import difflib
 import errno
 import hashlib
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,10 @@ from pydantic import (
 
 LONGEST_YAML = 2**16
 DEEPEST_YAML = 10
+# What `auto` means: about so many batches make an epoch ...
+STEPS_AN_EPOCH, SMALLEST_BATCH, LARGEST_BATCH = 16, 8, 64
+# ... and the LSTM is this wide with fewer, or with more training examples.
+MANY_EXAMPLES, SMALL_WIDTH, LARGE_WIDTH = 2000, 64, 128
 PREEMPTED = 143  # exit code of what a signal stopped: 128 + SIGTERM
 # EFBIG: a limit on the size of files (ulimit -f); Python ignores SIGXFSZ
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -61,8 +66,13 @@ class Augment(Settings):
 
 
 class Data(Settings):
-    name: Literal["auto", "digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist"] = "auto"
-    """Data set. auto: MNIST from `data.root` or downloaded, else the embedded digits."""
+    name: Literal[
+        "auto", "files", "digits", "mnist", "fashion_mnist", "kmnist", "emnist", "qmnist"
+    ] = "auto"
+    """Data set. files: what `seqclf prepare` wrote to `data.path`. auto: that, if the path is set,
+    else MNIST from `data.root` or downloaded, else the embedded digits."""
+    path: str | None = None
+    """Folder that `seqclf prepare` wrote. null: none."""
     emnist_split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = (
         "balanced"
     )
@@ -75,22 +85,37 @@ class Data(Settings):
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the training examples held out for watching, stratified; 0: the test split is
     watched, and nothing is ever chosen by it."""
+    bucket: bool = True
+    """Put sequences of like length into a batch, where lengths differ; less padding, faster."""
+    max_steps_per_batch: PositiveInt | None = None
+    """Steps of a batch over all processes, padding included: long sequences come in smaller
+    batches. null: no bound."""
+    max_length: PositiveInt | None = None
+    """Steps of a sequence that are read; longer ones are cut. null: all."""
+    keep: Literal["first", "last"] = "first"
+    """Which steps of a sequence longer than `data.max_length` are read."""
+    workers: Literal["auto"] | NonNegativeInt = "auto"
+    """Processes that read ahead, per training process. auto: 2 if the data set is a file larger
+    than the memory that is free, else none."""
     augment: Augment = Augment()
     on_device: Literal["auto"] | bool = "auto"
     """Keep the whole data set in the device's memory. auto: if it takes at most an eighth of it."""
 
 
 class Model(Settings):
-    hidden_size: PositiveInt = 64
-    """Width of the LSTM's state, per direction."""
+    hidden_size: Literal["auto"] | PositiveInt = 64
+    """Width of the LSTM's state, per direction. auto: by the number of training examples."""
     num_layers: PositiveInt = 1
     """LSTM layers, one above the other."""
     bidirectional: bool = False
     """Read the sequence in both directions."""
     dropout: Probability = 0.0
     """Probability of dropping a unit between layers and before the output layer."""
-    pooling: Literal["last", "mean", "max"] = "last"
-    """What the output layer sees: the last state, or the mean or maximum over all steps."""
+    pooling: Literal["last", "mean", "max", "attention"] = "last"
+    """What the output layer sees: the last state, or over all steps the mean, the maximum, or
+    attention: a mean with learnt weights."""
+    embedding_size: PositiveInt = 32
+    """Numbers that stand for a token, where the data are tokens or text."""
     init: Literal["orthogonal", "tutorial"] = "orthogonal"
     """orthogonal: recurrent weights orthogonal, forget-gate bias 1. tutorial: torch's defaults."""
 
@@ -98,6 +123,11 @@ class Model(Settings):
 class Loss(Settings):
     label_smoothing: Probability = 0.0
     """Share of the target's probability spread evenly over all classes."""
+    class_weights: (
+        Literal["balanced"] | Annotated[tuple[NonNegativeFloat, ...], Field(strict=False)] | None
+    ) = None
+    """Weight of each class's examples in the loss, scaled to a mean of 1 over the training set.
+    balanced: every class weighs the same. null: every example does."""
 
 
 class Optim(Settings):
@@ -118,8 +148,8 @@ class Optim(Settings):
 
 
 class Train(Settings):
-    batch_size: PositiveInt = 64
-    """Examples per step over all processes together."""
+    batch_size: Literal["auto"] | PositiveInt = 64
+    """Examples per step over all processes together. auto: by the number of training examples."""
     micro_batch_size: PositiveInt | None = None
     """Examples per forward pass in one process; bounds memory only. null: the process's share."""
     epochs: PositiveFloat | None = None
@@ -212,9 +242,22 @@ class Config(Settings):
         """Whether the result is the weights of the best evaluation, not the last ones."""
         return self.checkpoint.keep_best or self.train.patience is not None
 
+    def sizes(self, num_examples: int = MANY_EXAMPLES) -> tuple[int, int]:
+        """Return batch and hidden size; where they are auto, those for so many examples."""
+        power = round(math.log2(max(1, num_examples / STEPS_AN_EPOCH)))
+        batch_size: int = min(max(2**power, SMALLEST_BATCH), LARGEST_BATCH)
+        hidden_size = SMALL_WIDTH if num_examples < MANY_EXAMPLES else LARGE_WIDTH
+        if self.train.batch_size != "auto":
+            batch_size = self.train.batch_size
+        if self.model.hidden_size != "auto":
+            hidden_size = self.model.hidden_size
+        return batch_size, hidden_size
+
 
 # Settings that change neither the weights nor the numbers measured: not part of a run's name.
-NEUTRAL = {"run_dir", "resume", "quiet", "data.root", "data.on_device", "checkpoint.every"} | {
+NEUTRAL = {"run_dir", "resume", "quiet", "data.root", "data.path", "data.on_device"} | {
+    "data.workers",
+    "checkpoint.every",
     "checkpoint.keep_last",
     "checkpoint.minutes",
     "log.every",
@@ -440,6 +483,16 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
             "device",
             "fp16 exists on a GPU only; use fp32, or bf16 if the CPU has it",
         )
+    if config.data.path is None and config.data.name == "files":
+        yield "data.name", "data.path", "name the folder that `seqclf prepare` wrote"
+    if config.data.path is not None and config.data.name not in ("auto", "files"):
+        yield "data.path", "data.name", "leave it out, or set data.name to files"
+    if config.data.path is not None:
+        for name in ("data.augment.shift", "data.read"):
+            if settings(config)[name] != settings(Config())[name]:
+                yield name, "data.path", "it is for images; leave it out"
+    if config.data.max_steps_per_batch and not config.data.bucket:
+        yield "data.max_steps_per_batch", "data.bucket", "set data.bucket to true"
     if config.data.emnist_split != Data().emnist_split and config.data.name != "emnist":
         yield "data.emnist_split", "data.name", "leave it out, or set data.name to emnist"
     for name in ("train.patience", "checkpoint.keep_best"):
@@ -503,7 +556,7 @@ def _explain(item: Mapping[str, Any], where: Mapping[str, str]) -> tuple[str, st
         case "model_type":
             problem = "expected settings below it"
         case "tuple_type" | "missing" | "too_long":
-            problem = f"expected a list like {settings(Config())[name]}"
+            problem = f"expected a list like {settings(Config())[name] or [1.0, 2.0]}"
         case "literal_error":
             problem = "expected " + context["expected"].replace("'", "")
             meant = _alike(str(item["input"]).lower(), choices(annotation))
@@ -522,8 +575,11 @@ def _label(name: str, where: Mapping[str, str]) -> str:
 
 def _join(problems: Sequence[str]) -> str:
     """Say the complaints of a union's branches as one: expected A, B or C (found x)."""
-    heads = [problem.rpartition(" (found ")[0] for problem in problems[:-1]]
-    return ", ".join([*heads, problems[-1].removeprefix("expected ")] if heads else problems)
+    if len(problems) == 1:
+        return problems[0]
+    heads = [problem.rpartition(" (found ")[0].removesuffix(", or null") for problem in problems]
+    said = ", ".join([*heads[:-1], problems[-1].removeprefix("expected ")])
+    return said.replace("must be", "a number")
 
 
 def _unknown_key(name: str) -> str:
@@ -581,6 +637,9 @@ def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) ->
     """
     values = settings(config)
     base = Path(path).stem if path is not None else config.data.name
+    if config.data.path is not None:
+        folder = Path(config.data.path).absolute().name
+        base = folder if path is None or base == "files" else f"{base}-{folder}"
     parts = [
         f"{name}={_plain(values[name])}"
         for name in sorted(flagged)

@@ -89,8 +89,9 @@ def _machines(_config: Config, runtime: Runtime) -> Iterator[Finding]:
 
 def _step_time(config: Config, runtime: Runtime) -> Iterator[Finding]:
     """Yield how long a training pass over 28 steps of 28 features takes."""
-    size = max(1, config.train.batch_size // runtime.world_size)
-    model = LSTMClassifier(28, 10, hidden_size=config.model.hidden_size).to(runtime.device)
+    batch_size, hidden_size = config.sizes()
+    size = max(1, batch_size // runtime.world_size)
+    model = LSTMClassifier(28, 10, hidden_size=hidden_size).to(runtime.device)
     values = torch.zeros(size, 28, 28, device=runtime.device)
     seconds = []
     for _ in range(12):
@@ -113,7 +114,7 @@ def _all_reduce(config: Config, runtime: Runtime) -> Iterator[Finding]:
     """Yield time and bandwidth of a sum over all processes."""
     if runtime.world_size == 1:
         return
-    model = LSTMClassifier(28, 10, hidden_size=config.model.hidden_size)
+    model = LSTMClassifier(28, 10, hidden_size=config.sizes()[1])
     gradients = torch.zeros(sum(p.numel() for p in model.parameters()), device=runtime.device)
     large = torch.zeros(4 * MIB, device=runtime.device)  # 16 MiB
 

@@ -13,7 +13,7 @@ from seqclf import checkpoint
 from seqclf import runtime as runtimes
 from seqclf.config import Config, UserError
 from seqclf.data import sources
-from seqclf.data.batches import split_range
+from seqclf.data.batches import evaluation_batches, split_range
 from seqclf.data.sequences import Sequences
 from seqclf.predict import load_model
 from seqclf.runtime import Runtime
@@ -82,15 +82,14 @@ def evaluate(
     for part in range(mine * runtime.rank, mine * (runtime.rank + 1)):
         losses = []
         first, end = split_range(len(sequences), part, parts)
-        for start in range(first, end, batch_size):
+        for ids in evaluation_batches(sequences.lengths, first, end, batch_size):
             runtime.watch.progress()
             if runtime.watch.requested is not None:
                 interrupted.fill_(1)
                 break
-            stop = min(start + batch_size, end)
-            values = sequences.values[start:stop].to(runtime.device, non_blocking=True)
-            labels = sequences.labels[start:stop].to(runtime.device, non_blocking=True)
-            logits = model(values).float()
+            values, lengths = sequences.rows(ids)
+            labels = sequences.labels[ids].to(runtime.device, non_blocking=True)
+            logits = model(values.to(runtime.device, non_blocking=True), lengths).float()
             losses.append(F.cross_entropy(logits, labels, reduction="sum"))
             pairs = labels * num_classes + logits.argmax(1)
             # not bincount: it reads the largest value back

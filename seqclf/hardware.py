@@ -148,10 +148,10 @@ def precision_problem(
         return "half precision is not tried on mps"
     if device.type == "cuda" and requested == "bf16" and not torch.cuda.is_bf16_supported(False):
         return "this GPU only emulates bf16"
-    lstm = nn.LSTM(
-        28, config.model.hidden_size, batch_first=True, bidirectional=config.model.bidirectional
-    ).to(device)
-    values = torch.zeros(config.train.batch_size, 28, 28, device=device)
+    batch_size, hidden_size = config.sizes()
+    both = config.model.bidirectional
+    lstm = nn.LSTM(28, hidden_size, batch_first=True, bidirectional=both).to(device)
+    values = torch.zeros(batch_size, 28, 28, device=device)
 
     def seconds(dtype: torch.dtype | None) -> float:
         started = time.perf_counter()
@@ -194,20 +194,22 @@ def free_memory(device: torch.device) -> int:
     return max(free, 0)
 
 
-def least_memory(config: Config, card: Architecture, values_NTF: Tensor, world_size: int) -> int:
+def least_memory(config: Config, card: Architecture, steps: int, world_size: int) -> int:
     """Estimate from below the bytes that training takes in a process, the data apart.
 
     Weights, gradients and two moments, and what an LSTM keeps for its backward pass: eight numbers
     per unit and step. Measured runs took 1.2 to 2.2 times as much.
     """
-    share = -(-config.train.batch_size // world_size)
+    share = -(-config.sizes()[0] // world_size)
     batch = min(config.train.micro_batch_size or share, share)
-    _, steps, features = values_NTF.shape
+    if config.data.max_steps_per_batch:
+        batch = min(batch, -(-config.data.max_steps_per_batch // (steps * world_size)))
+    features = card.embedding_size if card.num_tokens else card.input_size
     width = card.hidden_size * (1 + card.bidirectional)
     units = width * card.num_layers
     inputs = features + width * (card.num_layers - 1)  # of all layers together
     num_weights = 4 * width * (inputs + card.num_layers * (card.hidden_size + 2))
-    num_weights += (width + 1) * len(card.classes)
+    num_weights += (width + 1) * len(card.classes) + card.num_tokens * card.embedding_size
     return 4 * (4 * num_weights + batch * steps * (features + 8 * units))
 
 

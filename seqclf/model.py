@@ -1,10 +1,11 @@
-"""LSTMClassifier: images -> steps -> LSTM layers -> pooling -> logits.
+"""LSTMClassifier: images, series or tokens -> steps -> LSTM layers -> pooling -> logits.
 
 Shapes: B batch, T steps, F features, H hidden (times two if bidirectional), C classes.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Literal
 
@@ -12,7 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-Pooling = Literal["last", "mean", "max"]
+Pooling = Literal["last", "mean", "max", "attention"]
+Keep = Literal["first", "last"]
 Init = Literal["orthogonal", "tutorial"]
 Read = Literal["rows", "columns", "pixels", "permuted"]
 PERMUTATION_SEED = 5544
@@ -56,10 +58,18 @@ class Architecture(BaseModel):
     bidirectional: bool
     dropout: float
     pooling: Pooling
+    num_tokens: int = 0
+    embedding_size: int = 32
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    tokens: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    max_length: int | None = None
+    keep: Keep = "first"
 
     def build(self, init: Init = "tutorial") -> LSTMClassifier:
         """Make a model with fresh weights."""
-        arguments = self.model_dump(exclude={"classes"})
+        arguments = self.model_dump(exclude={"classes", "tokens", "features", "max_length", "keep"})
         return LSTMClassifier(num_classes=len(self.classes), init=init, **arguments)
 
 
@@ -67,9 +77,14 @@ class LSTMClassifier(nn.Module):
     """Name the class of a sequence.
 
     With one layer in one direction the parameters are named and shaped as the tutorial's:
-    `rnn.weight_ih_l0`, ..., `out.weight`, `out.bias`. `read` makes steps of the raw input and
-    `scale` divides them, so that bytes go to the device and prediction cannot forget either.
+    `rnn.weight_ih_l0`, ..., `out.weight`, `out.bias`. `read` makes steps of the raw input, and
+    `scale` divides them, or `mean` and `std` normalise each feature, so that raw numbers go to the
+    device and prediction cannot forget either. With `num_tokens` the input is tokens below it, each
+    step an embedding of `embedding_size` numbers.
     """
+
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(
         self,
@@ -83,7 +98,11 @@ class LSTMClassifier(nn.Module):
         pooling: Pooling = "last",
         init: Init = "orthogonal",
         scale: float = 1.0,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
         read: Read = "rows",
+        num_tokens: int = 0,
+        embedding_size: int = 32,
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
@@ -91,38 +110,114 @@ class LSTMClassifier(nn.Module):
         def layer(size: int) -> nn.LSTM:
             return nn.LSTM(size, hidden_size, batch_first=True, bidirectional=bidirectional)
 
-        self.rnn = layer(input_size)
+        self.embedding = nn.Embedding(num_tokens, embedding_size) if num_tokens else None
+        self.rnn = layer(embedding_size if num_tokens else input_size)
         self.upper = nn.ModuleList(layer(width) for _ in range(num_layers - 1))
         # Explicit, because the dropout inside cuDNN's LSTM ignores re-seeding.
         self.dropout = nn.Dropout(dropout)
+        self.attention = nn.Linear(width, 1) if pooling == "attention" else None
         self.out = nn.Linear(width, num_classes)
         self.pooling = pooling
         self.scale = scale
         self.read = read
+        for name, numbers in (("mean", mean), ("std", std)):
+            value = torch.tensor(numbers) if numbers else None
+            self.register_buffer(name, value, persistent=False)
         if init == "orthogonal":
             for lstm in (self.rnn, *self.upper):
                 _init_lstm(lstm)
 
-    def forward(self, values: Tensor, num_steps: int | None = None) -> Tensor:
-        """Map images [B, rows, columns], or sequences [B, T, F] where `read` is rows, to logits.
+    def forward(
+        self, values: Tensor, lengths: Tensor | None = None, num_steps: int | None = None
+    ) -> Tensor:
+        """Map images [B, rows, columns], sequences [B, T, F] or tokens [B, T] to logits.
 
-        They are of any real dtype; `num_steps` reads that many of the first steps only.
+        They are of any real dtype. Steps beyond a row's length, int64 [B], are padding, which
+        changes nothing. `num_steps` reads that many of the first steps only.
         """
-        values_BTF = read_images(values, self.read)[:, :num_steps]
-        output_BTH = values_BTF.to(self.out.weight.dtype) / self.scale
-        output_BTH, (state_DBH, _) = self.rnn(output_BTH)
-        for lstm in self.upper:
-            output_BTH, (state_DBH, _) = lstm(self.dropout(output_BTH))
-        if self.pooling == "last":
-            # The final states, not output[:, -1]: its gradient needs no zero-filled [B, T, H], and
-            # the backward direction ends at the first step.
-            pooled_BH = state_DBH.transpose(0, 1).flatten(1)
-        elif self.pooling == "mean":
-            pooled_BH = output_BTH.mean(1)
-        else:
-            pooled_BH = output_BTH.amax(1)
+        values = values if values.ndim == 2 else read_images(values, self.read)
+        if num_steps is not None:
+            values = values[:, :num_steps]
+            lengths = lengths.clamp(max=num_steps) if lengths is not None else None
+        if lengths is not None:
+            lengths = lengths.to(values.device, non_blocking=True)
+        output_BTH = self.embed(values)
+        for number, lstm in enumerate((self.rnn, *self.upper)):
+            output_BTH = self.dropout(output_BTH) if number else output_BTH
+            output_BTH, final_BH = run(lstm, output_BTH, lengths)
+        pooled_BH = final_BH if self.pooling == "last" else self.pool(output_BTH, lengths)
         logits_BC: Tensor = self.out(self.dropout(pooled_BH))
         return logits_BC
+
+    def embed(self, values: Tensor) -> Tensor:
+        """Turn tokens, or features as they are in the data, into what the LSTM reads, [B, T, F]."""
+        if self.embedding is not None:
+            embedded_BTF: Tensor = self.embedding(values.int())
+            return embedded_BTF
+        values_BTF = values.to(self.out.weight.dtype) / self.scale
+        if self.mean is None or self.std is None:
+            return values_BTF
+        return (values_BTF - self.mean) / self.std
+
+    def pool(self, output_BTH: Tensor, lengths: Tensor | None) -> Tensor:
+        """Return the mean, the maximum or a learnt weighted mean of each row's outputs, [B, H]."""
+        padded_BT1 = None
+        if lengths is not None:
+            steps_T = torch.arange(output_BTH.shape[1], device=lengths.device)
+            padded_BT1 = (steps_T >= lengths[:, None])[..., None]
+        if self.pooling == "max":
+            if padded_BT1 is not None:
+                output_BTH = output_BTH.masked_fill(padded_BT1, -math.inf)
+            return output_BTH.amax(1)
+        if self.attention is not None:
+            scores_BT1 = self.attention(output_BTH).float()
+            if padded_BT1 is not None:
+                scores_BT1 = scores_BT1.masked_fill(padded_BT1, -math.inf)
+            weighted_BTH: Tensor = output_BTH * scores_BT1.softmax(1)
+            return weighted_BTH.sum(1)
+        if lengths is None or padded_BT1 is None:
+            return output_BTH.mean(1)
+        return output_BTH.masked_fill(padded_BT1, 0).sum(1) / lengths[:, None]
+
+
+def run(lstm: nn.LSTM, input_BTF: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return an LSTM's outputs, [B, T, H], and its final states, [B, H], both directions' together.
+
+    Never through a PackedSequence: that keeps the fused kernels from running. What outputs hold
+    beyond a row's length means nothing.
+    """
+    if lengths is None:
+        output_BTH, (state_DBH, _) = lstm(input_BTF)
+        # The final states, not output[:, -1]: its gradient needs no zero-filled [B, T, H], and the
+        # backward direction ends at the first step.
+        return output_BTH, state_DBH.transpose(0, 1).flatten(1)
+    rows = torch.arange(len(lengths), device=lengths.device)
+    if not lstm.bidirectional:
+        output_BTH = lstm(input_BTF)[0]
+        return output_BTH, output_BTH[rows, lengths - 1]
+    # Each direction by itself, the second over rows that are turned round within their length, so
+    # that padding comes after both.
+    steps_T = torch.arange(input_BTF.shape[1], device=lengths.device)
+    turned_BT = torch.where(steps_T < lengths[:, None], lengths[:, None] - 1 - steps_T, steps_T)
+    outputs = []
+    for suffix, order_BT in (("", None), ("_reverse", turned_BT)):
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = [getattr(lstm, f"{name}_l0{suffix}") for name in names]
+        ordered = input_BTF if order_BT is None else _reorder(input_BTF, order_BT)
+        zeros = ordered.new_zeros(1, len(lengths), lstm.hidden_size)
+        output, *_ = torch.lstm(
+            ordered, (zeros, zeros), weights, True, 1, 0.0, lstm.training, False, True
+        )
+        outputs.append(output)
+    ahead_BTH, back_BTH = outputs
+    last = lengths - 1
+    final_BH = torch.cat([ahead_BTH[rows, last], back_BTH[rows, last]], 1)
+    return torch.cat([ahead_BTH, _reorder(back_BTH, turned_BT)], 2), final_BH
+
+
+def _reorder(values_BTF: Tensor, order_BT: Tensor) -> Tensor:
+    """Return each row's steps in its own order."""
+    return values_BTF.gather(1, order_BT[..., None].expand(-1, -1, values_BTF.shape[2]))
 
 
 @torch.no_grad()

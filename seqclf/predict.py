@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Iterable
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seqclf import checkpoint
 from seqclf.config import UserError
+from seqclf.data.batches import MAX_EVAL_STEPS, evaluation_batches
+from seqclf.data.readers import Bad, Reading, Row, read
 from seqclf.data.sequences import Sequences
 from seqclf.model import Architecture, LSTMClassifier, read_images
 
 SHADES = " .:-=+*#%@"  # dark to bright
 BAR_WIDTH = 20  # at most, and what is left of
 WIDTH = 80  # columns of a terminal
+AT_ONCE = 256  # rows of a file, at most, in memory
+MOST_LINES, MOST_FEATURES, MOST_LETTERS = 32, 28, 30  # of a picture of the model reading
 SIZES = {  # what shapes the weights, but for the output layer: the setting that decides it
     "input_size": "data.name or data.read",
     "hidden_size": "model.hidden_size",
@@ -104,7 +114,12 @@ def _find_weights(run_dir: Path) -> tuple[Path, bytes, Architecture]:
 
 
 @torch.inference_mode()
-def probabilities(model: nn.Module, values: Tensor, num_steps: int | None = None) -> Tensor:
+def probabilities(
+    model: nn.Module,
+    values: Tensor,
+    lengths: Tensor | None = None,
+    num_steps: int | None = None,
+) -> Tensor:
     """Return the probabilities of all classes, float32 [B, C] on the CPU.
 
     `num_steps` shows the model that many of the first steps only.
@@ -112,7 +127,7 @@ def probabilities(model: nn.Module, values: Tensor, num_steps: int | None = None
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    logits_BC = model(values.to(device), num_steps).float()
+    logits_BC = model(values.to(device), lengths, num_steps).float()
     model.train(training)
     chances_BC: Tensor = logits_BC.softmax(1).cpu()
     return chances_BC
@@ -123,13 +138,152 @@ def read_along(model: nn.Module, value: Tensor, ends: Iterable[int]) -> Tensor:
 
     A row is what the model says of these steps alone, whatever its pooling or direction.
     """
-    return torch.cat([probabilities(model, value[None], end) for end in ends])
+    return torch.cat([probabilities(model, value[None], num_steps=end) for end in ends])
+
+
+# ---- predicting a file
+
+
+def predict_file(
+    run_dir: Path,
+    path: Path,
+    out: Path | None,
+    reading: Reading,
+    file_format: str | None,
+    *,
+    skip: bool,
+) -> int:
+    """Write the class and all probabilities of each row of a file, in its order.
+
+    Returns the exit code: 0, or 2 if rows could not be used, unless they are to be skipped; each of
+    them is told on stderr. The file `out` appears when it is whole. Raises UserError.
+    """
+    kind = out.suffix if out else ".csv"
+    if kind not in (".csv", ".jsonl"):
+        raise UserError(f"--out {out}: expected a name that ends in .csv or .jsonl")
+    model, card = load_model(run_dir)
+    torch.set_flush_denormal(True)
+    if torch.cuda.is_available():
+        model.cuda()
+    rows = read(path, reading, format=file_format)
+    good = bad = hits = labelled = 0
+    with _written(out) as file:
+        writer = csv.writer(file)
+        if kind == ".csv":
+            writer.writerow(["id", "class", *(f"p({name})" for name in card.classes)])
+        for row, chances in predict_rows(model, card, rows):
+            if isinstance(row, Bad) or chances is None:
+                problem = row.problem if isinstance(row, Bad) else "?"
+                print(f"left out: {row.where}: {problem}", file=sys.stderr)
+                bad += 1
+                continue
+            guess = card.classes[max(range(len(chances)), key=chances.__getitem__)]
+            good, labelled = good + 1, labelled + bool(row.label)
+            hits += row.label == guess
+            if kind == ".csv":
+                writer.writerow([row.id, guess, *(f"{chance:.6g}" for chance in chances)])
+            else:
+                named = dict(zip(card.classes, chances, strict=True))
+                found = {"id": row.id, "class": guess, "probabilities": named}
+                file.write(json.dumps(found) + "\n")
+    said = f"{good:,} predictions" + f" in {out}" * (out is not None)
+    if labelled:
+        said += f"; {hits / labelled:.2%} of the {labelled:,} labels in the input agree"
+    if bad:
+        said += f"; {bad:,} rows were left out, see above"
+    print(said, file=sys.stderr)
+    return 0 if skip or not bad else 2
+
+
+@contextmanager
+def _written(out: Path | None) -> Iterator[TextIO]:
+    """Give a text file that becomes `out` at the end, or standard output."""
+    if out is None:
+        yield sys.stdout
+        return
+    staging = out.with_name(f".{out.name}.partial")
+    try:
+        with staging.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        staging.replace(out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write it: {error.strerror or error}") from None
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def predict_rows(
+    model: LSTMClassifier, card: Architecture, rows: Iterable[Row | Bad]
+) -> Iterator[tuple[Row | Bad, list[float] | None]]:
+    """Yield each row with its classes' probabilities, or a bad one with None, in their order."""
+    known = {name: number for number, name in enumerate(card.tokens, 1)}
+    waiting: list[tuple[Row | Bad, Tensor | None]] = []
+    num_steps = 0
+    for row in rows:
+        value = None if isinstance(row, Bad) else to_values(row, card, known)
+        if isinstance(value, str):
+            row, value = Bad(row.where, value), None
+        waiting.append((row, value))
+        num_steps += 0 if value is None else len(value)
+        if len(waiting) == AT_ONCE or num_steps > MAX_EVAL_STEPS:
+            yield from _predict_together(model, card, waiting)
+            waiting, num_steps = [], 0
+    yield from _predict_together(model, card, waiting)
+
+
+def to_values(row: Row, card: Architecture, known: dict[str, int]) -> Tensor | str:
+    """Return a row as the model's training data were, [T, F] or tokens [T], or what is wrong."""
+    steps = row.steps
+    wanted = "features" if not card.num_tokens else "tokens" if card.tokens else "text"
+    kind = "tokens" if isinstance(steps, tuple) else "text" if steps.ndim == 1 else "features"
+    if kind != wanted:
+        return f"{kind}, where the model reads {wanted}"
+    if isinstance(steps, tuple):
+        return torch.tensor([known.get(token, 0) for token in steps])
+    if row.features and card.features and row.features != card.features:
+        if lacking := [name for name in card.features if name not in row.features]:
+            return f"no feature {', '.join(lacking)}, which the model was trained on"
+        steps = steps[:, [row.features.index(name) for name in card.features]]
+    value = torch.from_numpy(np.ascontiguousarray(steps))
+    if kind == "features":
+        found = read_images(value[None], card.read).shape[2]
+        if found != card.input_size:
+            return f"{found} features a step, where the model reads {card.input_size}"
+    return value
+
+
+def _predict_together(
+    model: LSTMClassifier, card: Architecture, waiting: list[tuple[Row | Bad, Tensor | None]]
+) -> Iterator[tuple[Row | Bad, list[float] | None]]:
+    values = [value for _, value in waiting if value is not None]
+    found: list[list[float]] = [[]] * len(values)
+    if values:
+        lengths = torch.tensor([len(value) for value in values])
+        sequences = Sequences(
+            torch.cat(values),
+            torch.zeros_like(lengths),
+            card.classes,
+            starts=lengths.cumsum(0) - lengths,
+            lengths=lengths,
+        ).cut(card.max_length, card.keep)
+        one_size = card.read == "rows" or bool((lengths == lengths[0]).all())
+        size = AT_ONCE if one_size else 1  # images of unequal sizes
+        for ids in evaluation_batches(sequences.lengths, 0, len(values), size):
+            chances = probabilities(model, *sequences.rows(ids)).tolist()
+            for place, row in zip(torch.arange(len(values))[ids].tolist(), chances, strict=True):
+                found[place] = row
+    good = iter(found)
+    for row, value in waiting:
+        yield row, None if value is None else next(good)
+
+
+# ---- for people
 
 
 def predictions_text(model: nn.Module, sequences: Sequences, count: int) -> str:
     """Print as the tutorial does: the first predictions over the truth, errors marked."""
     count = min(count, len(sequences))
-    guesses = probabilities(model, sequences.values[:count]).argmax(1).tolist()
+    guesses = probabilities(model, *sequences.rows(slice(count))).argmax(1).tolist()
     truths = sequences.labels[:count].tolist()
     names = sequences.classes
     width = max(len(names[i]) for i in (*guesses, *truths))
@@ -151,31 +305,66 @@ def predictions_text(model: nn.Module, sequences: Sequences, count: int) -> str:
 def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str:
     """Draw one image or sequence as it is read, with the model's guess and its probability so far.
 
-    Each line is a step; of single pixels it is as many as a row of the image has.
+    Each line is a step; of single pixels it is as many as a row of the image has, and of a long
+    sequence as many as make MOST_LINES.
     """
-    image = sequences.values[index].cpu()
-    values_TF = read_images(image[None], model.read)[0]
-    num_steps, num_features = values_TF.shape
-    width = image.shape[1] if model.read in ("pixels", "permuted") else num_features
-    lines = values_TF.reshape(-1, width)
-    per_line = num_steps // len(lines)
-    brightness = (lines.float() / sequences.scale).clamp(0, 1)
-    cells = (brightness * (len(SHADES) - 1)).round().int().tolist()
-    guessed = read_along(model, image, range(per_line, num_steps + 1, per_line))
+    value = sequences[index][0].cpu()
+    num_steps = (
+        len(value) if sequences.starts is not None else len(read_images(value[None], model.read)[0])
+    )
+    flat = model.read in ("pixels", "permuted")
+    per_line = value.shape[1] if flat else -(-num_steps // MOST_LINES)
+    ends = [*range(per_line, num_steps, per_line), num_steps]
+    guessed = read_along(model, value, ends)
     chances, guesses = guessed.nan_to_num(0).max(1)  # a model that diverged can be shown too
     names = [sequences.classes[guess] for guess in guesses.tolist()]
     longest = max(map(len, names))
-    bar_width = max(0, min(BAR_WIDTH, WIDTH - 2 * width - longest - len("||    100% ")))
+    if sequences.num_tokens:
+        pictures = _token_lines(sequences, value, ends)
+    else:
+        pictures = _shaded_lines(model, sequences, value, ends, flat)
+    width = max(map(len, pictures))
+    bar_width = max(0, min(BAR_WIDTH, WIDTH - width - longest - len("||    100% ")))
     unit = {
-        "rows": "row",
+        "rows": "row" if sequences.starts is None else "step",
         "columns": "column",
-        "pixels": f"{width} pixels",
-        "permuted": f"{width} pixels in permuted order",
+        "pixels": f"{per_line} pixels",
+        "permuted": f"{per_line} pixels in permuted order",
     }[model.read]
+    if per_line > 1 and not flat:
+        unit = f"{per_line} {unit}s"
     truth = sequences.classes[int(sequences.labels[index])]
     text = [f"reading test example {index} (truth: {truth}), its guess after every {unit}:"]
-    for row, name, chance in zip(cells, names, chances.tolist(), strict=True):
-        picture = "".join(SHADES[cell] * 2 for cell in row)
+    for picture, name, chance in zip(pictures, names, chances.tolist(), strict=True):
         bar = "█" * round(chance * bar_width)
-        text.append(f"|{picture}|  {name:<{longest}}  {chance:4.0%} {bar}".rstrip())
+        text.append(f"|{picture:<{width}}|  {name:<{longest}}  {chance:4.0%} {bar}".rstrip())
     return "\n".join(text)
+
+
+def _shaded_lines(
+    model: LSTMClassifier, sequences: Sequences, value: Tensor, ends: list[int], flat: bool
+) -> list[str]:
+    """Draw features dark to bright: images as they are, else two deviations about the mean."""
+    if sequences.starts is None:
+        values_TF = read_images(value[None], model.read)[0].float() / sequences.scale
+        lines = values_TF.reshape(len(ends), -1) if flat else values_TF[[end - 1 for end in ends]]
+    else:
+        lines = (model.cpu().embed(value[None])[0][[end - 1 for end in ends]] + 2) / 4
+    lines = lines[:, :MOST_FEATURES]
+    cells = (lines.clamp(0, 1).nan_to_num(0) * (len(SHADES) - 1)).round().int().tolist()
+    return ["".join(SHADES[cell] * 2 for cell in row) for row in cells]
+
+
+def _token_lines(sequences: Sequences, value: Tensor, ends: list[int]) -> list[str]:
+    """Write the tokens or the text that each line adds, cut to MOST_LETTERS."""
+    lines = []
+    for first, end in zip([0, *ends], ends, strict=False):
+        ids = value[first:end].tolist()
+        if sequences.tokens:
+            names = ("?", *sequences.tokens)
+            text = " ".join(names[token] for token in ids)
+        else:
+            text = bytes(ids).decode("utf-8", "replace")
+        printable = "".join(letter if letter.isprintable() else " " for letter in text)
+        lines.append(printable[:MOST_LETTERS])
+    return lines

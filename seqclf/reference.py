@@ -45,6 +45,7 @@ def kind(annotation: object) -> str:
     if origin is tuple:
         return f"[{','.join(map(kind, arguments))}]"
     names: dict[object, str] = {int: "INT", float: "NUMBER", bool: "true|false", str: "TEXT"}
+    names[...] = "..."
     return names.get(annotation, "null")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -33,7 +34,7 @@ from seqclf.hardware import (
     set_threads,
 )
 from seqclf.rendezvous import meet
-from seqclf.watch import Watch
+from seqclf.watch import STOP_SIGNALS, Watch
 
 AGREE_EVERY_S = 0.5  # seconds between two agreements of several processes ...
 MOST_STEPS_APART = 64  # ... and how many steps that may be
@@ -126,8 +127,13 @@ class Runtime:
         prepared: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=not reduces)
         return prepared
 
-    def loader(self, sequences: Sequences, plan: BatchPlan, *, start: int) -> Iterator[Batch]:
-        """Yield this process's batches from step `start` on, on the device."""
+    def loader(
+        self, sequences: Sequences, plan: BatchPlan, *, start: int, workers: int = 0
+    ) -> Iterator[Batch]:
+        """Yield this process's batches from step `start` on, on the device.
+
+        `workers` processes read ahead; they inherit the mapped data.
+        """
         # torch's fetcher calls __getitems__ with whatever the batch sampler yields: a Share. The
         # plan has sharded already, so Accelerate's DataLoader would add only its cost (1 % a step).
         loader: DataLoader[Batch] = DataLoader(
@@ -135,6 +141,9 @@ class Runtime:
             batch_sampler=plan.shares(start, self.rank, self.world_size),  # type: ignore[arg-type]
             collate_fn=_identity,  # type: ignore[arg-type]
             pin_memory=self.device.type == "cuda" and sequences.values.device.type == "cpu",
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_start_worker if workers else None,
         )
         for batch in loader:
             yield batch.to(self.device)
@@ -319,6 +328,14 @@ def _one_hot(place: int, value: int, size: int) -> Tensor:
 
 def _identity(batch: Batch) -> Batch:
     return batch
+
+
+def _start_worker(_: int) -> None:
+    """Leave signals to the process that trains, which ends its workers."""
+    signal.set_wakeup_fd(-1)
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def start(config: Config, watch: Watch | None = None) -> Runtime:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +20,12 @@ from seqclf.config import PREEMPTED, Config, UserError, Value, run_name, setting
 from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.augment import shift_images
-from seqclf.data.batches import BatchPlan, count_steps, split_range
+from seqclf.data.batches import BatchPlan, count_steps, make_buckets, padding_share, split_range
 from seqclf.data.sequences import Batch, Sequences
 from seqclf.data.sources import Splits
 from seqclf.evaluate import Interrupted, evaluate
-from seqclf.hardware import least_memory, refuse_too_large
-from seqclf.loss import summed_loss
+from seqclf.hardware import free_memory, least_memory, refuse_too_large
+from seqclf.loss import class_weights, summed_loss
 from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.optim import lr_at, make_optimizer, update
 from seqclf.run import Run, open_run
@@ -33,6 +34,7 @@ from seqclf.tracking import Tracking
 from seqclf.watch import Watch
 
 NAMED = 10  # examples, at most, in a message
+AHEAD = 2  # processes that read what memory cannot keep
 
 
 class StepStats(NamedTuple):
@@ -56,17 +58,16 @@ def train_step(
     batch: Batch,
     config: Config,
     lr: float,
+    weights_C: Tensor | None = None,
 ) -> StepStats:
     """Make at most one update from one global batch; read nothing back from the device."""
-    values = shift_images(batch, config.data.augment.shift, config.seed)
+    batch = batch._replace(values=shift_images(batch, config.data.augment.shift, config.seed))
     if config.train.shards:
-        losses = add_shards(runtime, model, batch._replace(values=values), config)
+        losses = add_shards(runtime, model, batch, config, weights_C)
     else:
         # times the world size, because DDP averages over it
         scale = runtime.world_size / batch.total
-        losses = add_gradients(
-            runtime, model, values, batch.labels, (batch.step, runtime.rank), scale, config
-        )
+        losses = add_gradients(runtime, model, batch, runtime.rank, scale, config, weights_C)
     if runtime.accelerator.scaler is not None:
         runtime.accelerator.scaler.unscale_(optimizer)
     norm, bad = update(optimizer, lr, config.optim.clip)
@@ -78,25 +79,31 @@ def train_step(
 def add_gradients(
     runtime: Runtime,
     model: nn.Module,
-    values: Tensor,
-    labels: Tensor,
-    noise: tuple[int, int],
+    batch: Batch,
+    shard: int,
     scale: float,
     config: Config,
+    weights_C: Tensor | None,
 ) -> list[Tensor]:
     """Add the gradient of `scale` times the summed loss to the parameters'; return the losses.
 
-    One loss per micro batch. `noise`, with the micro batch's number, seeds dropout.
+    One loss per micro batch. Step, shard and number of the micro batch seed dropout.
     """
-    size = config.train.micro_batch_size or len(values)
-    micro_batches = list(zip(values.split(size), labels.split(size), strict=True))
+    count = len(batch.labels)
+    size = config.train.micro_batch_size or count
     losses = []
-    for index, (x, y) in enumerate(micro_batches):
-        reduces = index == len(micro_batches) - 1
+    for index, first in enumerate(range(0, count, size)):
+        part = batch.part(first, first + size) if size < count else batch
+        reduces = first + size >= count
         with nullcontext() if reduces else runtime.no_sync(model):
             if config.model.dropout:
-                runtime.seed_noise(config.seed, *noise, index)
-            loss = summed_loss(model(x), y, label_smoothing=config.loss.label_smoothing)
+                runtime.seed_noise(config.seed, batch.step, shard, index)
+            loss = summed_loss(
+                model(part.values, part.lengths),
+                part.labels,
+                label_smoothing=config.loss.label_smoothing,
+                weights_C=weights_C,
+            )
             losses.append(value := loss.detach())
             # A loss that is not finite makes the weight NaN, and the reduction carries that to
             # every rank.
@@ -104,7 +111,9 @@ def add_gradients(
     return losses
 
 
-def add_shards(runtime: Runtime, model: nn.Module, batch: Batch, config: Config) -> list[Tensor]:
+def add_shards(
+    runtime: Runtime, model: nn.Module, batch: Batch, config: Config, weights_C: Tensor | None
+) -> list[Tensor]:
     """Take the gradient of each shard by itself and add all of them up in one order (C1b).
 
     Returns the global batch's losses on the main process, and nothing on the others.
@@ -119,9 +128,8 @@ def add_shards(runtime: Runtime, model: nn.Module, batch: Batch, config: Config)
             size = sum(p.numel() for p in parameters) + 1
             rows.append(parameters[0].new_zeros(size))
             continue
-        values, labels = batch.values[first:end], batch.labels[first:end]
-        noise = (batch.step, shard)
-        losses = add_gradients(runtime, model, values, labels, noise, 1 / batch.total, config)
+        part, scale = batch.part(first, end), 1 / batch.total
+        losses = add_gradients(runtime, model, part, shard, scale, config, weights_C)
         gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
         rows.append(torch.cat([*gradients, torch.stack(losses).sum()[None]]))
         for parameter in parameters:
@@ -145,8 +153,12 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
     optimizer = make_optimizer(model, config.optim)
     state = run.restore(model, optimizer)
     prepared = runtime.prepare(model, reduces=not config.train.shards)
+    weights_C = class_weights(config.loss.class_weights, splits.train.labels, splits.train.classes)
+    if weights_C is not None:
+        weights_C = weights_C.to(runtime.device)
     unread: list[StepStats] = []  # of the steps since the device was last read
-    batches = runtime.loader(splits.train, plan, start=state.step)
+    workers = count_workers(config, splits)
+    batches = runtime.loader(splits.train, plan, start=state.step, workers=workers)
     run.console.open(state.step, plan.num_steps)
     clock = Stopwatch(plan.examples(state.step))
     while True:
@@ -168,7 +180,8 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
         if stop or finished:
             return model, finished
         lr = lr_at(step, config.optim, plan.num_steps)
-        unread.append(train_step(runtime, prepared, optimizer, next(batches), config, lr))
+        stats = train_step(runtime, prepared, optimizer, next(batches), config, lr, weights_C)
+        unread.append(stats)
         state.step += 1
         run.console.step()
         if run.log_due(state.step):
@@ -258,8 +271,11 @@ def find_not_finite(run: Run, model: nn.Module, examples: Sequences) -> str:
     share = run.plan.share(run.state.step - 1, 0, 1)
     batch = examples.__getitems__(share).to(run.runtime.device)
     values = shift_images(batch, config.data.augment.shift, config.seed)
+    batch = batch._replace(values=values)
     model.eval()  # and nobody trains it again
-    logits = torch.cat([model(part) for part in values.split(config.eval.batch_size)])
+    size = config.eval.batch_size
+    parts = [batch.part(first, first + size) for first in range(0, len(values), size)]
+    logits = torch.cat([model(part.values, part.lengths) for part in parts])
     losses = [
         summed_loss(row[None], label[None], label_smoothing=config.loss.label_smoothing)
         for row, label in zip(logits, batch.labels, strict=True)
@@ -333,12 +349,12 @@ def _train(
     config: Config, runtime: Runtime, console: Console, tracking: Tracking, path: Path
 ) -> int:
     splits = sources.load(config.data, seed=config.seed)
-    card, read = (
-        architecture(config, splits),
-        read_images(splits.train.values[:1], config.data.read),
-    )
-    refuse_too_large(least_memory(config, card, read, runtime.world_size), runtime.device)
-    plan = make_plan(config, len(splits.train))
+    config = fit(config, len(splits.train))
+    class_weights(config.loss.class_weights, splits.train.labels, splits.train.classes)
+    plan, card = make_plan(config, splits.train), architecture(config, splits)
+    num_steps, _ = read_shape(splits.train, config)
+    needed = least_memory(config, card, num_steps, runtime.world_size)
+    refuse_too_large(needed, runtime.device)
     facts: dict[str, Value] = {
         "data": splits.name,
         "data_fingerprint": splits.fingerprint(),
@@ -419,34 +435,79 @@ def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str
     )
 
 
-def make_plan(config: Config, length: int) -> BatchPlan:
-    """Plan a run's batches over `length` training examples."""
-    batch_size, train = config.train.batch_size, config.train
-    num_steps = count_steps(length, batch_size, steps=train.steps, epochs=train.epochs)
-    return BatchPlan(length, batch_size, config.seed, num_steps)
+def fit(config: Config, num_examples: int) -> Config:
+    """Settle what the number of training examples decides."""
+    batch_size, hidden_size = config.sizes(num_examples)
+    train = config.train.model_copy(update={"batch_size": batch_size})
+    model = config.model.model_copy(update={"hidden_size": hidden_size})
+    return config.model_copy(update={"train": train, "model": model})
+
+
+def make_plan(config: Config, examples: Sequences) -> BatchPlan:
+    """Plan a run's batches. Raises UserError for a sequence longer than a batch may be."""
+    (batch_size, _), train, buckets = config.sizes(len(examples)), config.train, None
+    if examples.lengths is not None and config.data.bucket:
+        try:
+            budget = config.data.max_steps_per_batch
+            buckets = make_buckets(examples.lengths, batch_size, budget)
+        except ValueError as error:
+            raise UserError(
+                f"data.max_steps_per_batch: training {error}; raise it, or set data.max_length"
+            ) from None
+    plan = BatchPlan(len(examples), batch_size, config.seed, 0, buckets)
+    num_steps = count_steps(plan.steps_per_epoch, steps=train.steps, epochs=train.epochs)
+    return replace(plan, num_steps=num_steps)
+
+
+def read_shape(examples: Sequences, config: Config) -> tuple[int, int]:
+    """Return the steps and features of the longest example as the model reads it."""
+    if examples.starts is not None:
+        return examples.shape
+    _, steps, features = read_images(examples.values[:1], config.data.read).shape
+    return steps, features
 
 
 def architecture(config: Config, splits: Splits) -> Architecture:
     """Put together what the model is built from."""
+    train = splits.train
     return Architecture(
-        input_size=read_images(splits.train.values[:1], config.data.read).shape[2],
-        classes=splits.train.classes,
-        scale=splits.train.scale,
+        input_size=read_shape(train, config)[1],
+        classes=train.classes,
+        scale=train.scale,
+        mean=train.mean,
+        std=train.std,
+        num_tokens=train.num_tokens,
+        tokens=train.tokens,
+        features=train.features,
         read=config.data.read,
+        max_length=config.data.max_length,
+        keep=config.data.keep,
         **config.model.model_dump(exclude={"init"}),
     )
 
 
 def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
     """Say what is about to happen."""
-    sizes = [f"{len(splits.train):,} train", f"{len(splits.test):,} test"]
+    train, config = splits.train, run.config
+    sizes = [f"{len(train):,} train", f"{len(splits.test):,} test"]
     if splits.validation is not None:
         sizes.insert(1, f"{len(splits.validation):,} validation")
-    _, steps, features = read_images(splits.train.values[:1], run.config.data.read).shape
-    return [
+    steps, features = read_shape(train, config)
+    what = f"{features} feature{'s' * (features > 1)}"
+    if train.num_tokens:
+        what = f"one of {train.num_tokens:,} tokens"
+    shortest = steps if train.lengths is None else int(train.lengths.min())
+    lines = [
         f"data        {splits.name}: {', '.join(sizes)}",
-        f"example     {steps} steps of {features} feature{'s' * (features > 1)} "
-        f"({run.config.data.read})",
+        f"example     {steps if shortest == steps else f'{shortest} to {steps}'} steps of {what}"
+        + f" ({config.data.read})" * (train.starts is None),
+    ]
+    if plan.buckets is not None and train.lengths is not None:
+        lines.append(
+            f"batches     of like length: {padding_share(train.lengths, plan):.1%} padding"
+        )
+    return [
+        *lines,
         f"run         {run.path}",
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
@@ -460,6 +521,15 @@ def place(splits: Splits, config: Config, runtime: Runtime) -> Splits:
         total = torch.cuda.get_device_properties(runtime.device).total_memory
         wanted = splits.num_bytes <= total // 8
     return splits.to(runtime.device) if wanted is True else splits
+
+
+def count_workers(config: Config, splits: Splits) -> int:
+    """Return how many processes read ahead: they pay only where reading waits for a disk."""
+    if config.data.workers != "auto":
+        return config.data.workers
+    device = torch.device("cpu")
+    is_file = splits.stored_fingerprint is not None and splits.train.values.device == device
+    return AHEAD if is_file and splits.num_bytes > free_memory(device) else 0
 
 
 def resolve_data(config: Config, runtime: Runtime, console: Console) -> tuple[Config, str | None]:
@@ -477,6 +547,8 @@ def resolve_data(config: Config, runtime: Runtime, console: Console) -> tuple[Co
         nonlocal fallback
         if config.data.name != "auto":
             return config.data.name
+        if config.data.path is not None:
+            return "files"
         try:
             sources.fetch(config.data.model_copy(update={"name": "mnist"}), announce)
         except UserError as error:

@@ -4,8 +4,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from seqclf.data.batches import BatchPlan, count_steps, epoch_order, mix, split_range
+from seqclf.data.batches import (
+    LIKE,
+    BatchPlan,
+    count_steps,
+    epoch_order,
+    evaluation_batches,
+    make_buckets,
+    mix,
+    padding_share,
+    split_range,
+)
 
 no_deadline = settings(deadline=None)
 plans = st.builds(
@@ -15,6 +26,20 @@ plans = st.builds(
     seed=st.integers(0, 2**40),
     num_steps=st.integers(1, 30),
 )
+
+
+@st.composite
+def bucketed(draw: st.DrawFn) -> tuple[BatchPlan, Tensor]:
+    """Draw a plan with buckets, and the lengths that it was made of."""
+    lengths = torch.tensor(draw(st.lists(st.integers(1, 40), min_size=1, max_size=80)))
+    batch_size = draw(st.integers(1, 20))
+    max_steps = draw(st.none() | st.integers(int(lengths.max()), 400))
+    buckets = make_buckets(lengths, batch_size, max_steps)
+    plan = BatchPlan(len(lengths), batch_size, draw(st.integers(0, 2**40)), 30, buckets)
+    return plan, lengths
+
+
+any_plan = plans | bucketed().map(lambda drawn: drawn[0])
 
 
 @no_deadline
@@ -27,7 +52,7 @@ def test_an_epoch_holds_every_example_once(plan: BatchPlan, epoch: int) -> None:
 
 
 @no_deadline
-@given(plans, st.integers(0, 29), st.integers(1, 9))
+@given(any_plan, st.integers(0, 29), st.integers(1, 9))
 def test_the_shares_in_rank_order_are_the_global_batch(
     plan: BatchPlan, step: int, world_size: int
 ) -> None:
@@ -43,7 +68,7 @@ def test_the_shares_in_rank_order_are_the_global_batch(
 
 
 @no_deadline
-@given(plans, st.data(), st.integers(1, 4))
+@given(any_plan, st.data(), st.integers(1, 4))
 def test_a_plan_starts_anywhere(plan: BatchPlan, data: st.DataObject, world_size: int) -> None:
     start = data.draw(st.integers(0, plan.num_steps))
     rank = data.draw(st.integers(0, world_size - 1))
@@ -54,12 +79,89 @@ def test_a_plan_starts_anywhere(plan: BatchPlan, data: st.DataObject, world_size
 
 
 @no_deadline
-@given(plans)
+@given(any_plan)
 def test_examples_counts_the_steps_before(plan: BatchPlan) -> None:
     sizes = [len(plan.batch(step)) for step in range(plan.num_steps)]
     assert [plan.examples(step) for step in range(plan.num_steps)] == [
         sum(sizes[:step]) for step in range(plan.num_steps)
     ]
+
+
+@no_deadline
+@given(bucketed(), st.integers(0, 3), st.integers(1, 400))
+def test_a_bucketed_epoch_holds_every_example_once_beside_its_like(
+    drawn: tuple[BatchPlan, Tensor], epoch: int, max_steps: int
+) -> None:
+    plan, lengths = drawn
+    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+    batches = [plan.batch(step) for step in steps]
+    assert torch.cat(batches).sort().values.tolist() == list(range(plan.length))
+    again = BatchPlan(plan.length, plan.batch_size, plan.seed + 1, 30, plan.buckets)
+    sizes = [sorted(len(p.batch(s)) for s in range(plan.steps_per_epoch)) for p in (plan, again)]
+    assert sizes[0] == sizes[1] == sorted(map(len, batches))  # a matter of the lengths alone
+    assert all(1 <= len(batch) <= plan.batch_size for batch in batches)
+    assert plan.buckets is not None
+    for number in plan.buckets.bucket.unique():
+        members = plan.buckets.places[plan.buckets.bucket == number]
+        inside = [batch for batch in batches if batch[0] in members]
+        assert torch.cat(inside).sort().values.tolist() == members.sort().values.tolist()
+        if len(inside) > 1:
+            longest = int(lengths[members].max())
+            full = [batch for batch in inside if len(batch) == max(map(len, inside))]
+            assert all(int(lengths[batch].min()) >= LIKE * longest for batch in full) or (
+                len(inside) == 2 and len(full) == 1
+            )
+
+
+@no_deadline
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(1, 20), st.data())
+def test_a_budget_bounds_the_steps_of_every_batch(
+    some: list[int], batch_size: int, data: st.DataObject
+) -> None:
+    lengths = torch.tensor(some)
+    max_steps = data.draw(st.integers(1, 200))
+    if max_steps < max(some):
+        with pytest.raises(ValueError, match=f"{max(some)} steps, more than {max_steps}"):
+            make_buckets(lengths, batch_size, max_steps)
+        return
+    buckets = make_buckets(lengths, batch_size, max_steps)
+    plan = BatchPlan(len(some), batch_size, 1, 1, buckets)
+    batches = [plan.batch(step) for step in range(3 * plan.steps_per_epoch)]
+    assert all(len(batch) * int(lengths[batch].max()) <= max_steps for batch in batches)
+
+
+def test_buckets_of_skewed_lengths_have_little_padding_and_mix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randn(5000, generator=generator).mul(0.8).add(3).exp().ceil().to(torch.int64)
+    plan = BatchPlan(5000, 32, 0, 1, make_buckets(lengths, 32))
+    assert padding_share(lengths, plan) < 0.1 < padding_share(lengths, BatchPlan(5000, 32, 0, 1))
+    assert plan.steps_per_epoch == BatchPlan(5000, 32, 0, 1).steps_per_epoch
+    batches = [frozenset(plan.batch(s).tolist()) for s in range(2 * plan.steps_per_epoch)]
+    first, second = batches[: plan.steps_per_epoch], batches[plan.steps_per_epoch :]
+    assert len(set(first) & set(second)) < 0.2 * len(first)
+    means = [float(lengths[plan.batch(s)].float().mean()) for s in range(plan.steps_per_epoch)]
+    assert means != sorted(means, reverse=True)
+
+
+@no_deadline
+@given(
+    st.none() | st.lists(st.integers(1, 2**17), min_size=30, max_size=30),
+    st.integers(0, 30),
+    st.data(),
+)
+def test_an_evaluation_sees_every_example_once(
+    some: list[int] | None, first: int, data: st.DataObject
+) -> None:
+    end = data.draw(st.integers(first, 30))
+    size = data.draw(st.integers(1, 40))
+    lengths = torch.tensor(some) if some else None
+    batches = [torch.arange(30)[ids] for ids in evaluation_batches(lengths, first, end, size)]
+    seen = torch.cat(batches).tolist() if batches else []
+    assert sorted(seen) == list(range(first, end))
+    assert all(1 <= len(batch) <= size for batch in batches)
+    if lengths is not None:
+        steps = [len(batch) * int(lengths[batch].max()) for batch in batches if len(batch) > 1]
+        assert all(count <= 2**18 for count in steps)
 
 
 @no_deadline
@@ -104,4 +206,5 @@ def test_mix_is_the_same_everywhere() -> None:
 def test_count_steps(
     length: int, batch_size: int, steps: int | None, epochs: float | None, expected: int
 ) -> None:
-    assert count_steps(length, batch_size, steps=steps, epochs=epochs) == expected
+    plan = BatchPlan(length, batch_size, 0, 0)
+    assert count_steps(plan.steps_per_epoch, steps=steps, epochs=epochs) == expected

@@ -208,7 +208,7 @@ class Echo(nn.Module):
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
 
-    def forward(self, values_BTF: Tensor) -> Tensor:
+    def forward(self, values_BTF: Tensor, lengths: None = None) -> Tensor:
         return values_BTF.flatten(1)[:, :CLASSES].float() / 32
 
 
@@ -266,8 +266,8 @@ def steps_on_poison(precision: str, shards: str) -> list[tuple[bool, float, floa
     }
     honest = loss_module.summed_loss
 
-    def summed_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-        return honest(logits, labels, label_smoothing=label_smoothing) + poisoned["loss"]
+    def summed_loss(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        return honest(logits, labels, **options) + poisoned["loss"]
 
     vars(train_module)["summed_loss"] = summed_loss
     dict(model.named_parameters())["rnn.weight_hh_l0"].register_hook(
@@ -328,8 +328,13 @@ def train_on_poison(run_dir: str, what: str, precision: str) -> str:
             values[poisoned_plan().batch(step)[-1], 0, 0] = marker
         return replace(splits, train=replace(splits.train, values=values))
 
-    def forward(self: LSTMClassifier, values: Tensor, num_steps: int | None = None) -> Tensor:
-        logits = honest_forward(self, values, num_steps)
+    def forward(
+        self: LSTMClassifier,
+        values: Tensor,
+        lengths: Tensor | None = None,
+        num_steps: int | None = None,
+    ) -> Tensor:
+        logits = honest_forward(self, values, lengths, num_steps)
         marked = values[:, :1, 0] == marker
         if what == "loss":
             logits = logits.masked_fill(marked, torch.nan)

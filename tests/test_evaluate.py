@@ -23,7 +23,7 @@ CONFIG = Config(device="cpu", data=Data(name="digits", val_fraction=0.1), train=
 class Echo(nn.Module):
     """Return the only step of every sequence as its logits; refuse to while training."""
 
-    def forward(self, values_BTF: Tensor) -> Tensor:
+    def forward(self, values_BTF: Tensor, lengths: None = None) -> Tensor:
         assert not self.training
         assert len(values_BTF) <= 10
         return values_BTF[:, 0]

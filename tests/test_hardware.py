@@ -105,17 +105,16 @@ def test_memory_that_is_not_there_is_refused_before_training(
 ) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     config = load_config(None, {"train.batch_size": "128"})[0]
-    values = torch.zeros(1, 28, 28)
-    needed = least_memory(config, CARD, values, 1)
+    needed = least_memory(config, CARD, 28, 1)
     weights = 4 * 64 * (28 + 64 + 2) + 10 * 65
     assert needed == 4 * (4 * weights + 128 * 28 * (28 + 8 * 64))
-    assert least_memory(config, CARD, values, 2) < needed
+    assert least_memory(config, CARD, 28, 2) < needed
     deep = CARD.model_copy(update={"num_layers": 3, "bidirectional": True})
     weights = sum(weight.numel() for weight in deep.build().parameters())
-    assert least_memory(config, deep, values, 1) == 4 * (4 * weights + 128 * 28 * (28 + 8 * 64 * 6))
+    assert least_memory(config, deep, 28, 1) == 4 * (4 * weights + 128 * 28 * (28 + 8 * 64 * 6))
     vast = CARD.model_copy(update={"hidden_size": 10**30, "num_layers": 10**9})
     with pytest.raises(UserError, match="GiB of memory"):
-        refuse_too_large(least_memory(config, vast, values, 1), CPU)
+        refuse_too_large(least_memory(config, vast, 28, 1), CPU)
     monkeypatch.setattr(hardware, "free_memory", lambda _: needed)
     refuse_too_large(needed, CPU)
     with pytest.raises(UserError, match=r"needs at least .* lower train\.micro_batch_size"):

@@ -11,7 +11,8 @@ from conftest import ROOT
 
 # Each module may import those before it only.
 ORDER = [
-    *("config", "watch", "data.sequences", "data.batches", "data.augment", "data.sources"),
+    *("config", "watch", "data.sequences", "data.batches", "data.augment"),
+    *("data.prepared", "data.splits", "data.sources", "data.readers", "data.prepare"),
     *("loss", "model", "optim", "checkpoint", "console", "tracking", "hardware"),
     *("rendezvous", "runtime"),
     *(

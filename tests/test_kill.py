@@ -147,7 +147,7 @@ def check_ledger(folder: Path) -> None:
     data = sources.load(config.data, seed=config.seed).train
     names = [name_of(row) for row in data.values]
     assert len(set(names)) == len(names) == 1295
-    plan = make_plan(config, len(data))
+    plan = make_plan(config, data)
     trained: dict[int, dict[int, dict[int, list[str]]]] = {step: {} for step in range(STEPS)}
     for file in folder.glob("ledger-*"):
         rank = int(file.name.removeprefix("ledger-"))

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from seqclf.config import UserError
 from seqclf.data.sequences import IGNORED
-from seqclf.loss import summed_loss
+from seqclf.loss import class_weights, summed_loss
 
 LOGITS = [[0.5, -1.0, 2.0], [3.0, 0.0, -0.5], [0.1, 0.2, 0.3], [-4.0, 4.0, 0.0]]
 LABELS = [2, 1, 0, 1]
@@ -36,3 +37,33 @@ def test_the_loss_is_the_sum_over_the_rows_not_ignored(rows: list[int], smoothin
         for i, j in ((0, 1), (1, 4))
     ]
     assert sum(part.item() for part in parts) == pytest.approx(loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_weight_multiplies_the_smoothed_loss_of_its_class(smoothing: float) -> None:
+    logits, labels = torch.tensor(LOGITS, dtype=torch.float64), torch.tensor([2, 1, IGNORED, 1])
+    weights = torch.tensor([5.0, 0.25, 3.0], dtype=torch.float64)
+    loss = summed_loss(logits, labels, label_smoothing=smoothing, weights_C=weights)
+    expected = 3 * by_hand(smoothing, [0]) + 0.25 * by_hand(smoothing, [1, 3])
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_class_weights_have_a_mean_of_1_over_the_training_examples() -> None:
+    labels, classes = torch.tensor([0, 0, 0, 2]), ("a", "b", "c")
+    balanced = class_weights("balanced", labels, classes)
+    assert balanced is not None
+    torch.testing.assert_close(balanced, torch.tensor([2 / 3, 0.0, 2.0]))
+    given = class_weights((1.0, 7.0, 5.0), labels, classes)
+    assert given is not None
+    torch.testing.assert_close(given, torch.tensor([0.5, 3.5, 2.5]))
+    assert float(given[labels].mean()) == 1.0
+    assert class_weights(None, labels, classes) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [((1.0, 2.0), "2 weights for 3 classes.* a, b, c"), ((0.0, 1.0, 0.0), "are 0")],
+)
+def test_class_weights_that_cannot_be_are_refused(weights: tuple[float, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        class_weights(weights, torch.tensor([0, 0, 2]), ("a", "b", "c"))

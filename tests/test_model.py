@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqclf.model import Architecture, LSTMClassifier, Pooling, Read, permutation, read_images
 
@@ -139,9 +140,9 @@ def test_what_is_read_step_by_step(read: Read, steps: list[list[int]]) -> None:
     reading.load_state_dict(plain.state_dict())
     values = torch.tensor([steps, steps], dtype=torch.uint8)
     assert torch.equal(reading(images), plain(values))
-    assert torch.equal(reading(images, 2), plain(values[:, :2]))
+    assert torch.equal(reading(images, num_steps=2), plain(values[:, :2]))
     if len(steps) > 2:
-        assert not torch.equal(reading(images, 2), reading(images))
+        assert not torch.equal(reading(images, num_steps=2), reading(images))
 
 
 def test_the_permutation_is_the_published_one() -> None:
@@ -156,3 +157,114 @@ def test_the_permutation_is_the_published_one() -> None:
     read_images(image, "permuted")[0, 3].backward()  # kept since an evaluation, used in training
     assert image.grad is not None
     assert image.grad.flatten().nonzero().tolist() == [[int(published[3])]]
+
+
+# ---- unequal lengths
+
+LENGTHS = torch.tensor([7, 1, 4, 7, 2])
+POOLINGS: list[Pooling] = ["last", "mean", "max", "attention"]
+
+
+def ragged_model(pooling: Pooling, bidirectional: bool, num_layers: int) -> LSTMClassifier:
+    torch.manual_seed(2)
+    model = LSTMClassifier(
+        *(3, 4),
+        hidden_size=6,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        pooling=pooling,
+        mean=(0.5, 0.0, -1.0),
+        std=(2.0, 1.0, 0.5),
+    )
+    return model.eval()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_padding_is_invisible(pooling: Pooling, bidirectional: bool, num_layers: int) -> None:
+    model = ragged_model(pooling, bidirectional, num_layers)
+    values = torch.randn(5, 7, 3)
+    alone = torch.cat([model(row[None, :n]) for row, n in zip(values, LENGTHS, strict=True)])
+    assert (alone - alone.roll(1, 0)).abs().min() > 1e-4  # they do differ
+    for rows in (values, torch.cat([values, torch.full((5, 9, 3), 1e30)], 1)):
+        torch.testing.assert_close(model(rows, LENGTHS), alone, rtol=0, atol=1e-6)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    turned = model(values[order], LENGTHS[order])
+    torch.testing.assert_close(turned, alone[order], rtol=0, atol=1e-6)
+    pair = model(values[[1, 4], :2], LENGTHS[[1, 4]])
+    torch.testing.assert_close(pair, alone[[1, 4]], rtol=0, atol=1e-6)
+    prefix = model(values, LENGTHS, num_steps=3)
+    shorter = model(values[:, :3], LENGTHS.clamp(max=3))
+    torch.testing.assert_close(prefix, shorter, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_changes_no_gradient(pooling: Pooling, bidirectional: bool) -> None:
+    model = ragged_model(pooling, bidirectional, 2).double()
+    values = torch.randn(5, 7, 3, dtype=torch.float64)
+
+    def gradients() -> list[Tensor]:
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        return found
+
+    for row, length in zip(values, LENGTHS, strict=True):
+        model(row[None, :length]).pow(2).sum().backward()
+    alone = gradients()
+    model(values, LENGTHS).pow(2).sum().backward()
+    together = gradients()
+    assert len(alone) == len(list(model.parameters()))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_a_packed_sequence_agrees(pooling: Pooling, bidirectional: bool, num_layers: int) -> None:
+    model = ragged_model(pooling, bidirectional, num_layers)
+    values = torch.randn(5, 7, 3)
+    packed = pack_padded_sequence(
+        model.embed(values), LENGTHS, batch_first=True, enforce_sorted=False
+    )
+    for lstm in (model.rnn, *model.upper):
+        packed, (state, _) = lstm(packed)
+    output, lengths = pad_packed_sequence(packed, batch_first=True, padding_value=0.0)
+    assert lengths.tolist() == LENGTHS.tolist()
+    hidden = torch.arange(7) >= LENGTHS[:, None]
+    pooled = {
+        "last": state.transpose(0, 1).flatten(1),
+        "mean": output.sum(1) / LENGTHS[:, None],
+        "max": output.masked_fill(hidden[..., None], -torch.inf).amax(1),
+    }[pooling]
+    torch.testing.assert_close(model(values, LENGTHS), model.out(pooled), rtol=0, atol=1e-6)
+
+
+def test_attention_is_a_weighted_mean() -> None:
+    model = ragged_model("attention", False, 1)
+    values = torch.randn(2, 5, 3)
+    output, _ = model.rnn(model.embed(values))
+    assert model.attention is not None
+    weights = model.attention(output).exp()
+    pooled = (weights * output).sum(1) / weights.sum(1)
+    torch.testing.assert_close(model(values), model.out(pooled), rtol=0, atol=1e-6)
+
+
+def test_features_are_normalised_with_what_the_card_says() -> None:
+    model = ragged_model("last", False, 1)
+    values = torch.tensor([[[2.5, 3.0, -0.5]]])
+    assert model.embed(values).tolist() == [[[1.0, 3.0, 1.0]]]
+    assert "mean" not in model.state_dict()
+
+
+def test_tokens_are_embedded() -> None:
+    torch.manual_seed(0)
+    model = LSTMClassifier(1, 3, num_tokens=5, embedding_size=4, hidden_size=6).eval()
+    assert model.embedding is not None
+    tokens = torch.tensor([[4, 0, 2], [1, 1, 1]], dtype=torch.uint8)
+    lengths = torch.tensor([3, 1])
+    output, _ = model.rnn(model.embedding.weight[tokens.long()])
+    expected = model.out(output[[0, 1], lengths - 1])
+    torch.testing.assert_close(model(tokens, lengths), expected, rtol=0, atol=1e-6)

@@ -27,7 +27,9 @@ class Adder(LSTMClassifier):
         super().__init__(1, 1, read=read)
         self.weight = nn.Parameter(torch.tensor(weight))
 
-    def forward(self, values: Tensor, num_steps: int | None = None) -> Tensor:
+    def forward(
+        self, values: Tensor, lengths: Tensor | None = None, num_steps: int | None = None
+    ) -> Tensor:
         values_BTF = read_images(values, self.read)[:, :num_steps]
         sums = values_BTF.float().sum(1) * self.weight
         return sums if sums.shape[1] > 1 else torch.cat([torch.zeros_like(sums), sums], 1)

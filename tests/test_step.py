@@ -84,7 +84,7 @@ class InfiniteLoss(nn.Module):
         super().__init__()
         self.out = nn.Linear(4, 3)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor, lengths: None = None) -> Tensor:
         logits: Tensor = self.out(values.flatten(1))
         return logits + torch.tensor([-torch.inf, 0.0, 0.0])
 
@@ -125,8 +125,8 @@ def test_a_run_stops_after_too_many_skipped_steps(
     }
     honest = loss_module.summed_loss
 
-    def poisoned(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-        return honest(logits, labels, label_smoothing=label_smoothing) * torch.nan
+    def poisoned(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        return honest(logits, labels, **options) * torch.nan
 
     monkeypatch.setattr(train_module, "summed_loss", poisoned)
     with pytest.raises(

@@ -18,6 +18,8 @@ from torch import Tensor
 from seqclf.data.sequences import Share
 
 MIN_STEPS = 1000  # of a run whose length nobody chose
+LIKE = 0.93  # of a bucket's longest sequence, the least that its shortest has
+MAX_EVAL_STEPS = 2**18  # of a batch of an evaluation, the padding included
 
 
 def mix(*parts: int | str) -> int:
@@ -38,6 +40,53 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=generator)
 
 
+@dataclass(frozen=True, eq=False)
+class Buckets:
+    """Examples of like length, cut into batches: a function of the lengths alone.
+
+    In the order of `places`, longest first, bucket follows bucket and batch follows batch.
+    """
+
+    places: Tensor  # int64 [N]: positions in the data set
+    bucket: Tensor  # int64 [N]: the bucket of each place, not decreasing
+    edges: Tensor  # int64 [batches + 1]: where each batch begins, and the last one ends
+
+
+def make_buckets(lengths: Tensor, batch_size: int, max_steps: int | None = None) -> Buckets:
+    """Sort examples into buckets whose shortest has at least LIKE of the longest's steps.
+
+    A bucket holds full batches, at least one, of `batch_size` examples, or as many as make up to
+    `max_steps` steps with their padding; only the last batch of all may be short. Raises
+    ValueError if an example alone is longer than that.
+    """
+    descending, places = lengths.sort(descending=True, stable=True)
+    longest_first = descending.numpy()
+    bucket, edges = torch.empty_like(places), [0]
+    number = 0
+    while edges[-1] < len(places):
+        first, longest = edges[-1], int(longest_first[edges[-1]])
+        size = min(batch_size, max_steps // longest if max_steps else batch_size)
+        if size == 0:
+            raise ValueError(
+                f"example {int(places[first])} has {longest} steps, more than {max_steps}"
+            )
+        alike = int((-longest_first).searchsorted(-LIKE * longest, side="right")) - first
+        end = min(len(places), first + size * max(1, alike // size))
+        bucket[first:end] = number
+        edges += [*range(first + size, end, size), end]
+        number += 1
+    return Buckets(places, bucket, torch.tensor(edges))
+
+
+@lru_cache(maxsize=2)
+def bucketed_order(buckets: Buckets, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Return an epoch's positions, int64 [N], batch after batch, and the order of the batches."""
+    shuffled = epoch_order(len(buckets.places), seed, epoch)
+    by_bucket = shuffled[buckets.bucket[shuffled].argsort(stable=True)]
+    batches = epoch_order(len(buckets.edges) - 1, mix(seed, "batches"), epoch)
+    return buckets.places[by_bucket], batches
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The batches of a whole run: `length` examples, `batch_size` a step over all processes."""
@@ -46,22 +95,32 @@ class BatchPlan:
     batch_size: int
     seed: int
     num_steps: int
+    buckets: Buckets | None = None  # what the batches are cut from, where lengths differ
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps per epoch; the last one may be short, none is dropped."""
+        if self.buckets is not None:
+            return len(self.buckets.edges) - 1
         return math.ceil(self.length / self.batch_size)
 
     def examples(self, step: int) -> int:
         """Return how many examples the first `step` steps consume."""
         epochs, index = divmod(step, self.steps_per_epoch)
-        return epochs * self.length + index * self.batch_size
+        if self.buckets is None:
+            return epochs * self.length + index * self.batch_size
+        _, batches = bucketed_order(self.buckets, self.seed, epochs)
+        return epochs * self.length + int(self.buckets.edges.diff()[batches[:index]].sum())
 
     def batch(self, step: int) -> Tensor:
         """Return the positions of the global batch of a step, int64 [total]."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.length, self.seed, epoch)
-        return order[index * self.batch_size : (index + 1) * self.batch_size]
+        if self.buckets is None:
+            order = epoch_order(self.length, self.seed, epoch)
+            return order[index * self.batch_size : (index + 1) * self.batch_size]
+        order, batches = bucketed_order(self.buckets, self.seed, epoch)
+        number = int(batches[index])
+        return order[self.buckets.edges[number] : self.buckets.edges[number + 1]]
 
     def share(self, step: int, rank: int, world_size: int) -> Share:
         """Return one process's part of the global batch of a step."""
@@ -75,12 +134,37 @@ class BatchPlan:
 
 
 def count_steps(
-    length: int, batch_size: int, *, steps: int | None = None, epochs: float | None = None
+    steps_per_epoch: int, *, steps: int | None = None, epochs: float | None = None
 ) -> int:
     """Return the number of steps of a run: `steps`, else `epochs`, else 2 epochs or MIN_STEPS."""
-    steps_per_epoch = math.ceil(length / batch_size)
     if steps is not None:
         return steps
     if epochs is not None:
         return max(1, round(epochs * steps_per_epoch))
     return steps_per_epoch * max(2, math.ceil(MIN_STEPS / steps_per_epoch))
+
+
+def padding_share(lengths: Tensor, plan: BatchPlan) -> float:
+    """Return the share of an epoch's steps that is padding, on one process."""
+    batches = [lengths[plan.batch(step)] for step in range(plan.steps_per_epoch)]
+    padded = sum(len(batch) * int(batch.max()) for batch in batches)
+    return 1 - int(lengths.sum()) / padded
+
+
+def evaluation_batches(
+    lengths: Tensor | None, first: int, end: int, batch_size: int
+) -> Iterator[Tensor | slice]:
+    """Yield positions `first` to `end`, up to `batch_size` at once, those of like length together.
+
+    Of unequal lengths a batch has, with its padding, up to MAX_EVAL_STEPS steps, or one example.
+    """
+    if lengths is None:
+        for start in range(first, end, batch_size):
+            yield slice(start, min(start + batch_size, end))
+        return
+    descending, places = lengths[first:end].sort(descending=True, stable=True)
+    start = 0
+    while start < len(places):
+        size = min(batch_size, max(1, MAX_EVAL_STEPS // int(descending[start])))
+        yield first + places[start : start + size]
+        start += size

@@ -24,7 +24,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,9 @@ from torch import Tensor
 
 from seqclf.config import Data, UserError
 from seqclf.data.batches import mix
+from seqclf.data.prepared import open_parts
 from seqclf.data.sequences import Sequences
+from seqclf.data.splits import by_group, stratified
 
 CONNECT_TIMEOUT_S = 10
 DIGITS_TEST_FRACTION = 0.2
@@ -99,6 +101,7 @@ class Splits:
     train: Sequences
     validation: Sequences | None
     test: Sequences
+    stored_fingerprint: str | None = None  # of a prepared data set, which is not read again
 
     @property
     def watched(self) -> tuple[str, Sequences]:
@@ -113,10 +116,13 @@ class Splits:
     def to(self, device: torch.device) -> Splits:
         """Return the splits held in a device's memory."""
         validation = self.validation and self.validation.to(device)
-        return Splits(self.name, self.train.to(device), validation, self.test.to(device))
+        train, test = self.train.to(device), self.test.to(device)
+        return replace(self, train=train, validation=validation, test=test)
 
     def fingerprint(self) -> str:
         """Return a sha256 over all parts."""
+        if self.stored_fingerprint is not None:
+            return self.stored_fingerprint
         parts = (self.train, self.validation, self.test)
         prints = [part.fingerprint() for part in parts if part is not None]
         return hashlib.sha256("".join(prints).encode()).hexdigest()
@@ -125,7 +131,8 @@ class Splits:
     def num_bytes(self) -> int:
         """Bytes that the values of all splits take."""
         parts = (self.train, self.validation, self.test)
-        return sum(part.values.nbytes for part in parts if part is not None)
+        values = {part.values.data_ptr(): part.values for part in parts if part is not None}
+        return sum(value.nbytes for value in values.values())
 
 
 def load(data: Data, *, seed: int) -> Splits:
@@ -133,28 +140,60 @@ def load(data: Data, *, seed: int) -> Splits:
 
     Raises UserError if its files are missing or are not what they should be.
     """
+    splits = _prepared(data, seed) if data.name == "files" else _images(data, seed)
+    parts = (splits.train, splits.validation, splits.test)
+    train, validation, test = (part and part.cut(data.max_length, data.keep) for part in parts)
+    assert train is not None
+    assert test is not None
+    return replace(splits, train=train, validation=validation, test=test)
+
+
+def _prepared(data: Data, seed: int) -> Splits:
+    """Open what `seqclf prepare` wrote."""
+    assert data.path is not None
+    folder = Path(data.path)
+    card, parts, groups = open_parts(folder)
+    train, validation = parts.get("train"), parts.get("val")
+    if train is None or "test" not in parts:
+        raise UserError(
+            f"{folder}: no example in {'test' if train else 'train'}; prepare it again with "
+            "--test, or with --split"
+        )
+    if data.val_fraction and validation is not None:
+        raise UserError(
+            f"data.val_fraction: {data.val_fraction}: {folder} has a validation part of its own, "
+            f"of {len(validation):,} examples; leave it out"
+        )
+    if data.val_fraction:
+        train, validation = _hold_out(data, train, groups.get("train"), seed)
+    return Splits(folder.absolute().name, train, validation, parts["test"], card.fingerprint)
+
+
+def _hold_out(
+    data: Data, train: Sequences, groups: Tensor | None, seed: int
+) -> tuple[Sequences, Sequences]:
+    """Split `data.val_fraction` of every class off the training examples, by group if need be."""
+    seed = mix(seed, "validation")
+    if groups is None:
+        kept, held_out = stratified(train.labels, data.val_fraction, seed=seed)
+    else:
+        fractions = (1 - data.val_fraction, data.val_fraction)
+        part = by_group(train.labels, groups, fractions, seed=seed)
+        kept, held_out = ((part == number).nonzero()[:, 0] for number in (0, 1))
+    if not len(held_out) or not len(kept):
+        raise UserError(
+            f"data.val_fraction: {data.val_fraction} of {len(train)} training examples leaves "
+            "a part without any; choose a larger fraction, or 0 for none"
+        )
+    return train.select(kept), train.select(held_out)
+
+
+def _images(data: Data, seed: int) -> Splits:
     train, test = _digits() if data.name == "digits" else _idx(data)
     validation = None
     if data.val_fraction:
-        kept, held_out = stratified(train.labels, data.val_fraction, seed=mix(seed, "validation"))
-        if not len(held_out) or not len(kept):
-            raise UserError(
-                f"data.val_fraction: {data.val_fraction} of {len(train)} training examples leaves "
-                "a part without any; choose a larger fraction, or 0 for none"
-            )
-        train, validation = train.select(kept), train.select(held_out)
+        train, validation = _hold_out(data, train, None, seed)
     return Splits(data.name, train, validation, test)
-
-
-def stratified(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Split positions into (kept, held out), `fraction` of every class held out, in data order."""
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero()[:, 0]
-        chosen = torch.randperm(len(members), generator=generator)[: round(fraction * len(members))]
-        held_out[members[chosen]] = True
-    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
 
 def _digits() -> tuple[Sequences, Sequences]:
@@ -194,7 +233,7 @@ def idx_file(data: Data, split: str, kind: str) -> Path | None:
 
 def missing(data: Data) -> list[str]:
     """Return the names of the files of a data set that are not under `data.root`."""
-    if data.name == "digits":
+    if data.name in ("digits", "files"):
         return []
     return [source(data).file(*part) for part in IDX_FILES if idx_file(data, *part) is None]
 

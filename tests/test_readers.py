@@ -1,0 +1,490 @@
+"""Users' files: every format is read right, and what is wrong with one is said where it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from seqclf.config import UserError
+from seqclf.data.readers import Bad, Reading, Row, read
+
+TS = """\
+# a comment
+@problemName two
+@timeStamps false
+@dimensions 2
+@classLabel true walk run
+@data
+1,2,3:4,5,6:walk
+7,8:9,10:run
+"""
+LONG = """\
+id,time,x,note,y,label
+a,1,0.5,hello,1,walk
+a,0,0.25,hello,2,walk
+b,7,-1,there,3,run
+"""
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def rows(path: Path, **how: object) -> list[Row]:
+    found = list(read(path, Reading(**how)))  # type: ignore[arg-type]
+    good = [row for row in found if isinstance(row, Row)]
+    assert good == found, found
+    return good
+
+
+def problems(path: Path, **how: object) -> list[str]:
+    """Say all that is wrong, without the folder."""
+    found = read(path, Reading(**how))  # type: ignore[arg-type]
+    texts = [f"{bad.where}: {bad.problem}" for bad in found if isinstance(bad, Bad)]
+    return [text.replace(f"{path.parent}/", "") for text in texts]
+
+
+def numbers(row: Row) -> list[list[float]]:
+    assert isinstance(row.steps, np.ndarray)
+    assert row.steps.dtype == np.float32
+    found: list[list[float]] = row.steps.tolist()
+    return found
+
+
+# ---- the same two sequences in every format
+
+
+SEQUENCES = [("walk", [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]), ("run", [[7.0, 9.0], [8.0, 10.0]])]
+
+
+def as_ts(folder: Path) -> Path:
+    return write(folder, "x.ts", TS)
+
+
+def as_long_csv(folder: Path) -> Path:
+    lines = [
+        f"s{number},{first},{second},{label}"
+        for number, (label, steps) in enumerate(SEQUENCES)
+        for first, second in steps
+    ]
+    return write(folder, "x.csv", "\n".join(["id,a,b,label", *lines]))
+
+
+def as_jsonl(folder: Path) -> Path:
+    lines = [json.dumps({"steps": steps, "label": label}) for label, steps in SEQUENCES]
+    return write(folder, "x.jsonl", "\n".join(lines))
+
+
+def as_npz(folder: Path) -> Path:
+    np.savez_compressed(
+        folder / "x.npz",
+        values=np.concatenate([np.array(steps) for _, steps in SEQUENCES]),
+        offsets=np.array([0, 3, 5]),
+        labels=np.array([label for label, _ in SEQUENCES]),
+    )
+    return folder / "x.npz"
+
+
+def as_manifest(folder: Path) -> Path:
+    np.save(folder / "first.npy", np.array(SEQUENCES[0][1]))
+    write(folder, "sub/second.csv", "a,b\n7,9\n8,10\n")
+    return write(folder, "manifest.csv", "path,label\nfirst.npy,walk\nsub/second.csv,run\n")
+
+
+def as_parquet(folder: Path) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = {"steps": [steps for _, steps in SEQUENCES], "label": ["walk", "run"]}
+    pq.write_table(pa.table(table), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [as_ts, as_long_csv, as_jsonl, as_npz, as_manifest, as_parquet],
+    ids=lambda f: f.__name__,
+)
+def test_every_format_gives_the_same_sequences(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    found = rows(path, id="id" if make is as_long_csv else None)
+    assert [(row.label, numbers(row)) for row in found] == SEQUENCES
+
+
+# ---- each format's own
+
+
+def test_long_form_sorts_by_time_and_takes_columns_of_numbers(tmp_path: Path) -> None:
+    first, second = rows(write(tmp_path, "x.csv", LONG), id="id", time="time")
+    assert (first.id, first.features, numbers(first)) == ("a", ("x", "y"), [[0.25, 2], [0.5, 1]])
+    assert (second.id, second.label, numbers(second)) == ("b", "run", [[-1, 3]])
+
+
+def test_dates_are_times(tmp_path: Path) -> None:
+    text = "id,at,x\na,2025-01-02T00:00,1\na,2024-12-31,2\na,2025-01-01T23:59:59Z,3\n"
+    (row,) = rows(write(tmp_path, "x.csv", text), id="id", time="at")
+    assert numbers(row) == [[2], [3], [1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("id,x\na,1\na,oops\na,4\nb,1\n", "x.csv:3: column x: 'oops' is not a number"),
+        ("id,x\na,1\na,\n", "x.csv:3: column x: a missing value; --fill-missing fills such gaps"),
+        ("id,x\na,1\na,inf\n", "x.csv:3: column x: inf is not finite"),
+        ("id,x\na,1\na,-1e300\n", "x.csv:3: column x: -1e+300 is too large for float32"),
+        ("id,x\na,1\na,1_0\n", "x.csv:3: column x: '1_0' is not a number"),
+        ("id,x\na,1\na,2,3\n", "x.csv:3: 3 cells, where the header has 2"),
+        ("id,x\na,1\na\n", "x.csv:3: 1 cells, where the header has 2"),
+        ("id,x,label\na,1,u\na,2,v\n", "x.csv:3: label 'v', where the sequence began with 'u'"),
+        ("id,x,label\na,1,u\x07\n", "x.csv:2: label 'u\\x07': control characters, or not UTF-8"),
+    ],
+)
+def test_long_form_problems_name_line_and_column(text: str, problem: str, tmp_path: Path) -> None:
+    assert problems(write(tmp_path, "x.csv", text), id="id") == [problem]
+
+
+def test_a_bad_step_spoils_its_sequence_alone(tmp_path: Path) -> None:
+    text = "id,x\na,1\na,oops\na,oops\nb,1\n"
+    _, good = read(write(tmp_path, "x.csv", text), Reading(id="id"))
+    assert isinstance(good, Row)
+    assert good.id == "b"
+
+
+def test_time_that_is_none(tmp_path: Path) -> None:
+    text = "id,t,x\na,noon,1\n"
+    assert problems(write(tmp_path, "x.csv", text), id="id", time="t") == [
+        "x.csv:2: time 'noon' is neither a number nor a date like 2025-01-31T12:00"
+    ]
+
+
+def test_wide_form_with_and_without_a_header(tmp_path: Path) -> None:
+    plain = rows(write(tmp_path, "x.tsv", "2\t0.5\t1\t\n1\t3\tNaN\tnan\n"))
+    assert [(row.label, numbers(row)) for row in plain] == [("2", [[0.5], [1]]), ("1", [[3]])]
+    pandas = rows(write(tmp_path, "y.csv", "label,0,1,2\nup,1,2,3\ndown,4,5,\n"))
+    assert [(row.label, numbers(row)) for row in pandas] == [
+        ("up", [[1], [2], [3]]),
+        ("down", [[4], [5]]),
+    ]
+    named = rows(write(tmp_path, "z.csv", "t0;t1;kind\n1;2;a\n"), label="kind")
+    assert [(row.label, numbers(row)) for row in named] == [("a", [[1], [2]])]
+
+
+def test_a_first_line_with_a_slip_is_no_header(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.csv", "a,1,oops,3\nb,1,2,3\n")
+    assert problems(path) == ["x.csv:1: column 3: 'oops' is not a number"]
+
+
+def test_gaps_are_filled_on_demand(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.csv", "a,1,,3\na,,2,2\n")
+    assert len(problems(path)) == 2
+    first, second = rows(path, fill_missing=True)
+    assert (numbers(first), first.filled) == ([[1], [2], [3]], 1)
+    assert (numbers(second), second.filled) == ([[2], [2], [2]], 1)
+
+
+def test_ts_fills_gaps_and_keeps_lengths(tmp_path: Path) -> None:
+    (row,) = rows(write(tmp_path, "x.ts", "@classLabel true a\n@data\n?,1,?,3,?:5,5,5,5,5:a\n"))
+    assert numbers(row) == [[1, 5], [1, 5], [2, 5], [3, 5], [3, 5]]
+    assert row.filled == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("1,2:3:walk", "dimension 2: 1 values, where dimension 1 has 2"),
+        ("1,2:3,x:walk", "dimension 2, value 2: 'x' is not a number"),
+        ("1,inf:3,4:walk", "dimension 1, value 2: inf is not finite"),
+        ("?,?:3,4:walk", "dimension 1, value 1: all values are missing"),
+        ("::walk", "an empty sequence"),
+        ("1,2:3,4:wlak", "label 'wlak': not in the header's @classLabel"),
+    ],
+)
+def test_ts_problems_name_dimension_and_value(line: str, problem: str, tmp_path: Path) -> None:
+    assert problems(write(tmp_path, "x.ts", TS + line)) == [f"x.ts:9: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2,3:a\n", "x.ts:1: expected a header line"),
+        ("@problemName x\n", "no line @data"),
+        ("@timestamps true\n@data\n(0,1):a\n", "@timestamps true: time stamps are not read"),
+        ("@targetlabel true\n@data\n1,2:0.5\n", "@targetlabel true: a number to be predicted"),
+    ],
+)
+def test_ts_headers_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        list(read(write(tmp_path, "x.ts", text), Reading()))
+
+
+def test_jsonl_of_every_kind(tmp_path: Path) -> None:
+    lines = [
+        '{"steps": [1, 2.5, 3], "label": 4, "id": "first"}',
+        '{"tokens": ["to", "be", 7], "label": true, "split": "train"}',
+        '{"text": "né", "label": "x", "group": 3}',
+    ]
+    steps, tokens, text = rows(write(tmp_path, "x.jsonl", "\n".join(lines)))
+    assert (steps.id, steps.label, numbers(steps)) == ("first", "4", [[1], [2.5], [3]])
+    assert (tokens.id, tokens.label, tokens.steps) == ("2", "true", ("to", "be", "7"))
+    assert tokens.split == "train"
+    assert isinstance(text.steps, np.ndarray)
+    assert (bytes(text.steps), text.group) == ("né".encode(), "3")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"steps": [[1, 2], [3]]}', "step 2, feature 1: 1 features, where the steps before have"),
+        ('{"steps": [[1, "2"]]}', "step 1, feature 2: '2' is not a number"),
+        ('{"steps": [[1, true]]}', "step 1, feature 2: True is not a number"),
+        ('{"steps": [[1, NaN]]}', "step 1, feature 2: a missing value"),
+        ('{"steps": [[1, 1e999]]}', "step 1, feature 2: inf is not finite"),
+        ('{"steps": [1' + "0" * 400 + "]}", "a number too large for float32"),
+        ('{"steps": []}', "3: an empty sequence"),
+        ('{"steps": 3}', "3: a int, expected a list of steps"),
+        ('{"tokens": [1.5]}', "token 1: expected a text or a whole number"),
+        ('{"tokens": ["\\ud800"]}', "token 1: not UTF-8"),
+        ('{"text": ""}', "an empty sequence"),
+        ('{"text": "\\ud800"}', "text: not UTF-8"),
+        ('{"text": "a", "tokens": ["a"]}', "expected one of steps, tokens and text, found text"),
+        ('{"text": "a", "label": ["b"]}', "label: a list, expected a text or a number"),
+        ('{"text": "a", "label": "' + "b" * 300 + '"}', "300 characters long"),
+        ("[1, 2]", "expected an object like"),
+        ('{"text": "a"', "column 13: not JSON"),
+        ("[" * 100_000, "JSON that cannot be read"),
+    ],
+)
+def test_jsonl_problems(line: str, problem: str, tmp_path: Path) -> None:
+    (said,) = problems(write(tmp_path, "x.jsonl", '\n{"text": "good"}\n' + line))
+    assert said.startswith("x.jsonl:3: ")
+    assert problem in said
+
+
+def test_npy_takes_labels_from_a_file_beside_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(12).reshape(3, 2, 2))
+    labels = write(tmp_path, "y.txt", "a\nb\na\n")
+    found = rows(tmp_path / "x.npy", labels=labels)
+    assert [row.label for row in found] == ["a", "b", "a"]
+    assert numbers(found[2]) == [[8, 9], [10, 11]]
+    np.save(tmp_path / "y.npy", np.array([1.0, 2.0, 1.0]))
+    assert [row.label for row in rows(tmp_path / "x.npy", labels=tmp_path / "y.npy")] == [
+        "1",
+        "2",
+        "1",
+    ]
+
+
+def test_arrays_in_fortran_order(tmp_path: Path) -> None:
+    values = np.arange(24.0).reshape(3, 4, 2)
+    np.save(tmp_path / "x.npy", np.asfortranarray(values))
+    assert [numbers(row) for row in rows(tmp_path / "x.npy")] == values.tolist()
+    np.save(tmp_path / "one.npy", values[0].T.copy().T)
+    (row,) = rows(write(tmp_path, "manifest.csv", "path,label\none.npy,a\n"))
+    assert numbers(row) == values[0].tolist()
+
+
+def test_npz_of_parts(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "x.npz",
+        x_train=np.zeros((2, 3)),
+        y_train=np.array([0, 1]),
+        x_test=np.ones((1, 3)),
+        y_test=np.array([1]),
+    )
+    found = rows(tmp_path / "x.npz")
+    assert [(row.split, row.label) for row in found] == [
+        ("train", "0"),
+        ("train", "1"),
+        ("test", "1"),
+    ]
+
+
+def pickled(folder: Path) -> bytes:
+    np.save(folder / "objects.npy", np.array([[1], [1, 2]], dtype=object), allow_pickle=True)
+    return (folder / "objects.npy").read_bytes()
+
+
+def test_pickles_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "x.npy", pickled(tmp_path))
+    with pytest.raises(UserError, match="only pickle could read"):
+        list(read(tmp_path / "x.npy", Reading()))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", pickled(tmp_path))
+    with pytest.raises(UserError, match="only pickle could read"):
+        list(read(tmp_path / "x.npz", Reading()))
+    (said,) = problems(write(tmp_path, "manifest.csv", "path,label\nx.npy,a\n"))
+    assert "x.npy: holds Python objects" in said
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"z": np.zeros(3)}, "expected x and y, or values, offsets and labels"),
+        ({"x": np.zeros(3)}, r"shape \(3,\)"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(2)}, "3 sequences, but 2 labels"),
+        ({"x": np.array([["a"]])}, "where numbers are expected"),
+        ({"values": np.zeros(3), "offsets": np.array([0, 2])}, "rise from 0 to its 3 steps"),
+        ({"values": np.zeros(3), "offsets": np.array([0, 4, 3])}, "rise from 0 to its 3 steps"),
+        ({"values": np.zeros(3), "offsets": np.array([0.0, 3.0])}, "expected whole numbers"),
+    ],
+)
+def test_npz_that_cannot_be_used(
+    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        list(read(tmp_path / "x.npz", Reading()))
+
+
+def test_array_problems_name_the_place(tmp_path: Path) -> None:
+    values = np.zeros((3, 4, 2))
+    values[1, 2, 1] = np.nan
+    np.save(tmp_path / "x.npy", values)
+    (said,) = problems(tmp_path / "x.npy")
+    assert said.startswith("x.npy[1]: step 3, feature 2: a missing value")
+
+
+def test_manifest_problems_name_line_file_and_column(tmp_path: Path) -> None:
+    write(tmp_path, "bad.csv", "a,b\n1,2\n3,oops\n")
+    write(tmp_path, "short.csv", "1,2\n3\n")
+    write(tmp_path, "nan.csv", "a,b\n1,2\n3,nan\n")
+    write(tmp_path, "x.wav", "RIFF")
+    np.save(tmp_path / "deep.npy", np.zeros((2, 2, 2)))
+    names = ["bad.csv", "short.csv", "nan.csv", "x.wav", "gone.npy", "deep.npy", ""]
+    text = "path,label\n" + "".join(f"{name},a\n" for name in names)
+    said = problems(write(tmp_path, "manifest.csv", text))
+    assert said == [
+        "manifest.csv:2: bad.csv:3, column b: 'oops' is not a number",
+        "manifest.csv:3: short.csv:2: 1 cells, where the first line has 2",
+        "manifest.csv:4: nan.csv:3, column b: a missing value; --fill-missing fills such gaps",
+        "manifest.csv:5: x.wav: expected .npy, .csv or .tsv",
+        "manifest.csv:6: gone.npy: No such file or directory",
+        "manifest.csv:7: deep.npy: shape (2, 2, 2), where steps x features are expected",
+        "manifest.csv:8: no path",
+    ]
+
+
+def test_parquet_in_long_form(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = {"who": [1, 1, 2], "x": [0.5, 1.5, 2.5], "label": ["a", "a", "b"]}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    found = rows(tmp_path / "x.parquet", id="who")
+    assert [(row.id, row.label, numbers(row)) for row in found] == [
+        ("1", "a", [[0.5], [1.5]]),
+        ("2", "b", [[2.5]]),
+    ]
+    with pytest.raises(UserError, match="not a parquet file"):
+        list(read(write(tmp_path, "y.parquet", "PAR1 and so on"), Reading()))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "how", "message"),
+    [
+        ("x.doc", "", {}, "expected a file that ends in csv, tsv"),
+        ("x.csv", "id,x\na,1\nb,1\na,2\n", {"id": "id"}, "x.csv:4: id 'a' comes again"),
+        ("x.csv", "id,x\na,1\n", {"id": "who"}, r"x.csv:1: no column 'who' \(--id\) among id, x"),
+        ("x.csv", "id,x\na,1\n", {"time": "x"}, "--time x: needs --id"),
+        ("x.csv", "1,2\n3,4\n", {"id": "id"}, "no header line, so no column 'id'"),
+        ("x.csv", "id,name\na,b\n", {"id": "id"}, "no column of numbers beside id"),
+        ("x.csv", "id,x,x\na,1,2\n", {"id": "id"}, "column 'x' comes twice"),
+        ("x.csv", 'a,"1\n' + "2,3\n" * 50_000, {}, "field larger than field limit"),
+        ("x.csv", "a,1\n".encode("utf-16"), {}, "UTF-16; save it as UTF-8"),
+        ("x.npy", b"\x93NUMPY\x01\x00", {}, "not an .npy that can be read"),
+        ("x.npz", b"PK\x03\x04", {}, "not an .npz that can be read"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    name: str, content: str | bytes, how: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        list(read(write(tmp_path, name, content), Reading(**how)))  # type: ignore[arg-type]
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.csv: cannot read it: No such file"):
+        list(read(tmp_path / "x.csv", Reading()))
+    (tmp_path / "y.csv").mkdir()
+    with pytest.raises(UserError, match="a folder; name the files in it"):
+        list(read(tmp_path / "y.csv", Reading()))
+    with pytest.raises(UserError, match="say what standard input holds"):
+        list(read(Path("-"), Reading()))
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    about = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 10**6)}
+    np.lib.format.write_array_header_1_0(header, about)
+    with pytest.raises(UserError, match="where its header asks for"):
+        list(read(write(tmp_path, "x.npy", header.getvalue() + b"\0" * 64), Reading()))
+
+
+# ---- malformed files: a clear error or a right result
+
+
+VALID: dict[str, tuple[bytes, Reading]] = {
+    "x.ts": (TS.encode(), Reading()),
+    "x.csv": (LONG.encode(), Reading(id="id", time="time")),
+    "y.csv": (b"label,t0,t1\na,1,2\nb,3,\n", Reading()),
+    "x.jsonl": (b'{"steps": [[1, 2], [3, 4]], "label": "x"}\n{"tokens": ["a"]}\n', Reading()),
+}
+
+
+def compressed() -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, x=np.zeros((3, 4, 2)), y=np.array(["a", "b", "a"]))
+    return file.getvalue()
+
+
+def saved() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros((3, 4, 2)))
+    return file.getvalue()
+
+
+VALID |= {"x.npz": (compressed(), Reading()), "x.npy": (saved(), Reading())}
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    name=st.sampled_from(sorted(VALID)),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 4), st.binary(max_size=6)), min_size=1, max_size=6
+    ),
+)
+def test_damaged_files_never_raise_anything_else(
+    name: str, edits: list[tuple[float, int, bytes]], tmp_path: Path
+) -> None:
+    content, reading = VALID[name]
+    for where, removed, added in edits:
+        place = int(where * len(content))
+        content = content[:place] + added + content[place + removed :]
+    path = write(tmp_path, name, content)
+    found: list[Row | Bad] = []
+    with suppress(UserError):  # whose text can be printed
+        found += read(path, reading)
+    for row in found:
+        if isinstance(row, Row) and isinstance(row.steps, np.ndarray):
+            assert len(row.steps)
+            assert np.isfinite(row.steps).all()
+        elif isinstance(row, Bad):
+            row.problem.encode()
+            assert row.problem.isprintable()
