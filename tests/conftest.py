@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,29 @@ def read_metrics(run_dir: Path, *, timed: bool = False) -> list[dict[str, float]
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     parsed = [json.loads(line) for line in lines]
     return [{k: v for k, v in p.items() if timed or "per_s" not in k} for p in parsed]
+
+
+def toy_rows(count: int, seed: int = 0) -> list[dict[str, Json]]:
+    """Return sequences of 1 to 15 steps of 3 features; the sign of the first one's sum decides."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        steps = generator.normal(1.0 if number % 3 else -1.0, 1.0, (1 + number % 15, 3))
+        label = "up" if steps[:, 0].sum() > 0 else "down"
+        rows.append({"id": f"row {number}", "steps": steps.tolist(), "label": label})
+    return rows
+
+
+def toy_dataset(folder: Path, count: int = 120, seed: int = 0) -> Path:
+    """Prepare a small data set of sequences of unequal length."""
+    from seqclf.data.prepare import Input, Preparation, prepare
+
+    source = folder.with_suffix(".jsonl")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("".join(json.dumps(row) + "\n" for row in toy_rows(count, seed)))
+    prepare([Input(source)], folder, Preparation(fractions=(0.7, 0.1, 0.2)), print)
+    source.unlink()
+    return folder
 
 
 def launch(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

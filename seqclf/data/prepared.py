@@ -115,8 +115,10 @@ def open_parts(folder: Path) -> tuple[Card, dict[str, Sequences], dict[str, Tens
                 f"{folder / name}: {'missing' if size is None else f'{size:,} bytes'}, where "
                 f"{CARD} says {card.files[name].bytes if name in card.files else 0:,}; {AGAIN}"
             )
-    values = _read(folder / VALUES)["values"]
-    index = _read(folder / INDEX)
+    index, tensors = _read(folder / INDEX), _read(folder / VALUES)
+    if tensors.keys() != {"values"}:
+        raise UserError(f"{folder / VALUES}: other tensors than the format's; {AGAIN}")
+    values = tensors["values"]
     _check(folder, card, values, index)
     offsets, labels, parts = (index[name] for name in ("offsets", "labels", "parts"))
     groups = index.get("groups")

@@ -106,6 +106,9 @@ def read(
         raise UserError(f"-: say what standard input holds, with --format {', '.join(STREAMS)}")
     if kind not in FORMATS:
         raise UserError(f"{path}: expected a file that ends in {', '.join(FORMATS)}")
+    for option in SPECIAL if kind in COLUMNLESS else ():
+        if (column := getattr(reading, option)) is not None:
+            raise UserError(f"--{option} {column}: names a column, and {path} has none")
     if reading.time is not None and reading.id is None:
         raise UserError(f"--time {reading.time}: needs --id, the column that tells sequences apart")
     if reading.labels is not None and kind != "npy":
@@ -904,4 +907,5 @@ FORMATS: dict[str, Reader] = {
     "npz": _read_npz,
     "parquet": _read_parquet,
 }
+COLUMNLESS = ("ts", "npy", "npz")
 STREAMS = ("csv", "tsv", "ts", "jsonl")

@@ -91,6 +91,8 @@ class Sequences:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
         return self.rows(slice(index, index + 1))[0][0], self.labels[index]
 
     def __getitems__(self, share: Share) -> Batch:
