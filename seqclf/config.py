@@ -496,7 +496,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.data.emnist_split != Data().emnist_split and config.data.name != "emnist":
         yield "data.emnist_split", "data.name", "leave it out, or set data.name to emnist"
     for name in ("train.patience", "checkpoint.keep_best"):
-        if settings(config)[name] and not config.data.val_fraction:
+        # a prepared data set may have a validation part of its own: see `fit` in train.py
+        if settings(config)[name] and not config.data.val_fraction and config.data.path is None:
             yield (
                 name,
                 "data.val_fraction",

@@ -166,7 +166,7 @@ def predict_file(
     if torch.cuda.is_available():
         model.cuda()
     rows = read(path, reading, format=file_format)
-    good = bad = hits = labelled = 0
+    good = bad = hits = labelled = known = 0
     with _written(out) as file:
         writer = csv.writer(file)
         if kind == ".csv":
@@ -179,7 +179,7 @@ def predict_file(
                 continue
             guess = card.classes[max(range(len(chances)), key=chances.__getitem__)]
             good, labelled = good + 1, labelled + bool(row.label)
-            hits += row.label == guess
+            hits, known = hits + (row.label == guess), known + (row.label in card.classes)
             if kind == ".csv":
                 writer.writerow([row.id, guess, *(f"{chance:.6g}" for chance in chances)])
             else:
@@ -191,6 +191,8 @@ def predict_file(
         said += f"; {hits / labelled:.2%} of the {labelled:,} labels in the input agree"
     if bad:
         said += f"; {bad:,} rows were left out, see above"
+    if labelled and not known:
+        said += "\nnote: none of the labels in the input is a class of the model; are they labels?"
     print(said, file=sys.stderr)
     return 0 if skip or not bad else 2
 

@@ -349,7 +349,7 @@ def _train(
     config: Config, runtime: Runtime, console: Console, tracking: Tracking, path: Path
 ) -> int:
     splits = sources.load(config.data, seed=config.seed)
-    config = fit(config, len(splits.train))
+    config = fit(config, splits)
     class_weights(config.loss.class_weights, splits.train.labels, splits.train.classes)
     plan, card = make_plan(config, splits.train), architecture(config, splits)
     num_steps, _ = read_shape(splits.train, config)
@@ -435,9 +435,14 @@ def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str
     )
 
 
-def fit(config: Config, num_examples: int) -> Config:
-    """Settle what the number of training examples decides."""
-    batch_size, hidden_size = config.sizes(num_examples)
+def fit(config: Config, splits: Splits) -> Config:
+    """Settle what the data decide. Raises UserError if there is nothing to choose the best by."""
+    if config.chooses_best and splits.validation is None:
+        raise UserError(
+            f"train.patience or checkpoint.keep_best: {config.data.path} has no validation part to "
+            "choose by; prepare it with one, or set data.val_fraction, such as 0.1"
+        )
+    batch_size, hidden_size = config.sizes(len(splits.train))
     train = config.train.model_copy(update={"batch_size": batch_size})
     model = config.model.model_copy(update={"hidden_size": hidden_size})
     return config.model_copy(update={"train": train, "model": model})

@@ -64,9 +64,9 @@ def test_parts_that_files_say_hold_their_rows_in_order(tmp_path: Path) -> None:
         == 0
     )
     for part, rows in (("train", train), ("test", test)):
-        for (label, steps), row in zip(content(out, part), rows, strict=True):
+        for (label, found), row in zip(content(out, part), rows, strict=True):
             assert label == row["label"]
-            np.testing.assert_array_equal(steps, np.float32(row["steps"]))
+            np.testing.assert_array_equal(found, np.float32(row["steps"]))
     card, parts, _ = open_parts(out)
     steps = np.concatenate([np.array(row["steps"], np.float32) for row in train]).astype(float)
     assert card.mean == pytest.approx(steps.mean(0), rel=1e-6)
