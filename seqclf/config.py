@@ -63,6 +63,9 @@ class Settings(BaseModel):
 class Augment(Settings):
     shift: NonNegativeInt = 0
     """Move each training image by up to this many rows and columns, zeros moving in; 0 is off."""
+    noise: NonNegativeFloat = 0.0
+    """Add normal noise to the features of prepared data, of so many of their own standard
+    deviations; 0 is off."""
 
 
 class Data(Settings):
@@ -491,6 +494,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
         for name in ("data.augment.shift", "data.read"):
             if settings(config)[name] != settings(Config())[name]:
                 yield name, "data.path", "it is for images; leave it out"
+    elif config.data.augment.noise:
+        yield "data.augment.noise", "data.path", "it is for prepared data; leave it out"
     if config.data.max_steps_per_batch and not config.data.bucket:
         yield "data.max_steps_per_batch", "data.bucket", "set data.bucket to true"
     if config.data.emnist_split != Data().emnist_split and config.data.name != "emnist":

@@ -19,7 +19,7 @@ from seqclf.checkpoint import State
 from seqclf.config import PREEMPTED, Config, UserError, Value, run_name, settings
 from seqclf.console import Console
 from seqclf.data import sources
-from seqclf.data.augment import shift_images
+from seqclf.data.augment import augment
 from seqclf.data.batches import BatchPlan, count_steps, make_buckets, padding_share, split_range
 from seqclf.data.sequences import Batch, Sequences
 from seqclf.data.sources import Splits
@@ -61,7 +61,7 @@ def train_step(
     weights_C: Tensor | None = None,
 ) -> StepStats:
     """Make at most one update from one global batch; read nothing back from the device."""
-    batch = batch._replace(values=shift_images(batch, config.data.augment.shift, config.seed))
+    batch = augment(batch, config.data.augment, config.seed)
     if config.train.shards:
         losses = add_shards(runtime, model, batch, config, weights_C)
     else:
@@ -270,11 +270,10 @@ def find_not_finite(run: Run, model: nn.Module, examples: Sequences) -> str:
     config = run.config
     share = run.plan.share(run.state.step - 1, 0, 1)
     batch = examples.__getitems__(share).to(run.runtime.device)
-    values = shift_images(batch, config.data.augment.shift, config.seed)
-    batch = batch._replace(values=values)
+    batch = augment(batch, config.data.augment, config.seed)
     model.eval()  # and nobody trains it again
     size = config.eval.batch_size
-    parts = [batch.part(first, first + size) for first in range(0, len(values), size)]
+    parts = [batch.part(first, first + size) for first in range(0, len(batch.values), size)]
     logits = torch.cat([model(part.values, part.lengths) for part in parts])
     losses = [
         summed_loss(row[None], label[None], label_smoothing=config.loss.label_smoothing)
@@ -283,7 +282,7 @@ def find_not_finite(run: Run, model: nn.Module, examples: Sequences) -> str:
     what, ids = "every loss is finite, so it is the gradient, that", share.ids
     for name, finite in (
         ("the loss is not finite, that", torch.stack(losses).isfinite()),
-        ("values are not finite, those", values.isfinite().flatten(1).all(1)),
+        ("values are not finite, those", batch.values.isfinite().flatten(1).all(1)),
     ):
         if not finite.all():
             what, ids = name, share.ids[~finite.cpu()]
@@ -436,11 +435,16 @@ def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str
 
 
 def fit(config: Config, splits: Splits) -> Config:
-    """Settle what the data decide. Raises UserError if there is nothing to choose the best by."""
+    """Settle what the data decide. Raises UserError for a setting that they do not allow."""
     if config.chooses_best and splits.validation is None:
         raise UserError(
             f"train.patience or checkpoint.keep_best: {config.data.path} has no validation part to "
             "choose by; prepare it with one, or set data.val_fraction, such as 0.1"
+        )
+    if config.data.augment.noise and not splits.train.std:
+        raise UserError(
+            f"data.augment.noise: {config.data.augment.noise}: {config.data.path} holds no "
+            "features to add it to; leave it out"
         )
     batch_size, hidden_size = config.sizes(len(splits.train))
     train = config.train.model_copy(update={"batch_size": batch_size})

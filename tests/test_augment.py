@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqclf.data.augment import shift_images
+from seqclf.data.augment import add_noise, shift_images
 from seqclf.data.batches import mix, split_range
 from seqclf.data.sequences import Batch
 
@@ -79,3 +79,41 @@ def test_the_moves_depend_on_seed_and_step() -> None:
         for step in (0, 1)
     ]
     assert all(a != b for i, a in enumerate(moved) for b in moved[:i])
+
+
+# ---- noise
+
+
+def series(lengths: list[int]) -> Batch:
+    """Make a batch of series, padded to the longest."""
+    given = torch.tensor(lengths)
+    values = torch.zeros(len(lengths), int(given.max()), 3)
+    labels = torch.zeros(len(lengths), dtype=torch.int64)
+    return Batch(values, labels, 3, 0, len(lengths), given, std=(1.0, 10.0, 0.1))
+
+
+@no_deadline
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.data())
+def test_a_rows_noise_is_its_own_however_it_is_padded(
+    lengths: list[int], data: st.DataObject
+) -> None:
+    whole = add_noise(series(lengths), 0.5, seed=1)
+    row = data.draw(st.integers(0, len(lengths) - 1))
+    length = lengths[row]
+    alone = series(lengths)._replace(
+        values=torch.zeros(1, length, 3), first=row, lengths=None, labels=torch.zeros(1)
+    )
+    assert add_noise(alone, 0.5, seed=1)[0].tolist() == whole[row, :length].tolist()
+    assert not whole[row, length:].any()
+
+
+def test_noise_has_the_deviations_that_are_asked_for() -> None:
+    batch = series([500] * 20)
+    noise = add_noise(batch, 0.5, seed=0).flatten(0, 1)
+    assert noise.mean(0).abs().div(torch.tensor(batch.std)).max() < 0.02
+    torch.testing.assert_close(noise.std(0), 0.5 * torch.tensor(batch.std), rtol=0.02, atol=0)
+    rows = add_noise(batch, 0.5, seed=0)
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows, add_noise(batch._replace(step=4), 0.5, seed=0))
+    assert not torch.equal(rows, add_noise(batch, 0.5, seed=1))
+    assert add_noise(batch, 0.0, seed=0) is batch.values

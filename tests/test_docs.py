@@ -34,11 +34,11 @@ NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"}
     "torchrun --standalone",
     "seqclf evaluate",
     "seqclf predict",
+    "seqclf prepare",
+    "seqclf describe",
 }
-SMOKE = [
-    *("--train.steps", "2", "--data.name", "digits", "--data.emnist_split", "balanced"),
-    *("--tracking.wandb", "disabled", "--run-dir"),
-]
+SHORT = ["--train.steps", "2", "--tracking.wandb", "disabled", "--run-dir"]
+SMOKE = ["--data.name", "digits", "--data.emnist_split", "balanced", *SHORT]
 LAUNCHED = "accelerate launch --config_file configs/accelerate/cpu.yaml launch/train.py"
 NOT_LAUNCHED = {  # a part of the command: the reason. Their settings are run all the same.
     "accelerate launch launch/train.py": "tests/test_launch.py does",
@@ -99,6 +99,8 @@ def test_the_commands_are_found() -> None:
         "train",
         "evaluate",
         "predict",
+        "prepare",
+        "describe",
         "runs",
         "checkpoints",
         "init",
@@ -142,6 +144,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / name).symlink_to(ROOT / name)
     debug = ["train", "--config", str(ROOT / "configs" / "debug.yaml"), *SMOKE]
     assert cli.main([*debug, str(place / "runs" / "mnist_fast-optim.lr=0.005-seed=1")]) == 0
+    lines = [f"{i},{t},{i % 2 + t},{'ab'[i % 2]}" for i in range(60) for t in range(1 + i % 5)]
+    for name in ("recordings", "new"):
+        (place / f"{name}.csv").write_text("\n".join(["recording,t,x,label", *lines]))
+    words = [str(place / "recordings.csv"), "--id", "recording", "--out"]
+    assert cli.main(["prepare", *words, str(place / "data" / "mine")]) == 0
+    files = ["train", "--config", str(ROOT / "configs" / "files.yaml")]
+    files += ["--data.path", str(place / "data" / "mine"), *SHORT]
+    assert cli.main([*files, str(place / "runs" / "files-mine")]) == 0
     return place
 
 
@@ -155,8 +165,10 @@ def test_a_command_runs(
             cli.main(words)
         assert left.value.code == 0
         return
-    smoke = [*SMOKE, str(tmp_path / "run")] if words[0] == "train" else []
-    assert cli.main([*words, *smoke]) == 0
+    smoke = [*(SHORT if "--data.path" in words else SMOKE), str(tmp_path / "run")]
+    if words[0] == "prepare":
+        (workplace / "data" / "mine").rename(tmp_path / "mine")
+    assert cli.main([*words, *(smoke if words[0] == "train" else [])]) == 0
 
 
 def test_a_launcher_runs(tmp_path: Path) -> None:

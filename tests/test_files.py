@@ -24,6 +24,7 @@ from seqclf.train import train
 RAGGED = {
     "data.name": "files",
     "data.augment.shift": "0",
+    "data.augment.noise": "0.5",
     "data.val_fraction": "0",
     "model.bidirectional": "true",
     "model.pooling": "attention",

@@ -80,7 +80,7 @@ def test_a_signal_at_any_moment_is_obeyed_and_the_run_goes_on(
 ) -> None:
     moments = [  # function, its call in this start, signal, the step that is saved
         ("seqclf.train.train_step", 3, signal.SIGUSR1, 3),
-        ("seqclf.train.shift_images", 1, signal.SIGTERM, 4),
+        ("seqclf.train.augment", 1, signal.SIGTERM, 4),
         ("seqclf.run.checkpoint.write_file", 5, signal.SIGINT, 8),  # in the middle of the save at 7
         ("seqclf.evaluate.split_range", 1, signal.SIGTERM, 10),  # in an evaluation
         ("seqclf.run.Run.restore", 1, signal.SIGUSR1, 10),  # before the first step

@@ -6,8 +6,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seqclf.config import Augment
 from seqclf.data.batches import mix
 from seqclf.data.sequences import Batch
+
+
+def augment(batch: Batch, how: Augment, seed: int) -> Batch:
+    """Return a batch whose values are changed as training asks for."""
+    values = shift_images(batch, how.shift, seed)
+    return batch._replace(values=add_noise(batch._replace(values=values), how.noise, seed))
+
+
+def add_noise(batch: Batch, deviations: float, seed: int) -> Tensor:
+    """Return features [B, T, F] with normal noise of so many of their standard deviations.
+
+    A row's noise depends on the seed, the step, its place in the global batch and its own length
+    only. Drawn on the CPU, so that it is the same on every device.
+    """
+    values = batch.values
+    if deviations == 0:
+        return values
+    noise_BTF = torch.zeros(values.shape)
+    lengths = [values.shape[1]] * len(values) if batch.lengths is None else batch.lengths.tolist()
+    generator = torch.Generator()
+    for place, (row_TF, length) in enumerate(zip(noise_BTF, lengths, strict=True), batch.first):
+        generator.manual_seed(mix(seed, "noise", batch.step, place))
+        row_TF[:length].normal_(generator=generator)
+    noise_BTF *= deviations * torch.tensor(batch.std)
+    return values + noise_BTF.to(values.device, non_blocking=True)
 
 
 def shift_images(batch: Batch, limit: int, seed: int) -> Tensor:

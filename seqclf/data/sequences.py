@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     first: int
     total: int
     lengths: Tensor | None = None  # int64 [B] on the CPU; None: every row has T steps
+    std: tuple[float, ...] = ()  # of each feature over the training set, if it is known
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; from pinned memory without waiting."""
@@ -102,7 +103,7 @@ class Sequences:
         if not len(share.ids):
             labels = torch.full_like(labels, IGNORED)
         values, lengths = self.rows(ids)
-        return Batch(values, labels, share.step, share.first, share.total, lengths)
+        return Batch(values, labels, share.step, share.first, share.total, lengths, self.std)
 
     def rows(self, ids: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         """Return sequences as [B, T, F], or tokens [B, T], and their lengths unless all are equal.
