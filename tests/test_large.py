@@ -56,10 +56,16 @@ def test_twenty_million_steps_are_prepared_and_trained_on_in_little_memory(tmp_p
     for name, count in (("few", FEW), ("many", MANY)):
         source, data = tmp_path / f"{name}-source", tmp_path / name
         write_arrays(source, count)
-        words = [source / "x.npy", "--labels", source / "y.npy", "--out", data]
+        words: list[str | Path] = [source / "x.npy", "--labels", source / "y.npy", "--out", data]
         peaks["prepare"].append(peak_of("prepare", *words, "--split", "0.98,0.01,0.01"))
         (source / "x.npy").unlink()
-        flags = ["--tracking.wandb", "disabled", "--quiet", "--run-dir", tmp_path / f"run-{name}"]
+        flags: list[str | Path] = [
+            "--tracking.wandb",
+            "disabled",
+            "--quiet",
+            "--run-dir",
+            tmp_path / f"run-{name}",
+        ]
         peaks["train"].append(peak_of("train", "--data.path", data, "--train.steps", "40", *flags))
     for command, (few, many) in peaks.items():
         print(f"{command}: {few:.0f} MB, with a hundred times as many sequences {many:.0f} MB")
