@@ -25,6 +25,7 @@ PROGRAMS = (
     "torchrun",
     "python ",
     "seqclf ",
+    "eval ",
     "sbatch ",
     "make ",
     "ACCELERATE_USE_CPU=true t",
