@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from conftest import ROOT, read_metrics
 
 from seqclf.config import load_config
+from seqclf.data.prepare import Input, Preparation, prepare
 from seqclf.train import train
 
 GOLDEN = [2.3005917, 2.3317742, 2.3324738, 2.2867520, 2.2930629]
@@ -70,3 +72,19 @@ def test_accuracy_over_5_seeds(
 def test_real_mnist_learns_within_200_steps(tmp_path: Path, mnist_root: str) -> None:
     flags = {"data.root": mnist_root, "train.steps": "200"}
     assert run("mnist_fast", tmp_path, **flags)["test/accuracy"] >= 0.9
+
+
+@pytest.mark.slow
+def test_japanese_vowels_over_5_seeds(tmp_path: Path) -> None:
+    root = Path(os.environ.get("SEQCLF_DATA", "data"))
+    files = [root / f"JapaneseVowels/JapaneseVowels_{part}.ts" for part in ("TRAIN", "TEST")]
+    if not all(file.is_file() for file in files):
+        pytest.skip("SEQCLF_DATA does not hold JapaneseVowels")
+    inputs = [Input(file, part) for file, part in zip(files, ("train", "test"), strict=True)]
+    prepare(inputs, tmp_path / "vowels", Preparation(), print)
+    flags = {"data.path": str(tmp_path / "vowels")}
+    found = [
+        run("japanese_vowels", tmp_path / str(seed), seed=str(seed), **flags)["test/accuracy"]
+        for seed in range(5)
+    ]
+    assert statistics.mean(found) >= 0.975
