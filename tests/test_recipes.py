@@ -87,4 +87,5 @@ def test_japanese_vowels_over_5_seeds(tmp_path: Path) -> None:
         run("japanese_vowels", tmp_path / str(seed), seed=str(seed), **flags)["test/accuracy"]
         for seed in range(5)
     ]
-    assert statistics.mean(found) >= 0.975
+    # 0.982 was measured, with a standard error of 0.0014 over other seeds and roundings
+    assert statistics.mean(found) >= 0.978
