@@ -87,5 +87,5 @@ def test_japanese_vowels_over_5_seeds(tmp_path: Path) -> None:
         run("japanese_vowels", tmp_path / str(seed), seed=str(seed), **flags)["test/accuracy"]
         for seed in range(5)
     ]
-    # 0.982 was measured, with a standard error of 0.0014 over other seeds and roundings
+    # 0.9812 over 20 runs (5 seeds, 4 ways of rounding); a mean of five scatters by 0.0013 about it
     assert statistics.mean(found) >= 0.978
