@@ -15,7 +15,7 @@ from conftest import ROOT, launch
 from torch.distributed.run import get_args_parser
 
 from seqclf import cli
-from seqclf.config import fields
+from seqclf.config import fields, load_config, run_name
 
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
@@ -150,9 +150,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / f"{name}.csv").write_text("\n".join(["recording,t,x,label", *lines]))
     words = [str(place / "recordings.csv"), "--id", "recording", "--out"]
     assert cli.main(["prepare", *words, str(place / "data" / "mine")]) == 0
-    files = ["train", "--config", str(ROOT / "configs" / "files.yaml")]
-    files += ["--data.path", str(place / "data" / "mine"), *SHORT]
-    assert cli.main([*files, str(place / "runs" / "files-mine")]) == 0
+    recipe = str(ROOT / "configs" / "files.yaml")
+    config = load_config(recipe, {"data.path": "data/mine"})[0]
+    path = place / "runs" / run_name(config, recipe, ["data.path"])
+    words = ["train", "--config", recipe, "--data.path", str(place / "data" / "mine")]
+    assert cli.main([*words, *SHORT, str(path)]) == 0
     return place
 
 
