@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from seqclf.config import load_config
+from seqclf.run import TIMED
 
 FLAGS = {
     "device": "cpu",
@@ -123,7 +124,7 @@ def outcome(run: Path) -> dict[str, str]:
     """Return the sha256 of what a run ends with."""
     last = max(run.glob("checkpoints/step-*"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in line.items() if "per_s" not in k} for line in lines]
+    timeless = [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
     contents = {
         "weights": (run / "model" / "model.safetensors").read_bytes(),
         "the last checkpoint's weights": (last / "model.safetensors").read_bytes(),

@@ -199,8 +199,26 @@ class Log(Settings):
 class Tracking(Settings):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases. auto: online with an API key, else offline."""
-    project: str = "seqclf"
-    """W&B project."""
+    tensorboard: bool = False
+    """Write RUN_DIR/tensorboard (needs the package tensorboard)."""
+    project: str | None = None
+    """W&B project. null: WANDB_PROJECT, else seqclf."""
+    entity: str | None = None
+    """W&B user or team. null: WANDB_ENTITY, else your default one."""
+    name: str | None = None
+    """Name in W&B. null: WANDB_NAME, else that of the run directory."""
+    group: str | None = None
+    """W&B group. null: WANDB_RUN_GROUP."""
+    tags: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
+    """W&B tags. null: WANDB_TAGS."""
+    notes: str | None = None
+    """W&B notes. null: WANDB_NOTES."""
+    tables: Literal["end", "best", "never"] = "end"
+    """When W&B gets confusion matrix, classes and worst mistakes. best: at each new best, too."""
+    artifact: bool = False
+    """Send model/ to W&B at the end, as an artifact (latest; best, if that is what it is)."""
+    finish_s: PositiveInt = 30
+    """Seconds that a mirror may take to finish after the training has."""
 
 
 class Distributed(Settings):
@@ -264,9 +282,8 @@ NEUTRAL = {"run_dir", "resume", "quiet", "data.root", "data.path", "data.on_devi
     "checkpoint.keep_last",
     "checkpoint.minutes",
     "log.every",
-    "tracking.wandb",
-    "tracking.project",
     "distributed.timeout_s",
+    *(f"tracking.{name}" for name in Tracking.model_fields),
 }
 
 

@@ -189,6 +189,6 @@ def _data(config: Config, runtime: Runtime) -> Iterator[Finding]:
 
 
 def _wandb(config: Config, _runtime: Runtime) -> Iterator[Finding]:
-    mode = wandb_mode(config.tracking.wandb) or os.environ["WANDB_MODE"]
+    mode = wandb_mode(config.tracking.wandb)
     why = {"offline": ": no API key, or asked for", "online": ": there is an API key, or asked for"}
     yield "wandb", mode + why.get(mode, ""), None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,21 @@ from seqclf.data.sequences import Sequences
 from seqclf.predict import load_model
 from seqclf.runtime import Runtime
 
+NUM_MISTAKES = 16  # that are kept
+NUM_BINS = 15  # of confidence, as in Guo et al., "On Calibration of Modern Neural Networks" (2017)
+
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
     """An evaluation was left before its end, because a signal asked to stop."""
+
+
+class Mistake(NamedTuple):
+    """An example that was named wrongly: its position in the split, and classes by number."""
+
+    example: int
+    truth: int
+    guess: int
+    probability: float  # of the guess
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,11 @@ class Metrics:
 
     loss: float  # mean cross-entropy in nats, without smoothing
     confusion: Tensor  # int64 [C, C]
+    mistakes: list[Mistake] = field(
+        default_factory=list
+    )  # the most confident, at most NUM_MISTAKES
+    # float64 [NUM_BINS, 3], of equal widths of the guess's probability: examples, hits, sum of it
+    calibration: Tensor = field(default_factory=lambda: torch.zeros(NUM_BINS, 3).double())
 
     @property
     def count(self) -> int:
@@ -78,9 +96,10 @@ def evaluate(
     confusion, interrupted = counts[:-1], counts[-1:]
     parts = shards or runtime.world_size
     mine = parts // runtime.world_size
-    sums = []  # of the losses of this process's parts, in float64 on the CPU: mps has none
+    numbers = torch.arange(len(sequences))
+    rows = []  # of this process's parts, float64 on the CPU: mps has none
     for part in range(mine * runtime.rank, mine * (runtime.rank + 1)):
-        losses = []
+        losses, guesses, order = [], [], []
         first, end = split_range(len(sequences), part, parts)
         for ids in evaluation_batches(sequences.lengths, first, end, batch_size):
             runtime.watch.progress()
@@ -91,20 +110,55 @@ def evaluate(
             labels = sequences.labels[ids].to(runtime.device, non_blocking=True)
             logits = model(values.to(runtime.device, non_blocking=True), lengths).float()
             losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-            pairs = labels * num_classes + logits.argmax(1)
+            guess = logits.argmax(1)
+            guesses.append((labels, guess, logits.softmax(1).amax(1)))
+            order.append(numbers[ids])
+            pairs = labels * num_classes + guess
             # not bincount: it reads the largest value back
             confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
-        total = torch.stack(losses).cpu().double().sum() if losses else torch.zeros(()).double()
-        sums.append(total)
+        row = torch.zeros(1 + NUM_MISTAKES + NUM_BINS, 4, dtype=torch.float64)
+        if losses:
+            row[0, 0] = torch.stack(losses).cpu().double().sum()
+            columns = [torch.cat(column).cpu().double() for column in zip(*guesses, strict=True)]
+            look_at(torch.stack([torch.cat(order).double(), *columns], 1), row[1:])
+        rows.append(row)
     model.train(training)
     counts = runtime.sum(counts).cpu()
-    total_loss = runtime.gather(torch.stack(sums)).cpu().sum()
+    everyones = runtime.gather(torch.stack(rows)).cpu()
     confusion, interrupted = counts[:-1], counts[-1:]
     if interrupted:
         raise Interrupted
     if int(confusion.sum()) != len(sequences):
         raise RuntimeError(f"evaluated {int(confusion.sum())} examples of {len(sequences)}")
-    return Metrics(float(total_loss) / len(sequences), confusion.view(num_classes, num_classes))
+    found = [
+        Mistake(int(example), int(truth), int(guess), probability)
+        for example, truth, guess, probability in everyones[:, 1:-NUM_BINS].flatten(0, 1).tolist()
+        if truth != guess
+    ]
+    found.sort(key=lambda mistake: (-mistake.probability, mistake.example))
+    return Metrics(
+        float(everyones[:, 0, 0].sum()) / len(sequences),
+        confusion.view(num_classes, num_classes),
+        found[:NUM_MISTAKES],
+        everyones[:, -NUM_BINS:, :3].sum(0),
+    )
+
+
+def look_at(guesses: Tensor, out: Tensor) -> None:
+    """Write the most confident mistakes and the calibration of some examples into `out`.
+
+    `guesses` holds a row for each: example, truth, guess, its probability. `out` takes NUM_MISTAKES
+    such rows (where there are fewer, zeros) and NUM_BINS of examples, hits, sum of probability.
+    """
+    guesses[:, 3].nan_to_num_(0)  # of a model that diverged
+    chances, hits = guesses[:, 3], (guesses[:, 1] == guesses[:, 2]).double()
+    wrong = guesses[hits == 0]
+    wrong = wrong[wrong[:, 0].argsort()]
+    wrong = wrong[wrong[:, 3].argsort(descending=True, stable=True)][:NUM_MISTAKES]
+    out[: len(wrong)] = wrong
+    bins = (chances * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    calibration = torch.stack([torch.ones_like(hits), hits, chances], 1)
+    out[NUM_MISTAKES:, :3].index_add_(0, bins, calibration)
 
 
 def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:

@@ -205,12 +205,8 @@ def least_memory(config: Config, card: Architecture, steps: int, world_size: int
     if config.data.max_steps_per_batch:
         batch = min(batch, -(-config.data.max_steps_per_batch // (steps * world_size)))
     features = card.embedding_size if card.num_tokens else card.input_size
-    width = card.hidden_size * (1 + card.bidirectional)
-    units = width * card.num_layers
-    inputs = features + width * (card.num_layers - 1)  # of all layers together
-    num_weights = 4 * width * (inputs + card.num_layers * (card.hidden_size + 2))
-    num_weights += (width + 1) * len(card.classes) + card.num_tokens * card.embedding_size
-    return 4 * (4 * num_weights + batch * steps * (features + 8 * units))
+    units = card.hidden_size * (1 + card.bidirectional) * card.num_layers
+    return 4 * (4 * card.num_parameters + batch * steps * (features + 8 * units))
 
 
 def refuse_too_large(needed: int, device: torch.device) -> None:

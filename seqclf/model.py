@@ -67,6 +67,15 @@ class Architecture(BaseModel):
     max_length: int | None = None
     keep: Keep = "first"
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that training moves."""
+        width = self.hidden_size * (1 + self.bidirectional)
+        features = self.embedding_size if self.num_tokens else self.input_size
+        inputs = features + width * (self.num_layers - 1)  # of all layers together
+        lstm = 4 * width * (inputs + self.num_layers * (self.hidden_size + 2))
+        return lstm + (width + 1) * len(self.classes) + self.num_tokens * self.embedding_size
+
     def build(self, init: Init = "tutorial") -> LSTMClassifier:
         """Make a model with fresh weights."""
         arguments = self.model_dump(exclude={"classes", "tokens", "features", "max_length", "keep"})

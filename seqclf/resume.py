@@ -39,7 +39,8 @@ HARMLESS = {
 }
 HARMLESS_WITHOUT_DROPOUT = {"train.micro_batch_size"}  # noise is drawn per micro batch
 HARMLESS_WITHOUT_CHOICE = {"eval.every"}
-KEPT = ("branched_from", "init_sha256")  # what the first start found, for all later ones
+# What the first start found, for all later ones; what branches off has an id of its own.
+KEPT = ("branched_from", "init_sha256", "run_id")
 
 
 def check_unchanged(path: Path, config: Config, facts: dict[str, Value]) -> None:
@@ -216,6 +217,7 @@ def copy_origin(origin: Path, path: Path) -> None:
     metrics = source / "metrics.jsonl"
     content = checkpoint.read_file(metrics, state.metrics_bytes) if metrics.exists() else b""
     facts = checkpoint.read_json(source / "run.json") | {"branched_from": str(origin)}
+    facts.pop("run_id", None)
     checkpoint.replace_file(path / "metrics.jsonl", content)
     checkpoint.write_json(path / "run.json", facts)
     checkpoint.replace_file(path / "config.yaml", dump(_stored_config(source)).encode())

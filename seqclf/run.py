@@ -6,6 +6,7 @@
       metrics.jsonl    one JSON object a line, always with "step"
       status.json      {"state": "running|finished|preempted|failed", "step", "epoch", ...}
       sessions.jsonl   one line per start
+      evaluation/      of the result's weights, or the latest: SPLIT.json, for pictures
       checkpoints/     see checkpoint.py
       model/           the result: model.safetensors, config.json
 
@@ -23,6 +24,8 @@ import socket
 import subprocess
 import time
 import traceback
+import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,6 +41,9 @@ from seqclf.checkpoint import State
 from seqclf.config import Config, UserError, Value, dump
 from seqclf.console import Console
 from seqclf.data.batches import BatchPlan
+from seqclf.data.sequences import Sequences
+from seqclf.evaluate import Metrics
+from seqclf.figures import capture
 from seqclf.hardware import advice
 from seqclf.model import Architecture
 from seqclf.predict import take_weights
@@ -46,6 +52,14 @@ from seqclf.tracking import Tracking
 
 MAX_FAILED_SAVES = 3
 SILENCE = 0.8  # of distributed.timeout_s, so that everyone has left by then
+# Figures of metrics.jsonl that are other ones each time, as they are the clock's.
+TIMED = {
+    "train/examples_per_s",
+    "train/seconds_per_step_p50",
+    "train/seconds_per_step_p95",
+    "train/data_wait_share",
+    "train/peak_memory_mb",
+}
 
 
 @dataclass
@@ -68,6 +82,7 @@ class Run:
     metrics_file: IO[bytes] | None = None
     lines: bytearray = field(default_factory=bytearray)  # of metrics.jsonl, maybe not on the disk
     written: int = 0  # bytes of them that are in the file
+    former: deque[bytes] = field(default_factory=deque)  # what follows them: of steps to be redone
 
     @property
     def checkpoints(self) -> Path:
@@ -116,11 +131,11 @@ class Run:
     # ---- writing
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write metrics to metrics.jsonl, then mirror them to the console and the trackers."""
+        """Write metrics to metrics.jsonl, which the trackers read, and show them."""
         if self.metrics_file is None:
             return
         warned = self.written < len(self.lines)
-        self.lines += json.dumps({"step": step} | _finite(metrics)).encode() + b"\n"
+        self.lines += self._as_before(json.dumps({"step": step} | _finite(metrics)).encode())
         try:
             self._write_lines()
         except OSError as error:
@@ -130,12 +145,56 @@ class Run:
                     "memory and tried again"
                 )
         self.console.show(step, metrics)
-        self.tracking.log(step, metrics)
+
+    def write_evaluation(self, split: str, step: int, found: Metrics, sequences: Sequences) -> None:
+        """Write evaluation/SPLIT.json, which pictures are made of; where that fails, warn."""
+        if self.metrics_file is None:
+            return
+        classes = sequences.classes
+        content = {
+            "step": step,
+            **_finite(found.named(split)),
+            "classes": classes,
+            "confusion": found.confusion.tolist(),
+            "calibration": found.calibration.tolist(),
+            "mistakes": [
+                {
+                    "example": mistake.example,
+                    "truth": classes[mistake.truth],
+                    "guess": classes[mistake.guess],
+                    "probability": mistake.probability,
+                    **capture(sequences, mistake.example),
+                }
+                for mistake in found.mistakes
+            ],
+        }
+        folder = self.path / "evaluation"
+        try:
+            folder.mkdir(exist_ok=True)
+            staging = folder / f".{split}.json"  # not synced: it can be made again
+            staging.write_text(json.dumps(content), encoding="utf-8")
+            staging.replace(folder / f"{split}.json")
+        except OSError as error:
+            self.console.say(f"warning: {folder}/{split}.json cannot be written: {error}")
+
+    def _as_before(self, line: bytes) -> bytes:
+        """Return the line that stands there if it says the same, else this one and drop the rest.
+
+        So a step that is done again after a kill leaves the line, and the times, of its first time:
+        a mirror that has them already is right.
+        """
+        if self.former:
+            before = self.former.popleft()
+            if _untimed(before) == _untimed(line):
+                return before
+            self.former.clear()
+        return line + b"\n"
 
     def _write_lines(self, *, durably: bool = False) -> None:
         """Append the lines that metrics.jsonl lacks; if that fails, only whole lines are there."""
         assert self.metrics_file is not None
         self._cut()
+        self.metrics_file.seek(min(self._length, self.metrics_file.seek(0, os.SEEK_END)))
         rest = self.lines[self.written :]
         try:
             while rest:
@@ -144,23 +203,28 @@ class Run:
             if durably:
                 self.written = 0  # where fsync fails, what was written may be gone: all again
                 os.fsync(self.metrics_file.fileno())
-                self.state.metrics_bytes = self.metrics_file.seek(0, os.SEEK_END)
+                self.state.metrics_bytes = self.metrics_file.tell()
                 self.lines.clear()
         except OSError:
             self._cut()
             raise
 
+    @property
+    def _length(self) -> int:
+        """Bytes of metrics.jsonl up to the last line written by this process."""
+        return self.state.metrics_bytes + self.written
+
     def _cut(self) -> None:
         """Cut metrics.jsonl off after the lines that count; never grow one cut by hand."""
         assert self.metrics_file is not None
-        length = self.state.metrics_bytes + self.written
+        length = self._length + sum(map(len, self.former))
         if self.metrics_file.seek(0, os.SEEK_END) > length:
             self.metrics_file.truncate(length)
 
     def write_last_lines(self) -> None:
         """Try for the last time to write the lines kept in memory, on the main process."""
         try:
-            if self.lines:
+            if self.metrics_file is not None and self.begun:
                 self._write_lines(durably=True)
         except OSError as error:
             count = self.lines.count(b"\n")
@@ -353,8 +417,11 @@ class Run:
         checkpoint.sweep(self.checkpoints)  # what killed saves left may be what fills the disk
         self.state, self.begun = state, True
         self._write_status("running")  # first: what follows undoes the end of a finished run
+        state.metrics_bytes = min(state.metrics_bytes, self.metrics_file.seek(0, os.SEEK_END))
+        self.metrics_file.seek(state.metrics_bytes)
+        *whole, _ = self.metrics_file.read().split(b"\n")
+        self.former = deque(line + b"\n" for line in whole)
         self._cut()
-        state.metrics_bytes = self.metrics_file.seek(0, os.SEEK_END)
         # config.yaml last: where it stands, the rest is looked for
         checkpoint.write_json(self.path / "run.json", self.facts)
         text = dump(
@@ -366,11 +433,13 @@ class Run:
         session |= {key: self.facts[key] for key in keys if key in self.facts}
         with (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(session) + "\n")
+        self.tracking.open(self.config.tracking, self.path)
 
     def finish(self, model: nn.Module, architecture: Architecture) -> str | None:
         """Write model/ and the final status; return the weights' sha256, on the main process."""
         if self.metrics_file is None:
             return None
+        self.former.clear()
         self.write_last_lines()
         content = checkpoint.encode(model.state_dict())
         folder = self.path / "model"
@@ -403,6 +472,15 @@ def _git_revision() -> str | None:
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Put null where JSON has no number: for NaN and infinity."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _untimed(line: bytes) -> object:
+    """Return what a line of metrics.jsonl says but for the clock's figures; itself, if torn."""
+    try:
+        metrics = json.loads(line)
+    except ValueError:
+        return line
+    return {name: value for name, value in metrics.items() if name not in TIMED}
 
 
 def _lock(path: Path) -> IO[str]:
@@ -461,7 +539,11 @@ def open_run(
                     console.say(f"branch      of {origin}")
                 resume.check_unchanged(path, config, everything)
                 everything.update(resume.kept(path))
-                metrics_file = (path / "metrics.jsonl").open("ab", buffering=0)
+                if given := os.environ.get("WANDB_RUN_ID"):
+                    everything["run_id"] = given
+                everything.setdefault("run_id", uuid.uuid4().hex[:8])
+                file = os.open(path / "metrics.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
+                metrics_file = os.fdopen(file, "r+b", buffering=0)
             except OSError as error:
                 raise UserError(
                     f"{path}: cannot write the run directory: {error.strerror}"

@@ -1,81 +1,128 @@
-"""A mirror of a run's metrics in Weights & Biases.
+"""Mirrors of a run in Weights & Biases and TensorBoard, each a process of its own (mirror.py).
 
-metrics.jsonl (run.py) is the truth. A mirror that fails is reported once and dropped: it never
-stops training.
+A mirror reads metrics.jsonl, which is the truth, as it grows. So nothing of it is in the training's
+way, whatever it does: raise, hang, wait for a network; and it outlives a trainer that is killed.
 """
 
 from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Callable, Mapping
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from seqclf.config import Tracking as TrackingSettings
+from seqclf.config import UserError
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard"}
 
 
 class Tracking:
-    """Mirrors metrics on the main process; does nothing on the others. `say` prints."""
+    """Starts the mirrors on the main process, and ends them. `say` prints."""
 
     def __init__(self, say: Callable[[str], None], *, enabled: bool) -> None:
         self._say = say
         self.enabled = enabled
-        self._wandb: Any = None  # accelerate's WandBTracker, once opened
+        self._finish_s, self._run_dir = 0, Path()
+        self._mirrors: dict[str, subprocess.Popen[str]] = {}
+        self._listeners: list[threading.Thread] = []
 
-    def open(self, options: TrackingSettings, run_dir: Path, config: Mapping[str, object]) -> None:
-        """Start the mirror that the settings ask for."""
-        if self.enabled and options.wandb != "disabled":
-            self._guarded(lambda: self._open_wandb(options, run_dir, config))
-
-    def _open_wandb(
-        self, options: TrackingSettings, run_dir: Path, config: Mapping[str, object]
-    ) -> None:
-        import wandb
-        from accelerate.tracking import WandBTracker
-
+    def open(self, options: TrackingSettings, run_dir: Path) -> None:
+        """Start the mirrors that the settings ask for. Raises UserError if one is not installed."""
+        if not self.enabled:
+            return
+        self._finish_s, self._run_dir = options.finish_s, run_dir
+        if options.tensorboard:
+            if find_spec("tensorboard") is None:
+                raise UserError(
+                    "tracking.tensorboard: the package is missing; pip install tensorboard"
+                )
+            self._say(f"tensorboard tensorboard --logdir {run_dir.parent}")
+            self._start("tensorboard", run_dir)
         mode = wandb_mode(options.wandb)
         if mode == "offline":
-            self._say(f"wandb       offline; to upload: wandb sync {run_dir}/wandb/offline-run-*")
-        tracker = WandBTracker(
-            options.project,
-            name=run_dir.name,
-            dir=str(run_dir),
-            mode=mode,
-            settings=wandb.Settings(silent=mode == "offline", console="off"),
-        )
-        tracker.start()
-        self._wandb = tracker
-        tracker.store_init_configuration(dict(config))
-        tracker.run.define_metric("global_step")
-        tracker.run.define_metric("*", step_metric="global_step")
+            where = os.environ.get("WANDB_DIR") or run_dir
+            self._say(f"wandb       offline; to upload: wandb sync {where}/wandb/offline-run-*")
+        if mode != "disabled":
+            self._start("wandb", run_dir)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Mirror the metrics of a step."""
-        if self._wandb is not None:
-            tracker = self._wandb
-            self._guarded(lambda: tracker.log({"global_step": step, **metrics}))
+    def _start(self, kind: str, run_dir: Path) -> None:
+        package = str(Path(__file__).parents[1])
+        path = os.environ.get("PYTHONPATH")
+        environment = os.environ | {
+            "PYTHONPATH": f"{package}{os.pathsep}{path}" if path else package
+        }
+        # A mirror, and W&B's process, inherit that: a batch system that signals all processes of a
+        # job does not end them before the training.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            mirror = subprocess.Popen(
+                [sys.executable, "-P", "-m", "seqclf.mirror", kind, str(run_dir), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                text=True,
+                start_new_session=True,  # the terminal's Ctrl-C is the trainer's
+            )
+        except OSError as error:
+            self._say(f"warning: {TITLES[kind]} is left out: {error}")
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert mirror.stdout is not None
+        listener = threading.Thread(target=self._pass_on, args=[mirror.stdout], daemon=True)
+        listener.start()
+        self._mirrors[kind] = mirror
+        self._listeners.append(listener)
+
+    def _pass_on(self, lines: IO[str]) -> None:
+        with lines:
+            for line in lines:
+                self._say(line.rstrip("\n"))
 
     def close(self, exit_code: int = 0) -> None:
-        """Let the mirror finish."""
-        if self._wandb is not None:
-            tracker, self._wandb = self._wandb, None
-            self._guarded(lambda: tracker.run.finish(exit_code=exit_code))
+        """Tell the mirrors how the run ended; give all of them together `finish_s` seconds."""
+        end = time.monotonic() + self._finish_s
+        mirrors, self._mirrors = self._mirrors, {}
+        for mirror in mirrors.values():
+            assert mirror.stdin is not None
+            try:
+                mirror.stdin.write(f"{exit_code}\n")
+                mirror.stdin.close()
+            except OSError:  # it is gone, and has said why
+                pass
+        for kind, mirror in mirrors.items():
+            try:
+                mirror.wait(max(0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(mirror.pid, signal.SIGKILL)
+                mirror.wait()
+                self._say(
+                    f"warning: {TITLES[kind]} was not ready {self._finish_s} s after the end "
+                    "(tracking.finish_s); metrics.jsonl has all, and sends the rest with: "
+                    f"python -m seqclf.mirror {kind} {self._run_dir}"
+                )
+        for listener in self._listeners:
+            listener.join(1)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:  # any failure of a mirror, reported once; training goes on
-            self._wandb = None
-            self._say(f"warning: W&B failed and is left out from here on: {error}")
 
-
-def wandb_mode(asked: str) -> str | None:
+def wandb_mode(asked: str) -> str:
     """Return W&B's mode: as asked; auto is W&B's own environment, else online only with a key."""
     if asked != "auto":
         return asked
-    if os.environ.get("WANDB_MODE"):
-        return None
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+        return "disabled"
+    if mode := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
     return "online" if _has_wandb_key() else "offline"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from seqclf import predict
 from seqclf import runtime as runtimes
 from seqclf.checkpoint import State
-from seqclf.config import PREEMPTED, Config, UserError, Value, run_name, settings
+from seqclf.config import PREEMPTED, Config, UserError, Value, run_name
 from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.augment import augment
@@ -160,7 +161,7 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
     workers = count_workers(config, splits)
     batches = runtime.loader(splits.train, plan, start=state.step, workers=workers)
     run.console.open(state.step, plan.num_steps)
-    clock = Stopwatch(plan.examples(state.step))
+    clock = Stopwatch(plan.examples(state.step), runtime.device)
     while True:
         step, last = state.step, state.step == plan.num_steps
         runtime.watch.progress()
@@ -180,39 +181,46 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
         if stop or finished:
             return model, finished
         lr = lr_at(step, config.optim, plan.num_steps)
-        stats = train_step(runtime, prepared, optimizer, next(batches), config, lr, weights_C)
-        unread.append(stats)
+        with clock.step():
+            batch = clock.fetch(batches)
+            unread.append(train_step(runtime, prepared, optimizer, batch, config, lr, weights_C))
         state.step += 1
         run.console.step()
         if run.log_due(state.step):
-            rate = clock.rate(plan.examples(state.step))
-            report(run, model, splits.train, unread, lr, rate)
+            report(run, model, splits.train, unread, lr, clock)
 
 
 def measure(
     run: Run, model: nn.Module, split: str, sequences: Sequences, step: int
 ) -> dict[str, float]:
-    """Evaluate the weights of a step on a split and log that.
+    """Evaluate the weights of a step on a split, keep it if it may be the result's, and log it.
 
     Collective. Raises Interrupted if a signal comes meanwhile.
     """
+    config = run.config
     found = evaluate(
         run.runtime,
         model,
         sequences,
-        batch_size=run.config.eval.batch_size,
-        shards=run.config.train.shards,
+        batch_size=config.eval.batch_size,
+        shards=config.train.shards,
     )
-    metrics = found.named(split)
+    metrics, metric = found.named(split), config.checkpoint.metric
+    if not config.chooses_best or metric not in metrics or is_better(run.state, metrics, metric):
+        run.write_evaluation(split, step, found, sequences)
     run.log(step, metrics)
     return metrics
 
 
+def is_better(state: State, metrics: dict[str, float], metric: str) -> bool:
+    """Say whether an evaluation is better than the best so far, which neither tie nor NaN is."""
+    sign = -1 if metric == "val/loss" else 1
+    return sign * metrics[metric] > (sign * state.best[metric] if state.best else -math.inf)
+
+
 def choose(state: State, metric: str) -> None:
-    """Make the latest evaluation the best one if it is better, which neither tie nor NaN is."""
-    value, sign = state.metrics[metric], -1 if metric == "val/loss" else 1
-    best = sign * state.best[metric] if state.best else -math.inf
-    if sign * value > best:
+    """Make the latest evaluation the best one if it is better."""
+    if is_better(state, state.metrics, metric):
         state.best, state.best_step, state.waited = state.metrics, state.step, 0
     else:
         state.waited += 1
@@ -234,7 +242,7 @@ def report(
     examples: Sequences,
     unread: list[StepStats],
     lr: float,
-    examples_per_s: float,
+    clock: Stopwatch,
 ) -> None:
     """Log the latest step: but for saves the one place where training reads the device. Collective.
 
@@ -247,7 +255,7 @@ def report(
         "train/loss": loss,
         "train/lr": lr,
         "train/grad_norm": float(stats.norm),
-        "train/examples_per_s": examples_per_s,
+        **clock.read(run.plan.examples(state.step)),
     }
     if state.skipped:
         metrics["train/skipped"] = state.skipped
@@ -291,10 +299,19 @@ def find_not_finite(run: Run, model: nn.Module, examples: Sequences) -> str:
 
 
 class Stopwatch:
-    """Examples per second of training time: evaluation and saves are not counted."""
+    """Times training between two reports: evaluation and saves are not counted.
 
-    def __init__(self, examples: int) -> None:
-        self._examples, self._since = examples, time.perf_counter()
+    A step's time is the device's on CUDA, where the host runs ahead, else the host's.
+    """
+
+    def __init__(self, examples: int, device: torch.device) -> None:
+        self._device = device
+        self._restart(examples)
+
+    def _restart(self, examples: int) -> None:
+        self._examples, self._since, self._waited = examples, time.perf_counter(), 0.0
+        self._steps: list[tuple[float, float]] = []
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -303,12 +320,45 @@ class Stopwatch:
         yield
         self._since += time.perf_counter() - paused_at
 
-    def rate(self, examples: int) -> float:
-        """Return the examples per second since the last call."""
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time the body, a step."""
+        if self._device.type == "cuda":
+            events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            events[0].record()
+            yield
+            events[1].record()
+            self._events.append(events)
+        else:
+            started = time.perf_counter()
+            yield
+            self._steps.append((started, time.perf_counter()))
+
+    def fetch(self, batches: Iterator[Batch]) -> Batch:
+        """Return the next batch; the wait for it counts as one for data."""
+        started = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - started
+        return batch
+
+    def read(self, examples: int) -> dict[str, float]:
+        """Return the figures since the last call; the device's work must be done."""
         now = time.perf_counter()
-        rate = (examples - self._examples) / (now - self._since)
-        self._examples, self._since = examples, now
-        return rate
+        seconds = sorted(
+            [end - start for start, end in self._steps]
+            + [start.elapsed_time(end) / 1000 for start, end in self._events]
+        )
+        elapsed = now - self._since
+        figures = {
+            "train/examples_per_s": (examples - self._examples) / elapsed,
+            "train/seconds_per_step_p50": seconds[(len(seconds) - 1) // 2],
+            "train/seconds_per_step_p95": seconds[math.ceil(0.95 * len(seconds)) - 1],
+            "train/data_wait_share": self._waited / elapsed,
+        }
+        if self._device.type == "cuda":
+            figures["train/peak_memory_mb"] = torch.cuda.max_memory_allocated(self._device) / 1e6
+        self._restart(examples)
+        return figures
 
 
 # ---- around the loop
@@ -332,10 +382,14 @@ def train(
     tracking = Tracking(console.say, enabled=runtime.is_main)
     exit_code, fallback = 1, None
     try:
+        config = from_main(config, flagged, runtime)
         config, fallback = resolve_data(config, runtime, console)
-        path = Path(config.run_dir or Path("runs") / run_name(config, config_path, flagged))
+        path = choose_path(config, config_path, flagged, runtime)
         exit_code = _train(config, runtime, console, tracking, path)
-        runtime.close()  # before the trackers, so that no rank waits for a slow upload
+        runtime.close()  # before the mirrors, so that no rank waits for a slow upload
+    except UserError:
+        exit_code = 2
+        raise
     finally:
         console.close()
         tracking.close(exit_code)
@@ -358,6 +412,7 @@ def _train(
         "data": splits.name,
         "data_fingerprint": splits.fingerprint(),
         "architecture": card.model_dump(mode="json"),
+        "num_parameters": card.num_parameters,
     }
     with open_run(path, config, runtime, console, tracking, plan, facts) as run:
         console.say("\n".join((*runtime.decisions, *describe(run, splits, plan))))
@@ -365,7 +420,6 @@ def _train(
             console.say(f"{path} is finished: nothing to do (another --run-dir starts anew)")
             return 0
         splits = place(splits, config, runtime)
-        tracking.open(config.tracking, path, {**settings(config), **run.facts})
         model, finished = train_loop(run, splits, plan)
         console.close()
         with suppress(Interrupted):
@@ -539,6 +593,30 @@ def count_workers(config: Config, splits: Splits) -> int:
     device = torch.device("cpu")
     is_file = splits.stored_fingerprint is not None and splits.train.values.device == device
     return AHEAD if is_file and splits.num_bytes > free_memory(device) else 0
+
+
+def from_main(config: Config, flagged: Sequence[str], runtime: Runtime) -> Config:
+    """Return the main process's config, as a sweep's arguments may reach that one only. Collective.
+
+    Where the data lie is another matter on each host: there, a process's own flags count.
+    """
+    found = Config.model_validate_json(str(runtime.from_main(config.model_dump_json)))
+    own = {key: getattr(config.data, key) for key in ("root", "path") if f"data.{key}" in flagged}
+    return found.model_copy(update={"data": found.data.model_copy(update=own)})
+
+
+def choose_path(
+    config: Config, config_path: Path | str | None, flagged: Sequence[str], runtime: Runtime
+) -> Path:
+    """Return the run directory; each trial of a W&B sweep has its own by its id. Collective."""
+
+    def choose() -> Value:
+        sweep, trial = (os.environ.get(f"WANDB_{name}_ID") for name in ("SWEEP", "RUN"))
+        if sweep and trial:
+            return str(Path(config.run_dir or Path("runs") / f"sweep-{sweep}") / trial)
+        return config.run_dir or str(Path("runs") / run_name(config, config_path, flagged))
+
+    return Path(str(runtime.from_main(choose)))
 
 
 def resolve_data(config: Config, runtime: Runtime, console: Console) -> tuple[Config, str | None]:

@@ -103,9 +103,11 @@ def run_mortal_ranks(world_size: int, function: Callable[..., Json], *args: Json
 
 def read_metrics(run_dir: Path, *, timed: bool = False) -> list[dict[str, float]]:
     """Return metrics.jsonl, without the figures that depend on the clock."""
+    from seqclf.run import TIMED
+
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     parsed = [json.loads(line) for line in lines]
-    return [{k: v for k, v in p.items() if timed or "per_s" not in k} for p in parsed]
+    return [{k: v for k, v in p.items() if timed or k not in TIMED} for p in parsed]
 
 
 def toy_rows(count: int, seed: int = 0) -> list[dict[str, Json]]:

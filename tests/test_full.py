@@ -138,6 +138,7 @@ def test_training_goes_on_and_room_mends_it(
     assert run(disk.run_dir) == 0
     first, *others = warnings(capsys)
     assert "metrics.jsonl cannot be written" in first
+    others = [said for said in others if "/evaluation/" not in said]
     assert [said[:27] for said in others] == [
         f" checkpoint of step {step} not " for step in (30, 40)
     ]

@@ -13,8 +13,8 @@ from conftest import ROOT
 ORDER = [
     *("config", "watch", "data.sequences", "data.batches", "data.augment"),
     *("data.prepared", "data.splits", "data.sources", "data.readers", "data.prepare"),
-    *("loss", "model", "optim", "checkpoint", "console", "tracking", "hardware"),
-    *("rendezvous", "runtime"),
+    *("loss", "model", "optim", "checkpoint", "console", "figures", "tracking", "mirror"),
+    *("hardware", "rendezvous", "runtime"),
     *(
         "predict",
         "evaluate",

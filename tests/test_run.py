@@ -15,7 +15,7 @@ from conftest import read_metrics, run_ranks
 from seqclf import checkpoint, runs
 from seqclf import train as train_module
 from seqclf.config import UserError, load_config
-from seqclf.run import Run
+from seqclf.run import TIMED, Run
 from seqclf.runtime import Runtime
 from seqclf.train import train
 
@@ -48,13 +48,15 @@ def test_the_files_of_a_run(finished: Path) -> None:
     assert files == {
         *("config.yaml", "run.json", "metrics.jsonl", "status.json", "sessions.jsonl", ".lock"),
         *("model/model.safetensors", "model/config.json"),
+        *("evaluation/val.json", "evaluation/test.json"),
         *(f"checkpoints/step-{step:08d}/{name}" for step in (20, 30) for name in per_step),
     }
 
 
 def test_metrics_hold_every_key_at_its_step(finished: Path) -> None:
     lines = read_metrics(finished, timed=True)
-    train_keys = {"train/loss", "train/lr", "train/grad_norm", "train/examples_per_s"}
+    train_keys = {"train/loss", "train/lr", "train/grad_norm", *TIMED}
+    train_keys.remove("train/peak_memory_mb")  # that of a GPU
     judged = {f"val/{name}" for name in ("loss", "accuracy", "macro_f1")}
     found = [(line["step"], set(line) - {"step"}) for line in lines]
     assert found == [
