@@ -336,9 +336,8 @@ def send_model(run: Any, run_dir: Path, config: Config) -> None:
 
 def tables(run_dir: Path, step: int) -> dict[str, Any]:
     """Make W&B's tables of the evaluations of a step: confusion, classes, worst mistakes."""
-    from PIL import Image
-
     import wandb
+    from PIL import Image
 
     made: dict[str, Any] = {}
     for file in sorted((run_dir / "evaluation").glob("[!.]*.json")):
