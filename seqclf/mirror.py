@@ -64,7 +64,6 @@ def main() -> None:
     """Mirror until the trainer ends."""
     kind, run_dir = sys.argv[1], Path(sys.argv[2])
     pid = int(sys.argv[3]) if len(sys.argv) > 3 else None
-    os.nice(19)
     try:
         config, _ = load_config(run_dir / "config.yaml")
         trainer = Trainer(pid, config.tracking.finish_s)

@@ -71,8 +71,11 @@ class Tracking:
                 stderr=subprocess.DEVNULL,
                 env=environment,
                 text=True,
-                start_new_session=True,  # the terminal's Ctrl-C is the trainer's
+                # The terminal's Ctrl-C is the trainer's. No session of its own: Linux may share the
+                # cores out by session (autogroup), and being nice counts inside one only.
+                process_group=0,
             )
+            os.setpriority(os.PRIO_PROCESS, mirror.pid, 19)
         except OSError as error:
             self._say(f"warning: {TITLES[kind]} is left out: {error}")
             return

@@ -320,7 +320,10 @@ def test_a_preempted_run_says_so_and_goes_on(
 
     def train_step(*arguments: Any) -> Any:
         if arguments[3].step == 27:
+            assert mirrors()
             for mirror in mirrors():
+                assert mirror.nice() == 19
+                assert os.getsid(mirror.pid) == os.getsid(0)  # see tracking.py
                 for process in [*mirror.children(recursive=True), mirror]:
                     process.send_signal(signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
