@@ -10,6 +10,7 @@ too, goes on in W&B with the very next line.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import io
 import json
@@ -60,18 +61,24 @@ class Trainer:
         os.killpg(0, signal.SIGKILL)
 
 
-def main() -> None:
-    """Mirror until the trainer ends."""
-    kind, run_dir = sys.argv[1], Path(sys.argv[2])
-    pid = int(sys.argv[3]) if len(sys.argv) > 3 else None
+def main() -> int:
+    """Mirror until the trainer ends; return 0, or 2 if that failed."""
+    parser = argparse.ArgumentParser("python -m seqclf.mirror", description=__doc__)
+    parser.add_argument("kind", choices=list(TITLES))
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("trainer", type=int, nargs="?", help="its process's number")
+    known = parser.parse_args()
     try:
-        config, _ = load_config(run_dir / "config.yaml")
-        trainer = Trainer(pid, config.tracking.finish_s)
-        with _alone(run_dir / f".{kind}.lock"):
-            {"wandb": to_wandb, "tensorboard": to_tensorboard}[kind](run_dir, config, trainer)
+        config, _ = load_config(known.run_dir / "config.yaml")
+        trainer = Trainer(known.trainer, config.tracking.finish_s)
+        with _alone(known.run_dir / f".{known.kind}.lock"):
+            mirror = {"wandb": to_wandb, "tensorboard": to_tensorboard}[known.kind]
+            mirror(known.run_dir, config, trainer)
     except Exception as error:  # a mirror that fails is reported once, and training goes on
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        say(f"warning: {TITLES[kind]} failed and is left out from here on: {reason}")
+        say(f"warning: {TITLES[known.kind]} failed and is left out from here on: {reason}")
+        return 2
+    return 0
 
 
 def say(text: str) -> None:
@@ -406,4 +413,4 @@ def to_tensorboard(run_dir: Path, config: Config, trainer: Trainer) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

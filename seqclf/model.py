@@ -74,7 +74,8 @@ class Architecture(BaseModel):
         features = self.embedding_size if self.num_tokens else self.input_size
         inputs = features + width * (self.num_layers - 1)  # of all layers together
         lstm = 4 * width * (inputs + self.num_layers * (self.hidden_size + 2))
-        return lstm + (width + 1) * len(self.classes) + self.num_tokens * self.embedding_size
+        rows = len(self.classes) + (self.pooling == "attention")  # of linear layers
+        return lstm + (width + 1) * rows + self.num_tokens * self.embedding_size
 
     def build(self, init: Init = "tutorial") -> LSTMClassifier:
         """Make a model with fresh weights."""

@@ -92,8 +92,11 @@ class Tracking:
             for line in lines:
                 self._say(line.rstrip("\n"))
 
-    def close(self, exit_code: int = 0) -> None:
-        """Tell the mirrors how the run ended; give all of them together `finish_s` seconds."""
+    def close(self, exit_code: int = 0, *, waits: bool = True) -> None:
+        """Tell the mirrors how the run ended; give all of them together `finish_s` seconds.
+
+        They have as long, and end by themselves, where nobody waits.
+        """
         end = time.monotonic() + self._finish_s
         mirrors, self._mirrors = self._mirrors, {}
         for mirror in mirrors.values():
@@ -103,6 +106,8 @@ class Tracking:
                 mirror.stdin.close()
             except OSError:  # it is gone, and has said why
                 pass
+        if not waits:
+            return
         for kind, mirror in mirrors.items():
             try:
                 mirror.wait(max(0, end - time.monotonic()))

@@ -310,7 +310,7 @@ class Stopwatch:
 
     def _restart(self, examples: int) -> None:
         self._examples, self._since, self._waited = examples, time.perf_counter(), 0.0
-        self._steps: list[tuple[float, float]] = []
+        self._steps: list[float] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -332,7 +332,7 @@ class Stopwatch:
         else:
             started = time.perf_counter()
             yield
-            self._steps.append((started, time.perf_counter()))
+            self._steps.append(time.perf_counter() - started)
 
     def fetch(self, batches: Iterator[Batch]) -> Batch:
         """Return the next batch; the wait for it counts as one for data."""
@@ -344,10 +344,8 @@ class Stopwatch:
     def read(self, examples: int) -> dict[str, float]:
         """Return the figures since the last call; the device's work must be done."""
         now = time.perf_counter()
-        seconds = sorted(
-            [end - start for start, end in self._steps]
-            + [start.elapsed_time(end) / 1000 for start, end in self._events]
-        )
+        on_device = (start.elapsed_time(end) / 1000 for start, end in self._events)
+        seconds = sorted([*self._steps, *on_device])
         elapsed = now - self._since
         figures = {
             "train/examples_per_s": (examples - self._examples) / elapsed,
@@ -392,7 +390,9 @@ def train(
         raise
     finally:
         console.close()
-        tracking.close(exit_code)
+        # where the main process fails the others may wait for it in a collective
+        waits = runtime.world_size == 1 or exit_code in (0, PREEMPTED)
+        tracking.close(exit_code, waits=waits)
     if fallback:
         console.say(fallback)
     return exit_code

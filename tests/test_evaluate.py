@@ -12,7 +12,7 @@ from seqclf import cli, runtime
 from seqclf.config import Config, Data, Train, UserError, load_config
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
-from seqclf.evaluate import Metrics, evaluate, evaluate_run
+from seqclf.evaluate import NUM_BINS, NUM_MISTAKES, Metrics, evaluate, evaluate_run
 from seqclf.predict import load_model, probabilities
 from seqclf.runtime import Runtime
 from seqclf.train import train
@@ -64,6 +64,34 @@ def test_metrics_are_scikit_learns(
     assert found.confusion.tolist() == confusion_matrix(truth, guess, labels=names).tolist()
     assert found.named("val") == pytest.approx(expected, rel=1e-6)
     assert found.accuracy == expected["val/accuracy"]
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_mistakes_and_calibration_are_those_of_the_probabilities(cpu: Runtime, shards: int) -> None:
+    sequences = data(997, 5, 5)
+    found = evaluate(cpu, Echo(), sequences, batch_size=10, shards=shards)
+    chances, guesses = sequences.values[:, 0].softmax(1).max(1)
+    truths = sequences.labels
+    wrong = [i for i in range(997) if guesses[i] != truths[i]]
+    worst = sorted(wrong, key=lambda i: (-float(chances[i]), i))[:NUM_MISTAKES]
+    assert len(wrong) > NUM_MISTAKES
+    assert [tuple(mistake) for mistake in found.mistakes] == [
+        (i, int(truths[i]), int(guesses[i]), float(chances[i])) for i in worst
+    ]
+    for number, row in enumerate(found.calibration.tolist()):
+        low, high = number / NUM_BINS, (number + 1) / NUM_BINS
+        inside = [i for i in range(997) if low <= float(chances[i]) < high]
+        hits = sum(bool(guesses[i] == truths[i]) for i in inside)
+        total = sum(float(chances[i]) for i in inside)
+        assert row == pytest.approx([len(inside), hits, total])
+
+
+def test_a_model_that_diverged_has_mistakes_of_no_confidence(cpu: Runtime) -> None:
+    sequences = data(20, 5, 5)
+    sequences.values[:] = float("nan")
+    found = evaluate(cpu, Echo(), sequences, batch_size=10)
+    assert {mistake.probability for mistake in found.mistakes} == {0.0}
+    assert found.calibration[0, 0] == 20
 
 
 def test_a_loss_over_many_batches_is_summed_in_float64(cpu: Runtime) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -268,3 +270,26 @@ def test_tokens_are_embedded() -> None:
     output, _ = model.rnn(model.embedding.weight[tokens.long()])
     expected = model.out(output[[0, 1], lengths - 1])
     torch.testing.assert_close(model(tokens, lengths), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_tokens", [0, 11])
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_a_card_counts_its_parameters(
+    num_layers: int, bidirectional: bool, num_tokens: int, pooling: Pooling
+) -> None:
+    card = Architecture(
+        input_size=1 if num_tokens else 5,
+        classes=("a", "b", "c"),
+        scale=1.0,
+        read="rows",
+        hidden_size=7,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        num_tokens=num_tokens,
+        embedding_size=4,
+        pooling=pooling,
+        dropout=0.0,
+    )
+    assert card.num_parameters == sum(p.numel() for p in card.build().parameters())

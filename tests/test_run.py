@@ -6,10 +6,13 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import read_metrics, run_ranks
 
 from seqclf import checkpoint, runs
@@ -282,3 +285,33 @@ def test_a_metrics_file_that_was_deleted_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").unlink()
     run(tmp_path, **(constant | {"train.steps": "40"}))
     assert [line["step"] for line in read_metrics(tmp_path)] == [40, 40, 40]
+
+
+def test_a_stopwatch_leaves_out_what_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock = train_module.Stopwatch(1000, torch.device("cpu"))
+
+    def batches() -> Iterator[Any]:
+        nonlocal now
+        while True:
+            now += 0.25
+            yield None
+
+    source = batches()
+    for index in range(20):
+        with clock.step():
+            clock.fetch(source)
+            now += 0.75 if index < 18 else 2.75
+    with clock.paused():
+        now += 1000
+    figures = {
+        "train/examples_per_s": 600 / 24,
+        "train/seconds_per_step_p50": 1.0,
+        "train/seconds_per_step_p95": 3.0,
+        "train/data_wait_share": 5 / 24,
+    }
+    assert clock.read(1600) == pytest.approx(figures)
+    with clock.step():
+        now += 2
+    assert clock.read(1700)["train/examples_per_s"] == 50

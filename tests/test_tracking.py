@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +26,9 @@ from wandb_server import serving
 
 from seqclf import cli
 from seqclf import train as training
+from seqclf.config import Tracking as Options
 from seqclf.mirror import Sent, class_table, follow, mend
-from seqclf.tracking import wandb_mode
+from seqclf.tracking import Tracking, wandb_mode
 
 KEY = {"WANDB_API_KEY": "x" * 40}
 OURS = {"WANDB_BASE_URL": "https://wandb.example.org/"}
@@ -312,6 +315,28 @@ def dying(
     die(run_dir, flags, step, mirror_too=mirror_too)
 
 
+def test_where_the_logs_are_lost_the_server_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on on another host."""
+    flags = FLAGS | {"tracking.wandb": "online"}
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY["WANDB_API_KEY"])
+        environment = dict(os.environ)
+        assert run_mortal_ranks(1, dying, tmp_path / "run", flags, 27, False, environment) == [-9]
+        while not any(received.exit_code for received in server.runs.values()):
+            time.sleep(0.1)  # for its mirror to begin
+        with (tmp_path / "run" / ".wandb.lock").open("a") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # and to leave
+        shutil.rmtree(tmp_path / "run" / "wandb")
+        [received] = server.runs.values()
+        assert lines_in(list(received.rows.values()))[-1]["step"] == 20
+        assert cli.main(words_for(tmp_path / "run", flags)) == 0
+        assert received.sent == list(range(len(received.sent)))
+        assert lines_in(list(received.rows.values())) == read_metrics(tmp_path / "run", timed=True)
+
+
 def test_a_preempted_run_says_so_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +447,31 @@ def test_a_mirror_that_fails_leaves_the_training_alone(
         json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "straight")
     ]
     assert hashes[0]["weights_sha256"] == hashes[1]["weights_sha256"]
+
+
+def test_nobody_waits_for_a_mirror_where_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "run", tracking__wandb="disabled") == 0
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "wandb.py").write_text("import time; time.sleep(3600)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    tracking = Tracking(print, enabled=True)
+    tracking.open(Options(wandb="offline", finish_s=3600), tmp_path / "run")
+    mirror = tracking._mirrors["wandb"]
+    tracking.close(1, waits=False)
+    assert mirror.poll() is None
+    mirror.kill()
+    mirror.wait()
+
+
+def test_a_mirror_by_hand_says_what_is_wrong(tmp_path: Path) -> None:
+    for words in (["wandb", str(tmp_path / "none")], ["wandb"], ["else", str(tmp_path)]):
+        command = [sys.executable, "-m", "seqclf.mirror", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert done.stdout + done.stderr
 
 
 def test_a_refused_connection_leaves_it_offline(
