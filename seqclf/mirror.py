@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,10 +281,12 @@ def find_sent(run: Any, metrics_file: Path) -> Sent:
     if run.offline or sent.next_row >= run.starting_step:
         return sent
     summary = dict(run.summary)  # the logs are on another host, or were killed
-    step = int(summary.get("global_step", {}).get("max", -1))
     lines = map(json.loads, metrics_file.read_bytes().splitlines())
-    known = [line for line in lines if line["step"] == step and in_summary(numbers(line), summary)]
-    return Sent(run.starting_step, step, frozenset().union(*known))
+    known = [line for line in lines if in_summary(numbers(line), summary)]
+    # not by the summary of global_step, which W&B's client sets to 0 when it resumes
+    step = max((line["step"] for line in known), default=-1)
+    last = (line for line in known if line["step"] == step)
+    return Sent(run.starting_step, step, frozenset().union(*last))
 
 
 def mend(log: Path) -> None:
@@ -311,9 +313,8 @@ def mend(log: Path) -> None:
 
 def in_summary(metrics: dict[str, float], summary: dict[str, Any]) -> bool:
     """Say whether a line's values are the last that W&B has of each."""
-    last = {
-        k: v["last"] if isinstance(v, Mapping) and "last" in v else v for k, v in summary.items()
-    }
+    # of W&B's own kind of mapping, which is no Mapping
+    last = {k: v.get("last") if hasattr(v, "get") else v for k, v in summary.items()}
     return all(last.get(name) == value for name, value in metrics.items())
 
 
