@@ -137,27 +137,66 @@ class LSTMClassifier(nn.Module):
             for lstm in (self.rnn, *self.upper):
                 _init_lstm(lstm)
 
-    def forward(
-        self, values: Tensor, lengths: Tensor | None = None, num_steps: int | None = None
-    ) -> Tensor:
+    def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Map images [B, rows, columns], sequences [B, T, F] or tokens [B, T] to logits.
 
         They are of any real dtype. Steps beyond a row's length, int64 [B], are padding, which
-        changes nothing. `num_steps` reads that many of the first steps only.
+        changes nothing.
         """
-        values = values if values.ndim == 2 else read_images(values, self.read)
-        if num_steps is not None:
-            values = values[:, :num_steps]
-            lengths = lengths.clamp(max=num_steps) if lengths is not None else None
+        return self.classify(self.steps(values), lengths)
+
+    def steps(self, values: Tensor) -> Tensor:
+        """Return what is read step by step: images as `read` says, sequences and tokens as is."""
+        return values if values.ndim == 2 else read_images(values, self.read)
+
+    def classify(self, steps: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Map steps [B, T, F], or tokens [B, T], to logits [B, C]."""
         if lengths is not None:
-            lengths = lengths.to(values.device, non_blocking=True)
-        output_BTH = self.embed(values)
-        for number, lstm in enumerate((self.rnn, *self.upper)):
-            output_BTH = self.dropout(output_BTH) if number else output_BTH
-            output_BTH, final_BH = run(lstm, output_BTH, lengths)
+            lengths = lengths.to(steps.device, non_blocking=True)
+        output_BTH, final_BH = self.states(steps, lengths)
         pooled_BH = final_BH if self.pooling == "last" else self.pool(output_BTH, lengths)
         logits_BC: Tensor = self.out(self.dropout(pooled_BH))
         return logits_BC
+
+    def states(self, steps: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the last layer's outputs, [B, T, H], and final states, [B, H]."""
+        output_BTH = self.embed(steps)
+        for number, lstm in enumerate((self.rnn, *self.upper)):
+            output_BTH = self.dropout(output_BTH) if number else output_BTH
+            output_BTH, final_BH = run(lstm, output_BTH, lengths)
+        return output_BTH, final_BH
+
+    def along(self, steps: Tensor, ends_BE: Tensor) -> Tensor:
+        """Return the logits of prefixes, [B, E, C]: of each row's first `ends_BE` steps alone.
+
+        In one pass, but for both directions, where the second one reads every prefix anew.
+        """
+        if self.rnn.bidirectional:
+            prefixes = [
+                self.classify(steps[:, : int(ends_B.max())], ends_B) for ends_B in ends_BE.unbind(1)
+            ]
+            return torch.stack(prefixes, 1)
+        running_BTH = self.pool_along(self.states(steps, None)[0])
+        rows = torch.arange(len(steps), device=steps.device)[:, None]
+        logits_BEC: Tensor = self.out(running_BTH[rows, ends_BE.to(steps.device) - 1])
+        return logits_BEC
+
+    def pool_along(self, output_BTH: Tensor) -> Tensor:
+        """Pool the outputs up to each step, [B, T, H]."""
+        if self.pooling == "last":
+            return output_BTH
+        if self.pooling == "max":
+            return output_BTH.cummax(1).values
+        count_T1 = torch.arange(1, output_BTH.shape[1] + 1, device=output_BTH.device)[:, None]
+        share_BT1 = (1 / count_T1).to(output_BTH.dtype).expand(len(output_BTH), -1, -1)
+        if self.attention is not None:
+            scores_BT1 = self.attention(output_BTH).float()
+            share_BT1 = (scores_BT1 - scores_BT1.logcumsumexp(1)).exp()
+        mixed_BH, running = torch.zeros_like(output_BTH[:, 0]), []  # each step's share moves it
+        for now_BH, share_B1 in zip(output_BTH.unbind(1), share_BT1.unbind(1), strict=True):
+            mixed_BH = mixed_BH + share_B1 * (now_BH - mixed_BH)
+            running.append(mixed_BH)
+        return torch.stack(running, 1)
 
     def embed(self, values: Tensor) -> Tensor:
         """Turn tokens, or features as they are in the data, into what the LSTM reads, [B, T, F]."""

@@ -114,31 +114,31 @@ def _find_weights(run_dir: Path) -> tuple[Path, bytes, Architecture]:
 
 
 @torch.inference_mode()
-def probabilities(
-    model: nn.Module,
-    values: Tensor,
-    lengths: Tensor | None = None,
-    num_steps: int | None = None,
-) -> Tensor:
-    """Return the probabilities of all classes, float32 [B, C] on the CPU.
-
-    `num_steps` shows the model that many of the first steps only.
-    """
+def probabilities(model: nn.Module, values: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Return the probabilities of all classes, float32 [B, C] on the CPU."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    logits_BC = model(values.to(device), lengths, num_steps).float()
+    logits_BC = model(values.to(device), lengths).float()
     model.train(training)
     chances_BC: Tensor = logits_BC.softmax(1).cpu()
     return chances_BC
 
 
-def read_along(model: nn.Module, value: Tensor, ends: Iterable[int]) -> Tensor:
-    """Return the probabilities after the first `ends` steps of one image or sequence, [E, C].
+@torch.inference_mode()
+def read_along(model: LSTMClassifier, values: Tensor, ends_BE: Tensor) -> Tensor:
+    """Return the probabilities after each row's first `ends_BE` steps, float32 [B, E, C].
 
-    A row is what the model says of these steps alone, whatever its pooling or direction.
+    They are what the model says of these steps alone, whatever its pooling or direction. Rows of
+    `values` are padded up to the longest; `ends_BE` is int64, on the CPU.
     """
-    return torch.cat([probabilities(model, value[None], num_steps=end) for end in ends])
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    logits_BEC = model.along(model.steps(values.to(device)), ends_BE).float()
+    model.train(training)
+    chances_BEC: Tensor = logits_BEC.softmax(2).cpu()
+    return chances_BEC
 
 
 # ---- predicting a file
@@ -317,7 +317,7 @@ def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str
     flat = model.read in ("pixels", "permuted")
     per_line = value.shape[1] if flat else -(-num_steps // MOST_LINES)
     ends = [*range(per_line, num_steps, per_line), num_steps]
-    guessed = read_along(model, value, ends)
+    guessed = read_along(model, value[None], torch.tensor([ends]))[0]
     chances, guesses = guessed.nan_to_num(0).max(1)  # a model that diverged can be shown too
     names = [sequences.classes[guess] for guess in guesses.tolist()]
     longest = max(map(len, names))

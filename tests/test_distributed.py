@@ -328,13 +328,8 @@ def train_on_poison(run_dir: str, what: str, precision: str) -> str:
             values[poisoned_plan().batch(step)[-1], 0, 0] = marker
         return replace(splits, train=replace(splits.train, values=values))
 
-    def forward(
-        self: LSTMClassifier,
-        values: Tensor,
-        lengths: Tensor | None = None,
-        num_steps: int | None = None,
-    ) -> Tensor:
-        logits = honest_forward(self, values, lengths, num_steps)
+    def forward(self: LSTMClassifier, values: Tensor, lengths: Tensor | None = None) -> Tensor:
+        logits = honest_forward(self, values, lengths)
         marked = values[:, :1, 0] == marker
         if what == "loss":
             logits = logits.masked_fill(marked, torch.nan)

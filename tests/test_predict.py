@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from seqclf import checkpoint
 from seqclf.config import UserError
 from seqclf.data.sequences import Sequences
-from seqclf.model import Architecture, LSTMClassifier, Pooling, Read, permutation, read_images
+from seqclf.model import Architecture, LSTMClassifier, Pooling, Read, permutation
 from seqclf.predict import (
     load_model,
     predictions_text,
@@ -27,12 +28,13 @@ class Adder(LSTMClassifier):
         super().__init__(1, 1, read=read)
         self.weight = nn.Parameter(torch.tensor(weight))
 
-    def forward(
-        self, values: Tensor, lengths: Tensor | None = None, num_steps: int | None = None
-    ) -> Tensor:
-        values_BTF = read_images(values, self.read)[:, :num_steps]
-        sums = values_BTF.float().sum(1) * self.weight
-        return sums if sums.shape[1] > 1 else torch.cat([torch.zeros_like(sums), sums], 1)
+    def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.along(self.steps(values), None)[:, -1]
+
+    def along(self, steps: Tensor, ends_BE: Tensor | None) -> Tensor:
+        sums = steps.float().cumsum(1) * self.weight
+        sums = sums if ends_BE is None else sums[:, ends_BE[0] - 1]
+        return sums if sums.shape[2] > 1 else torch.cat([torch.zeros_like(sums), sums], 2)
 
 
 DATA = Sequences(
@@ -43,23 +45,34 @@ DATA = Sequences(
 )
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("pooling", get_args(Pooling))
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_reading_along_predicts_every_prefix(bidirectional: bool, pooling: Pooling) -> None:
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_reading_along_predicts_every_prefix(
+    bidirectional: bool, pooling: Pooling, num_layers: int
+) -> None:
     torch.manual_seed(0)
     model = LSTMClassifier(
-        *(4, 3), bidirectional=bidirectional, pooling=pooling, hidden_size=8, dropout=0.5
+        *(4, 3),
+        bidirectional=bidirectional,
+        pooling=pooling,
+        hidden_size=8,
+        num_layers=num_layers,
+        dropout=0.5,
     )
-    values = torch.randn(6, 4)
-    rows = read_along(model, values, range(1, 7))
+    values = 3 * torch.randn(3, 6, 4)
+    ends = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 1, 2, 2, 3, 4], [6, 5, 4, 3, 2, 1]])
+    if model.attention is not None:
+        model.attention.weight.data *= 200  # shares near 0 and near 1
+    found = read_along(model, values, ends)
     assert model.training
     model.eval()
-    for t in range(6):
-        expected = model(values[None, : t + 1]).softmax(1)[0]
-        torch.testing.assert_close(rows[t], expected, rtol=0, atol=1e-6)
-    assert torch.equal(read_along(model, values, [2, 6]), rows[[1, 5]])
-    torch.testing.assert_close(rows[-1:], probabilities(model, values[None]), rtol=0, atol=1e-6)
-    assert len(rows) == 6
+    for value, rows, row_ends in zip(values, found, ends.tolist(), strict=True):
+        for chances, end in zip(rows, row_ends, strict=True):
+            expected = model(value[None, :end]).softmax(1)[0]
+            torch.testing.assert_close(chances, expected, rtol=0, atol=1e-6)
+    whole = probabilities(model, values[:1])
+    torch.testing.assert_close(found[:1, -1], whole, rtol=0, atol=1e-6)
 
 
 def test_predictions_stand_over_the_truth_with_the_errors_marked() -> None:
