@@ -213,6 +213,16 @@ def build_parser(*, completing: bool = False) -> argparse.ArgumentParser:
     )
     _add_reading(predict)
     made = command(
+        *("report", _report, "write a page of a run, or of several: curves, classes, the reading"),
+        "RUN_DIR [RUN_DIR ...] [options]",
+    )
+    made.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="runs to show")
+    made.add_argument(
+        "--out", type=Path, help="the page [RUN_DIR/report.html; of several report.html]"
+    )
+    made.add_argument("--data.root", help="folder of the data files [the run's]")
+    made.add_argument("--data.path", help="folder of the prepared data set [the run's]")
+    made = command(
         *("prepare", _prepare, "turn files into a data set to train on"),
         *("INPUT ... --out DIR [options]", PREPARE),
     )
@@ -355,6 +365,15 @@ def _load_run(known: argparse.Namespace) -> tuple[Config, Path]:
     given = {name: getattr(known, name) for name in ("data.root", "data.path")}
     flags = {name: value for name, value in given.items() if value}
     return load_config(run_dir / "config.yaml", flags)[0], run_dir
+
+
+def _report(known: argparse.Namespace) -> int:
+    from seqclf.report import write_report
+
+    given = {name: getattr(known, name) for name in ("data.root", "data.path")}
+    flags = {name: value for name, value in given.items() if value}
+    print(f"report      {write_report(known.run_dirs, known.out, flags)}")
+    return 0
 
 
 def _evaluate(known: argparse.Namespace) -> int:

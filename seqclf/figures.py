@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from seqclf.data.sequences import Sequences
 
 MOST_POINTS, MOST_FEATURES = 500, 12  # of a series, and the lines of it
@@ -57,3 +62,244 @@ def draw(example: dict[str, Any]) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
+
+
+# ---- the report's figures: SVG, as wide as a phone, so that a page sets them side by side
+
+INK, PAPER = "#1f2429", "#fdfdfd"  # a page puts its own colours in their place
+COLOURS = ("#3b82f6", "#e8833a", "#2a9d63", "#d64550", "#8b6fd6", "#b08a1e", "#1b9aaa", "#c2589a")
+WIDTH, HEIGHT = 4.6, 3.0  # inches of 72 points
+MOST_LABELS, MOST_LETTERS_OF_A_LABEL, MOST_NUMBERS = 30, 14, 15
+
+
+@contextmanager
+def canvas(width: float = WIDTH, height: float = HEIGHT) -> Iterator[tuple[Figure, list[str]]]:
+    """Give a figure to draw on, and a list that holds its SVG afterwards."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "seqclf",
+        "text.parse_math": False,
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.facecolor": "none",
+        "figure.facecolor": PAPER,
+        "legend.frameon": False,
+    }
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    with rc_context(style | dict.fromkeys(inked, INK)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that matplotlib's font lacks, a browser's not
+        figure = Figure(figsize=(width, height), layout="constrained")
+        drawn: list[str] = []
+        yield figure, drawn
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        drawn.append(text.getvalue()[text.getvalue().index("<svg") :])
+
+
+def label(name: str) -> str:
+    """Return a name from the data as it fits into a figure: printable and short."""
+    plain = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
+    )
+    return (
+        plain
+        if len(plain) <= MOST_LETTERS_OF_A_LABEL
+        else plain[: MOST_LETTERS_OF_A_LABEL - 1] + "…"
+    )
+
+
+def curve(
+    runs: dict[str, list[tuple[int, float]]],
+    ylabel: str,
+    marks: list[int],
+    skipped: list[int],
+    *,
+    log: bool = False,
+) -> str:
+    """Draw a metric of runs over the step; dotted lines where a run went on, crosses for skips."""
+    with canvas() as (figure, drawn):
+        axes = figure.subplots()
+        for number, (name, points) in enumerate(runs.items()):
+            steps, values = zip(*points, strict=True)
+            marker = "." if len(points) < 40 else ""
+            axes.plot(
+                steps, values, marker=marker, lw=1.1, color=COLOURS[number % 8], label=label(name)
+            )
+        if log and min(v for points in runs.values() for _, v in points) > 0:
+            axes.set_yscale("log")
+        for number, step in enumerate(marks):
+            axes.axvline(step, color=INK, ls=":", lw=1, label="resumed" if number == 0 else None)
+        if skipped:
+            low = axes.get_ylim()[0]
+            axes.plot(skipped, [low] * len(skipped), "x", color=COLOURS[3], label="skipped steps")
+        axes.set_xlabel("step")
+        axes.set_ylabel(ylabel)
+        if len(runs) > 1 or marks or skipped:
+            axes.legend(fontsize=7)
+    return drawn[0]
+
+
+def confusion(classes: list[str], matrix: list[list[int]]) -> str:
+    """Draw a confusion matrix: truth down, guess across, shaded by the share of the truth."""
+    from matplotlib.colors import PowerNorm
+
+    count = len(classes)
+    with canvas(WIDTH, WIDTH * 0.92) as (figure, drawn):
+        axes = figure.subplots()
+        shares = [[cell / max(1, sum(row)) for cell in row] for row in matrix]
+        axes.imshow(
+            shares, cmap="Blues", norm=PowerNorm(0.4, 0, 1), interpolation="none", aspect="auto"
+        )
+        if count <= MOST_NUMBERS:
+            for i, row in enumerate(matrix):
+                for j, cell in enumerate(row):
+                    colour = "#ffffff" if shares[i][j] > 0.2 else "#10243e"
+                    axes.text(
+                        *(j, i, str(cell) if cell else ""),
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color=colour,
+                    )
+        stride = -(-count // MOST_LABELS)
+        ticks = list(range(0, count, stride))
+        names = [label(classes[i]) for i in ticks]
+        axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=7)
+        axes.set_yticks(ticks, names, fontsize=7)
+        axes.set_xlabel("guess")
+        axes.set_ylabel("truth")
+    return drawn[0]
+
+
+def reliability(calibration: list[list[float]]) -> str:
+    """Draw accuracy over confidence by bin (`Metrics.calibration`), and how many are in each."""
+    with canvas() as (figure, drawn):
+        top, bottom = figure.subplots(2, height_ratios=[3, 1], sharex=True)
+        width = 1 / len(calibration)
+        edges = [number * width for number in range(len(calibration))]
+        top.bar(
+            edges,
+            [hits / count if count else 0 for count, hits, _ in calibration],
+            width,
+            align="edge",
+            color=COLOURS[0],
+            alpha=0.8,
+            edgecolor=PAPER,
+        )
+        top.plot([0, 1], [0, 1], ls="--", lw=1, color=INK)
+        top.set_ylabel("accuracy")
+        bottom.bar(
+            edges,
+            [count for count, *_ in calibration],
+            width,
+            align="edge",
+            color=COLOURS[1],
+            edgecolor=PAPER,
+        )
+        bottom.set_yscale("symlog")
+        bottom.set_ylabel("examples")
+        bottom.set_xlabel("confidence")
+        bottom.set_xlim(0, 1)
+    return drawn[0]
+
+
+def share_curve(
+    shares: list[float], accuracy: list[float], bounds: list[tuple[float, float]], xlabel: str
+) -> str:
+    """Draw accuracy over what was read, with its confidence band."""
+    with canvas() as (figure, drawn):
+        axes = figure.subplots()
+        lows, highs = zip(*bounds, strict=True)
+        axes.fill_between(shares, lows, highs, color=COLOURS[0], alpha=0.25, lw=0)
+        axes.plot(shares, accuracy, marker="." if len(shares) < 40 else "", color=COLOURS[0])
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("accuracy")
+        axes.set_ylim(0, 1.02)
+    return drawn[0]
+
+
+def decisions(classes: list[str], points: list[list[float]], xlabel: str) -> str:
+    """Draw when the examples of each class are decided: median, quartiles, 5 and 95 %."""
+    with canvas(WIDTH, 1 + 0.22 * len(classes)) as (figure, drawn):
+        axes = figure.subplots()
+        axes.boxplot(
+            points[::-1],
+            orientation="horizontal",
+            whis=(5, 95),
+            showfliers=False,
+            widths=0.6,
+            boxprops={"color": INK},
+            whiskerprops={"color": INK},
+            capprops={"color": INK},
+            medianprops={"color": COLOURS[1], "lw": 2},
+        )
+        axes.set_yticks(range(1, len(classes) + 1), [label(name) for name in classes[::-1]])
+        axes.set_xlabel(xlabel)
+    return drawn[0]
+
+
+def reading(
+    picture: list[list[float]] | list[str],
+    chances: list[list[float]],
+    classes: list[str],
+    *,
+    across: bool,
+    is_image: bool,
+) -> str:
+    """Draw what is read beside the class probabilities after each line of it.
+
+    `picture` holds a line for each row of `chances`: of an image or its text; of a series its
+    features at that step. Time runs down, or `across`.
+    """
+    height = WIDTH * 0.75 if across else max(2.6, 0.9 + 0.085 * len(chances))
+    with canvas(WIDTH, height) as (figure, drawn):
+        names = [label(name) for name in classes]
+        heat: dict[str, Any] = {
+            "cmap": "Blues",
+            "vmin": 0,
+            "vmax": 1,
+            "aspect": "auto",
+            "interpolation": "none",
+        }
+        if across:
+            top, bottom = figure.subplots(2, sharex=True)
+            if is_image:
+                turned = list(zip(*picture, strict=True))
+                top.imshow(turned, cmap="gray", aspect="auto", interpolation="none")
+                top.set_yticks([])
+            else:
+                for number, feature in enumerate(zip(*picture, strict=True)):
+                    top.plot(feature, lw=1, color=COLOURS[number % 8])
+            bottom.imshow(list(zip(*chances, strict=True)), **heat)
+            bottom.set_yticks(range(len(names)), names, fontsize=7)
+            bottom.set_xlabel("read so far")
+            bottom.spines[:].set_visible(True)
+        else:
+            left, right = figure.subplots(1, 2, sharey=True)
+            if is_image:
+                left.imshow(picture, cmap="gray", aspect="auto", interpolation="none")
+            else:
+                left.set_axis_off()
+                for number, line in enumerate(picture):
+                    left.text(
+                        1,
+                        number,
+                        line,
+                        ha="right",
+                        va="center",
+                        fontsize=6,
+                        family="monospace",
+                        transform=left.get_yaxis_transform(),
+                    )
+            left.set_xticks([])
+            left.set_ylabel("read so far")
+            right.imshow(chances, **heat)
+            turn = 90 if max(map(len, names)) > 2 else 0
+            right.set_xticks(range(len(names)), names, fontsize=7, rotation=turn)
+            right.spines[:].set_visible(True)
+    return drawn[0]

@@ -311,18 +311,14 @@ def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str
     sequence as many as make MOST_LINES.
     """
     value = sequences[index][0].cpu()
-    num_steps = (
-        len(value) if sequences.starts is not None else len(read_images(value[None], model.read)[0])
-    )
     flat = model.read in ("pixels", "permuted")
-    per_line = value.shape[1] if flat else -(-num_steps // MOST_LINES)
-    ends = [*range(per_line, num_steps, per_line), num_steps]
+    per_line, ends = line_ends(model, sequences, value, MOST_LINES)
     guessed = read_along(model, value[None], torch.tensor([ends]))[0]
     chances, guesses = guessed.nan_to_num(0).max(1)  # a model that diverged can be shown too
     names = [sequences.classes[guess] for guess in guesses.tolist()]
     longest = max(map(len, names))
     if sequences.num_tokens:
-        pictures = _token_lines(sequences, value, ends)
+        pictures = token_lines(sequences, value, ends)
     else:
         pictures = _shaded_lines(model, sequences, value, ends, flat)
     width = max(map(len, pictures))
@@ -343,6 +339,20 @@ def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str
     return "\n".join(text)
 
 
+def line_ends(
+    model: LSTMClassifier, sequences: Sequences, value: Tensor, most: int
+) -> tuple[int, list[int]]:
+    """Return the steps that a line of a picture takes, and after which of them each line ends.
+
+    That is one; of single pixels as many as a row has; of a long sequence as many as make `most`.
+    """
+    is_image = sequences.starts is None
+    num_steps = len(read_images(value[None], model.read)[0]) if is_image else len(value)
+    flat = model.read in ("pixels", "permuted")
+    per_line = value.shape[1] if flat else -(-num_steps // most)
+    return per_line, [*range(per_line, num_steps, per_line), num_steps]
+
+
 def _shaded_lines(
     model: LSTMClassifier, sequences: Sequences, value: Tensor, ends: list[int], flat: bool
 ) -> list[str]:
@@ -357,7 +367,7 @@ def _shaded_lines(
     return ["".join(SHADES[cell] * 2 for cell in row) for row in cells]
 
 
-def _token_lines(sequences: Sequences, value: Tensor, ends: list[int]) -> list[str]:
+def token_lines(sequences: Sequences, value: Tensor, ends: list[int]) -> list[str]:
     """Write the tokens or the text that each line adds, cut to MOST_LETTERS."""
     lines = []
     for first, end in zip([0, *ends], ends, strict=False):

@@ -21,6 +21,7 @@ ORDER = [
         "resume",
         "run",
         "runs",
+        "report",
         "train",
         "doctor",
         "reference",

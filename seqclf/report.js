@@ -1,0 +1,16 @@
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const head = button.closest("th"), body = head.closest("table").tBodies[0];
+    const down = head.getAttribute("aria-sort") !== "descending";
+    const place = [...head.parentNode.children].indexOf(head);
+    const key = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent;
+    const order = (a, b) => {
+      const [x, y] = [key(a), key(b)], [p, q] = [parseFloat(x), parseFloat(y)];
+      return isNaN(p) || isNaN(q) ? x.localeCompare(y) : p - q;
+    };
+    for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const rows = [...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b)));
+    body.append(...rows);
+  });
+}
