@@ -132,6 +132,7 @@ def curve(
             )
         if log and min(v for points in runs.values() for _, v in points) > 0:
             axes.set_yscale("log")
+            _plain_log(axes.yaxis)
         for number, step in enumerate(marks):
             axes.axvline(step, color=INK, ls=":", lw=1, label="resumed" if number == 0 else None)
         if skipped:
@@ -142,6 +143,15 @@ def curve(
         if len(runs) > 1 or marks or skipped:
             axes.legend(fontsize=7)
     return drawn[0]
+
+
+def _plain_log(axis: Any, subs: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Write the numbers of a logarithmic axis without mathematics."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=subs, numticks=6))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def confusion(classes: list[str], matrix: list[list[int]]) -> str:
@@ -201,7 +211,8 @@ def reliability(calibration: list[list[float]]) -> str:
             color=COLOURS[1],
             edgecolor=PAPER,
         )
-        bottom.set_yscale("symlog")
+        bottom.set_yscale("log")
+        _plain_log(bottom.yaxis, subs=(1,))
         bottom.set_ylabel("examples")
         bottom.set_xlabel("confidence")
         bottom.set_xlim(0, 1)

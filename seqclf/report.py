@@ -504,7 +504,7 @@ def render(content: dict[str, Any], drawn: dict[str, str]) -> str:
 
 
 def _inline(name: str, svg: str) -> str:
-    """Return a figure for a page: in its colours, with ids of its own; its caption says it aloud."""
+    """Return a figure for a page: in its colours, ids of its own; the caption is its text."""
     svg = re.sub(r' id="[a-z]+[a-z0-9]*_\d+"', "", svg)
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(figures.INK, "currentColor").replace(figures.PAPER, "none")
