@@ -247,6 +247,8 @@ class Config(Settings):
     """Repeat a GPU run bit for bit, at some cost in speed (CPU runs always do)."""
     quiet: bool = False
     """Print neither progress bar nor log lines; what was decided and the result stay."""
+    report: bool = True
+    """Write report.html at the end, a page of the run (not in sweeps)."""
     data: Data = Data()
     model: Model = Model()
     loss: Loss = Loss()
@@ -276,7 +278,7 @@ class Config(Settings):
 
 
 # Settings that change neither the weights nor the numbers measured: not part of a run's name.
-NEUTRAL = {"run_dir", "resume", "quiet", "data.root", "data.path", "data.on_device"} | {
+NEUTRAL = {"run_dir", "resume", "quiet", "report", "data.root", "data.path", "data.on_device"} | {
     "data.workers",
     "checkpoint.every",
     "checkpoint.keep_last",

@@ -124,6 +124,8 @@ def write_report(run_dirs: list[Path], out: Path | None, flags: dict[str, str]) 
         if out.exists() and b'content="seqclf"' not in out.read_bytes()[:2000]:
             raise UserError(f"{out}: is there already and no report of ours; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.svg"):
+            old.unlink()
         for name, svg in drawn.items():
             (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
         out.write_text(text, encoding="utf-8")
@@ -300,19 +302,17 @@ def watch_reading(model: LSTMClassifier, test: Sequences, drawn: dict[str, str])
         names = [test.classes[number] for number in shown]
         drawn["reading-decided"] = figures.decisions(names, [points[k] for k in shown], xlabel)
     final_N, guess_N = chances_NEC[:, -1].nan_to_num(0).max(1)
-    right = guess_N == labels
-    kinds = {
-        "right": right.nonzero()[:, 0],
-        "wrong, and most sure": (~right).nonzero()[:, 0],
-        "unsure": final_N.argsort(stable=True),
-    }
+    right_N = guess_N == labels
     order = final_N.argsort(descending=True, stable=True)
-    kinds["wrong, and most sure"] = order[~right[order]]
-    told = [
-        read_one(model, test, int(ids[place]), f"{kind}", drawn)
-        for kind, places in kinds.items()
-        for place in places[:OF_A_KIND]
-    ]
+    kinds = {
+        "right": right_N.nonzero()[:, 0],
+        "wrong, and most sure": order[~right_N[order]],
+        "unsure": order.flip(0),
+    }
+    told: dict[int, dict[str, Any]] = {}  # an example is drawn once
+    for kind, places in kinds.items():
+        new = [index for index in ids[places].tolist() if index not in told][:OF_A_KIND]
+        told |= {index: read_one(model, test, index, kind, drawn) for index in new}
     first = torch.arange(min(10, len(test)))
     ten = [
         {
@@ -324,7 +324,7 @@ def watch_reading(model: LSTMClassifier, test: Sequences, drawn: dict[str, str])
         for i in first.tolist()
         for chances in [read_along(model, *_one(model, test, i))[0, -1].nan_to_num(0)]
     ]
-    return {"read_n": n, "test_n": len(test), "readings": told, "ten": ten}
+    return {"read_n": n, "test_n": len(test), "readings": list(told.values()), "ten": ten}
 
 
 def num_steps_of(model: LSTMClassifier, test: Sequences) -> int:

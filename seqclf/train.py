@@ -385,6 +385,8 @@ def train(
         path = choose_path(config, config_path, flagged, runtime)
         exit_code = _train(config, runtime, console, tracking, path)
         runtime.close()  # before the mirrors, so that no rank waits for a slow upload
+        if exit_code == 0 and runtime.is_main and config.report:
+            write_page(path, console)
     except UserError:
         exit_code = 2
         raise
@@ -396,6 +398,19 @@ def train(
     if fallback:
         console.say(fallback)
     return exit_code
+
+
+def write_page(path: Path, console: Console) -> None:
+    """Write a finished run's report.html; a failure is told, and is none of the run's."""
+    if os.environ.get("WANDB_SWEEP_ID"):
+        return
+    from seqclf.report import write_report
+
+    try:
+        console.say(f"report      {write_report([path], None, {})}")
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        console.say(f"warning: no report: {reason}; try again: seqclf report {path}")
 
 
 def _train(

@@ -55,6 +55,9 @@ def _enter(
             "MASTER_PORT": str(port),
         }
     torch.set_num_threads(1)
+    import seqclf.train
+
+    seqclf.train.write_page = lambda *_: None  # 2 s each; test_report has its own
     return function(*args)
 
 
@@ -147,6 +150,13 @@ def launch(*words: str | Path, **environment: str) -> subprocess.CompletedProces
         timeout=200,
         check=False,
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report, 2 s of each run; test_report has it."""
+    if request.path.stem != "test_report":
+        monkeypatch.setattr("seqclf.train.write_page", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

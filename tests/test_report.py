@@ -159,3 +159,27 @@ def test_hostile_names_are_only_names_in_a_browser(tmp_path: Path, kind: str) ->
     assert "CONSOLE" not in done.stderr
     assert done.stdout.count("<script") == 1
     assert done.stdout.count("<svg") == len(list((run_dir / "report-figures").iterdir()))
+
+
+def test_a_run_ends_with_its_page(digits: Path, tmp_path: Path) -> None:
+    assert (digits / "report.html").is_file()
+    run_dir = train(tmp_path / "run", "--data.name", "digits", "--report", "false")
+    assert not (run_dir / "report.html").exists()
+
+
+def test_no_page_of_a_sweeps_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    run_dir = train(tmp_path / "run", "--data.name", "digits")
+    assert not (run_dir / "report.html").exists()
+
+
+def test_a_page_that_fails_is_told_and_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("no luck")
+
+    monkeypatch.setattr("seqclf.report.write_report", fail)
+    run_dir = train(tmp_path / "run", "--data.name", "digits")
+    assert "warning: no report: no luck; try again: seqclf report" in capsys.readouterr().out
+    assert json.loads((run_dir / "status.json").read_text())["state"] == "finished"
