@@ -101,6 +101,7 @@ def test_the_commands_are_found() -> None:
         "train",
         "evaluate",
         "predict",
+        "report",
         "prepare",
         "describe",
         "runs",

@@ -174,12 +174,12 @@ def test_no_page_of_a_sweeps_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_page_that_fails_is_told_and_fails_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("no luck")
 
     monkeypatch.setattr("seqclf.report.write_report", fail)
     run_dir = train(tmp_path / "run", "--data.name", "digits")
-    assert "warning: no report: no luck; try again: seqclf report" in capsys.readouterr().out
+    assert "warning: no report: no luck; try again: seqclf report" in capfd.readouterr().out
     assert json.loads((run_dir / "status.json").read_text())["state"] == "finished"

@@ -47,9 +47,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_files_of_a_run(finished: Path) -> None:
     files = {str(f.relative_to(finished)) for f in finished.rglob("*") if f.is_file()}
+    files = {name for name in files if not name.startswith("report-figures/")}
     per_step = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
     assert files == {
         *("config.yaml", "run.json", "metrics.jsonl", "status.json", "sessions.jsonl", ".lock"),
+        "report.html",
         *("model/model.safetensors", "model/config.json"),
         *("evaluation/val.json", "evaluation/test.json"),
         *(f"checkpoints/step-{step:08d}/{name}" for step in (20, 30) for name in per_step),

@@ -437,7 +437,8 @@ def test_a_mirror_that_fails_leaves_the_training_alone(
         f"class Settings:\n    def __init__(self, **_): 0\n{code}\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
-    assert run(tmp_path / "run", tracking__finish_s="1") == 0
+    seconds = "1" if said and "not ready" in said else "30"  # to be waited for, or plenty
+    assert run(tmp_path / "run", tracking__finish_s=seconds) == 0
     warnings = [line for line in capfd.readouterr().out.splitlines() if "warning" in line]
     assert len(warnings) == (said is not None)
     assert said is None or said in warnings[0]
