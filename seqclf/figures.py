@@ -257,6 +257,7 @@ def decisions(classes: list[str], points: list[list[float]], xlabel: str) -> str
 def reading(
     picture: list[list[float]] | list[str],
     chances: list[list[float]],
+    ends: list[int],
     classes: list[str],
     *,
     across: bool,
@@ -265,41 +266,39 @@ def reading(
     """Draw what is read beside the class probabilities after each line of it.
 
     `picture` holds a line for each row of `chances`: of an image or its text; of a series its
-    features at that step. Time runs down, or `across`.
+    features at that step; `ends` says after which step, from 1. Time runs down, or `across`.
     """
     height = WIDTH * 0.75 if across else max(2.6, 0.9 + 0.085 * len(chances))
     with canvas(WIDTH, height) as (figure, drawn):
         names = [label(name) for name in classes]
-        heat: dict[str, Any] = {
-            "cmap": "Blues",
-            "vmin": 0,
-            "vmax": 1,
-            "aspect": "auto",
-            "interpolation": "none",
-        }
+        heat: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1}
+        heat |= (plain := {"aspect": "auto", "interpolation": "none"})
+        a_line, first, last = ends[0], 0.5, 0.5 + ends[0] * len(ends)
+        names_span = (-0.5, len(names) - 0.5)
         if across:
             top, bottom = figure.subplots(2, sharex=True)
             if is_image:
                 turned = list(zip(*picture, strict=True))
-                top.imshow(turned, cmap="gray", aspect="auto", interpolation="none")
+                top.imshow(turned, cmap="gray", extent=(first, last, 1, 0), **plain)
                 top.set_yticks([])
             else:
                 for number, feature in enumerate(zip(*picture, strict=True)):
-                    top.plot(feature, lw=1, color=COLOURS[number % 8])
-            bottom.imshow(list(zip(*chances, strict=True)), **heat)
+                    top.plot(ends, feature, lw=1, color=COLOURS[number % 8])
+            span = (first, last, *names_span[::-1])
+            bottom.imshow(list(zip(*chances, strict=True)), extent=span, **heat)
             bottom.set_yticks(range(len(names)), names, fontsize=7)
             bottom.set_xlabel("read so far")
             bottom.spines[:].set_visible(True)
         else:
             left, right = figure.subplots(1, 2, sharey=True)
             if is_image:
-                left.imshow(picture, cmap="gray", aspect="auto", interpolation="none")
+                left.imshow(picture, cmap="gray", extent=(0, 1, last, first), **plain)
             else:
                 left.set_axis_off()
                 for number, line in enumerate(picture):
                     left.text(
                         1,
-                        number,
+                        first + (number + 0.5) * a_line,
                         line,
                         ha="right",
                         va="center",
@@ -309,7 +308,7 @@ def reading(
                     )
             left.set_xticks([])
             left.set_ylabel("read so far")
-            right.imshow(chances, **heat)
+            right.imshow(chances, extent=(*names_span, last, first), **heat)
             turn = 90 if max(map(len, names)) > 2 else 0
             right.set_xticks(range(len(names)), names, fontsize=7, rotation=turn)
             right.spines[:].set_visible(True)

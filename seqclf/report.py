@@ -26,7 +26,8 @@ from seqclf.data import sources
 from seqclf.data.sequences import Sequences
 from seqclf.mirror import class_table
 from seqclf.model import LSTMClassifier
-from seqclf.predict import line_ends, load_model, read_along, token_lines
+from seqclf.predict import line_ends, load_model, probabilities, read_along, token_lines
+from seqclf.runs import family
 
 MOST_FLOP = 2e10  # of the reading over many examples, half a second of a small CPU
 FEWEST_READ, AT_ONCE, MOST_SHARES = 100, 250, 40
@@ -152,13 +153,13 @@ def describe(run: Read, drawn: dict[str, str], flags: dict[str, str]) -> dict[st
     try:
         model, _ = load_model(run.path)
         config, _ = load_config(run.path / "config.yaml", flags)
-        test = sources.load(config.data, seed=config.seed).test
-        if test.classes != tuple(run.facts.get("architecture", {}).get("classes", test.classes)):
-            raise UserError(f"the data of {run.path} have other classes now")
+        splits = sources.load(config.data, seed=config.seed)
+        if splits.fingerprint() != run.facts.get("data_fingerprint"):
+            raise UserError(f"the data of {run.path} are others now; name its own")
     except UserError as error:
         content["unread"] = str(error)
     else:
-        content |= watch_reading(model, test, drawn)
+        content |= watch_reading(model, splits.test, drawn)
     return content
 
 
@@ -222,8 +223,9 @@ def evaluation(split: str, found: dict[str, Any], drawn: dict[str, str]) -> dict
     calibration = found["calibration"]
     drawn[f"{split}-reliability"] = figures.reliability(calibration)
     rows = []
-    for name, precision, recall, f1, support in class_table(classes, matrix):
-        low, high = wilson(round(recall * support), support)
+    for number, row in enumerate(class_table(classes, matrix)):
+        name, precision, recall, f1, support = row
+        low, high = wilson(matrix[number][number], support)
         rows.append((name, support, precision, recall, low, high, f1))
     pairs = sorted(
         (
@@ -313,16 +315,16 @@ def watch_reading(model: LSTMClassifier, test: Sequences, drawn: dict[str, str])
     for kind, places in kinds.items():
         new = [index for index in ids[places].tolist() if index not in told][:OF_A_KIND]
         told |= {index: read_one(model, test, index, kind, drawn) for index in new}
-    first = torch.arange(min(10, len(test)))
     ten = [
         {
-            "guess": test.classes[int(chances.argmax())],
-            "truth": test.classes[int(test.labels[i])],
-            "probability": float(chances.max()),
-            "picture": picture(figures.capture(test, i)),
+            "guess": test.classes[int(chances_C.argmax())],
+            "truth": test.classes[int(test.labels[index])],
+            "probability": float(chances_C.max()),
+            "picture": picture(figures.capture(test, index)),
         }
-        for i in first.tolist()
-        for chances in [read_along(model, *_one(model, test, i))[0, -1].nan_to_num(0)]
+        for index, chances_C in enumerate(
+            probabilities(model, *test.rows(slice(min(10, len(test))))).nan_to_num(0)
+        )
     ]
     return {"read_n": n, "test_n": len(test), "readings": list(told.values()), "ten": ten}
 
@@ -367,11 +369,6 @@ def decided_at(guesses_NE: Tensor) -> Tensor:
     return torch.cat([zero_N1, changed_NE * places_E], 1).amax(1)
 
 
-def _one(model: LSTMClassifier, test: Sequences, index: int) -> tuple[Tensor, Tensor]:
-    value = test[index][0].cpu()
-    return value[None], torch.tensor([[model.steps(value[None]).shape[1]]])
-
-
 def read_one(
     model: LSTMClassifier, test: Sequences, index: int, kind: str, drawn: dict[str, str]
 ) -> dict[str, Any]:
@@ -404,6 +401,7 @@ def read_one(
     drawn[name] = figures.reading(
         lines,
         chances_EC[:, columns].tolist(),
+        ends,
         [test.classes[number] for number in columns],
         across=across,
         is_image=is_image,
@@ -448,14 +446,13 @@ def compare(runs: list[Read], drawn: dict[str, str]) -> dict[str, Any]:
         for run, one in zip(runs, flat, strict=True)
     ]
     families: dict[str, dict[int, Read]] = {}
-    for run, one in zip(runs, flat, strict=True):
-        same = {k: v for k, v in one.items() if k not in NEUTRAL | {"seed"}}
-        key = json.dumps([same, run.facts.get("data_fingerprint")])
+    for run in runs:
         if run.status.get("state") == "finished":
+            key = family(run.config, run.facts)
             families.setdefault(key, {})[run.config.seed] = run
     groups = []
-    for family in families.values():
-        group = list(family.values())
+    for by_seed in families.values():
+        group = list(by_seed.values())
         if len(group) < 2:
             continue
         found = []

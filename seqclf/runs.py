@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqclf.config import NEUTRAL, UserError, load_config, settings
+from seqclf.config import NEUTRAL, Config, UserError, load_config, settings
 
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -43,15 +43,13 @@ def find(root: Path) -> list[Listed]:
 
 def _look(path: Path) -> Listed:
     status, facts = _read(path / "status.json"), _read(path / "run.json")
-    state, family, seed = str(status.get("state", "damaged")), "", -1
+    state, kind, seed = str(status.get("state", "damaged")), "", -1
     try:
         config = load_config(path / "config.yaml")[0]
     except UserError:  # of another version
         pass
     else:
-        values = {k: v for k, v in settings(config).items() if k not in NEUTRAL | {"seed"}}
-        family = json.dumps([values, facts.get("data_fingerprint")])
-        seed = config.seed
+        kind, seed = family(config, facts), config.seed
     if state == "running" and not _held(path):
         state = "crashed"
     try:
@@ -63,7 +61,13 @@ def _look(path: Path) -> Listed:
     except (KeyError, TypeError, ValueError, AttributeError):
         state, step, num_steps, metrics = "damaged", 0, 0, {}
     age_s = time.time() - (path / "status.json").stat().st_mtime
-    return Listed(path, state, step, num_steps, metrics, age_s, family, seed)
+    return Listed(path, state, step, num_steps, metrics, age_s, kind, seed)
+
+
+def family(config: Config, facts: dict[str, Any]) -> str:
+    """Return what is the same for runs that differ in their seed only."""
+    values = {k: v for k, v in settings(config).items() if k not in NEUTRAL | {"seed"}}
+    return json.dumps([values, facts.get("data_fingerprint")])
 
 
 def _read(path: Path) -> dict[str, Any]:
