@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,7 +18,11 @@ from scipy.stats import binomtest
 
 from seqclf import cli
 from seqclf.config import UserError
-from seqclf.report import decided_at, read_run, spread, wilson, write_report
+from seqclf.data import sources
+from seqclf.data.sequences import Sequences
+from seqclf.model import LSTMClassifier
+from seqclf.predict import load_model, probabilities
+from seqclf.report import decided_at, read_run, read_shares, spread, wilson, write_report
 
 HOSTILE = '"><script>alert(1)</script>$\\frac{'
 FLAGS = ["--train.steps", "30", "--log.every", "10", "--tracking.wandb", "disabled", "--quiet"]
@@ -64,10 +69,6 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
 
 
 def test_the_last_share_of_the_reading_is_the_accuracy(digits: Path) -> None:
-    from seqclf.data import sources
-    from seqclf.predict import load_model
-    from seqclf.report import read_shares
-
     run, (model, _) = read_run(digits), load_model(digits)
     test = sources.load(run.config.data, seed=run.config.seed).test
     ids = spread(model, test)
@@ -76,6 +77,21 @@ def test_the_last_share_of_the_reading_is_the_accuracy(digits: Path) -> None:
     assert shares == [step / 8 for step in range(1, 9)]
     hits = int((chances[:, -1].argmax(1) == test.labels).sum())
     assert hits / 359 == run.evaluations["test"]["test/accuracy"]
+
+
+def test_shares_of_sequences_are_rounded_up_to_a_step() -> None:
+    lengths = torch.tensor([7, 2, 5])
+    values = torch.randn(14, 3)
+    starts = lengths.cumsum(0) - lengths
+    some = Sequences(values, torch.zeros(3).long(), ("a", "b"), starts=starts, lengths=lengths)
+    model = LSTMClassifier(3, 2, hidden_size=4)
+    shares, chances = read_shares(model, some, torch.arange(3))
+    assert shares == [step / 7 for step in range(1, 8)]
+    for row, length in enumerate(lengths.tolist()):
+        for place in range(7):
+            prefix = some[row][0][: math.ceil(length * (place + 1) / 7)]
+            expected = probabilities(model, prefix[None])[0]
+            torch.testing.assert_close(chances[row, place], expected, rtol=0, atol=1e-6)
 
 
 def test_where_the_data_are_gone_the_rest_is_shown(tmp_path: Path) -> None:
