@@ -354,7 +354,7 @@ def read_shares(model: LSTMClassifier, test: Sequences, ids: Tensor) -> tuple[li
             lengths = torch.full([len(some)], model.steps(values).shape[1])
         ends_BE = -(-lengths[:, None] * parts // count)  # rounded up: at least one step
         found.append(read_along(model, values, ends_BE))
-    return (parts / count).tolist(), torch.cat(found)
+    return [part / count for part in range(1, count + 1)], torch.cat(found)
 
 
 def decided_at(guesses_NE: Tensor) -> Tensor:
