@@ -455,7 +455,8 @@ def _predict(known: argparse.Namespace) -> int:
         )
     config, run_dir = _load_run(known)
     from seqclf.data import sources
-    from seqclf.predict import load_model, predictions_text, reading_text
+    from seqclf.predict import load_model, predictions_text
+    from seqclf.reading import reading_text
 
     model, _ = load_model(run_dir)
     test = sources.load(config.data, seed=config.seed).test

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -159,6 +162,33 @@ def look_at(guesses: Tensor, out: Tensor) -> None:
     bins = (chances * NUM_BINS).long().clamp(max=NUM_BINS - 1)
     calibration = torch.stack([torch.ones_like(hits), hits, chances], 1)
     out[NUM_MISTAKES:, :3].index_add_(0, bins, calibration)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share (Wilson's score interval, 1927)."""
+    if not n:
+        return 0.0, 1.0
+    z, share = statistics.NormalDist().inv_cdf(0.975), hits / n
+    middle, scale = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def macro_f1_interval(confusion: list[list[int]], draws: int = 1000) -> tuple[float, float]:
+    """Return a 95 % bootstrap interval of macro F1: percentiles over resampled examples."""
+    matrix = np.array(confusion)
+    cells, n = np.flatnonzero(matrix), int(matrix.sum())
+    rng = np.random.default_rng(0)
+    counts_DK = rng.multinomial(n, matrix.ravel()[cells] / n, size=draws)
+    truths_K, guesses_K = np.divmod(cells, len(matrix))
+    hits_DC, sums_DC = np.zeros((2, draws, len(matrix)))
+    for count_D, truth, guess in zip(counts_DK.T, truths_K, guesses_K, strict=True):
+        hits_DC[:, truth] += count_D * (truth == guess)
+        sums_DC[:, truth] += count_D
+        sums_DC[:, guess] += count_D
+    f1_D = (2 * hits_DC / np.maximum(sums_DC, 1)).sum(1) / (sums_DC > 0).sum(1)
+    low, high = np.percentile(f1_D, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:

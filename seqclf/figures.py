@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def draw(example: dict[str, Any]) -> bytes:
 
 INK, PAPER = "#1f2429", "#fdfdfd"  # a page puts its own colours in their place
 COLOURS = ("#3b82f6", "#e8833a", "#2a9d63", "#d64550", "#8b6fd6", "#b08a1e", "#1b9aaa", "#c2589a")
-WIDTH, HEIGHT = 4.6, 3.0  # inches of 72 points
+WIDTH, HEIGHT = 4.2, 2.8  # inches of 72 points
 MOST_LABELS, MOST_LETTERS_OF_A_LABEL, MOST_NUMBERS = 30, 14, 15
+MOST_BLOCKS = 150  # of a curve
 
 
 @contextmanager
@@ -106,11 +108,9 @@ def label(name: str) -> str:
     plain = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
     )
-    return (
-        plain
-        if len(plain) <= MOST_LETTERS_OF_A_LABEL
-        else plain[: MOST_LETTERS_OF_A_LABEL - 1] + "…"
-    )
+    if len(plain) <= MOST_LETTERS_OF_A_LABEL:
+        return plain
+    return f"{plain[:6]}…{plain[7 - MOST_LETTERS_OF_A_LABEL :]}"  # names often begin alike
 
 
 def curve(
@@ -121,15 +121,18 @@ def curve(
     *,
     log: bool = False,
 ) -> str:
-    """Draw a metric of runs over the step; dotted lines where a run went on, crosses for skips."""
+    """Draw a metric of runs over the step; dotted lines where a run went on, crosses for skips.
+
+    A long curve is drawn as means over blocks, and their range as a shade.
+    """
     with canvas() as (figure, drawn):
         axes = figure.subplots()
         for number, (name, points) in enumerate(runs.items()):
-            steps, values = zip(*points, strict=True)
-            marker = "." if len(points) < 40 else ""
-            axes.plot(
-                steps, values, marker=marker, lw=1.1, color=COLOURS[number % 8], label=label(name)
-            )
+            colour, marker = COLOURS[number % 8], "." if len(points) < 40 else ""
+            steps, values, lows, highs = zip(*in_blocks(points), strict=True)
+            axes.plot(steps, values, marker=marker, lw=1.1, color=colour, label=label(name))
+            if lows != highs:
+                axes.fill_between(steps, lows, highs, color=colour, alpha=0.2, lw=0)
         if log and min(v for points in runs.values() for _, v in points) > 0:
             axes.set_yscale("log")
             _plain_log(axes.yaxis)
@@ -141,8 +144,21 @@ def curve(
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
         if len(runs) > 1 or marks or skipped:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=8)
     return drawn[0]
+
+
+def in_blocks(
+    points: list[tuple[int, float]], most: int = MOST_BLOCKS
+) -> list[tuple[float, float, float, float]]:
+    """Return step, value, lowest and highest: of each point, or of many in at most `most` blocks.
+
+    >>> in_blocks([(1, 0.5), (2, 1.0), (3, 3.0)], most=2)
+    [(1.5, 0.75, 0.5, 1.0), (3.0, 3.0, 3.0, 3.0)]
+    """
+    size = -(-len(points) // most)
+    blocks = [tuple(zip(*points[i : i + size], strict=True)) for i in range(0, len(points), size)]
+    return [(fmean(steps), fmean(values), min(values), max(values)) for steps, values in blocks]
 
 
 def _plain_log(axis: Any, subs: tuple[int, ...] = (1, 2, 5)) -> None:
@@ -173,14 +189,14 @@ def confusion(classes: list[str], matrix: list[list[int]]) -> str:
                         *(j, i, str(cell) if cell else ""),
                         ha="center",
                         va="center",
-                        fontsize=7,
+                        fontsize=8,
                         color=colour,
                     )
         stride = -(-count // MOST_LABELS)
         ticks = list(range(0, count, stride))
         names = [label(classes[i]) for i in ticks]
-        axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=7)
-        axes.set_yticks(ticks, names, fontsize=7)
+        axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=8)
+        axes.set_yticks(ticks, names, fontsize=8)
         axes.set_xlabel("guess")
         axes.set_ylabel("truth")
     return drawn[0]
@@ -234,8 +250,8 @@ def share_curve(
     return drawn[0]
 
 
-def decisions(classes: list[str], points: list[list[float]], xlabel: str) -> str:
-    """Draw when the examples of each class are decided: median, quartiles, 5 and 95 %."""
+def decisions(classes: list[str], points: list[list[float]], end: float, xlabel: str) -> str:
+    """Draw when the examples of each class are decided, of `end`: median, quartiles, 5 and 95 %."""
     with canvas(WIDTH, 1 + 0.22 * len(classes)) as (figure, drawn):
         axes = figure.subplots()
         axes.boxplot(
@@ -249,13 +265,14 @@ def decisions(classes: list[str], points: list[list[float]], xlabel: str) -> str
             capprops={"color": INK},
             medianprops={"color": COLOURS[1], "lw": 2},
         )
+        axes.set_xlim(0, 1.02 * end)
         axes.set_yticks(range(1, len(classes) + 1), [label(name) for name in classes[::-1]])
         axes.set_xlabel(xlabel)
     return drawn[0]
 
 
 def reading(
-    picture: list[list[float]] | list[str],
+    shown: dict[str, Any],
     chances: list[list[float]],
     ends: list[int],
     classes: list[str],
@@ -265,9 +282,11 @@ def reading(
 ) -> str:
     """Draw what is read beside the class probabilities after each line of it.
 
-    `picture` holds a line for each row of `chances`: of an image or its text; of a series its
-    features at that step; `ends` says after which step, from 1. Time runs down, or `across`.
+    Of an image or text the values of `shown` are a line for each row of `chances`; a series is as
+    `capture` returns it. `ends` says after which step each row is, from 1. Time runs down, or
+    `across`.
     """
+    picture = shown["values"]
     height = WIDTH * 0.75 if across else max(2.6, 0.9 + 0.085 * len(chances))
     with canvas(WIDTH, height) as (figure, drawn):
         names = [label(name) for name in classes]
@@ -282,11 +301,12 @@ def reading(
                 top.imshow(turned, cmap="gray", extent=(first, last, 1, 0), **plain)
                 top.set_yticks([])
             else:
+                steps = [1 + number * shown["stride"] for number in range(len(picture))]
                 for number, feature in enumerate(zip(*picture, strict=True)):
-                    top.plot(ends, feature, lw=1, color=COLOURS[number % 8])
+                    top.plot(steps, feature, lw=1, color=COLOURS[number % 8])
             span = (first, last, *names_span[::-1])
             bottom.imshow(list(zip(*chances, strict=True)), extent=span, **heat)
-            bottom.set_yticks(range(len(names)), names, fontsize=7)
+            bottom.set_yticks(range(len(names)), names, fontsize=8)
             bottom.set_xlabel("read so far")
             bottom.spines[:].set_visible(True)
         else:
@@ -302,7 +322,7 @@ def reading(
                         line,
                         ha="right",
                         va="center",
-                        fontsize=6,
+                        fontsize=7,
                         family="monospace",
                         transform=left.get_yaxis_transform(),
                     )
@@ -310,6 +330,6 @@ def reading(
             left.set_ylabel("read so far")
             right.imshow(chances, extent=(*names_span, last, first), **heat)
             turn = 90 if max(map(len, names)) > 2 else 0
-            right.set_xticks(range(len(names)), names, fontsize=7, rotation=turn)
+            right.set_xticks(range(len(names)), names, fontsize=8, rotation=turn)
             right.spines[:].set_visible(True)
     return drawn[0]

@@ -1,4 +1,4 @@
-"""Use a trained model: load it, predict, and watch it read a sequence step by step."""
+"""Use a trained model: load it, and predict."""
 
 from __future__ import annotations
 
@@ -22,11 +22,8 @@ from seqclf.data.readers import Bad, Reading, Row, read
 from seqclf.data.sequences import Sequences
 from seqclf.model import Architecture, LSTMClassifier, read_images
 
-SHADES = " .:-=+*#%@"  # dark to bright
-BAR_WIDTH = 20  # at most, and what is left of
 WIDTH = 80  # columns of a terminal
 AT_ONCE = 256  # rows of a file, at most, in memory
-MOST_LINES, MOST_FEATURES, MOST_LETTERS = 32, 28, 30  # of a picture of the model reading
 SIZES = {  # what shapes the weights, but for the output layer: the setting that decides it
     "input_size": "data.name or data.read",
     "hidden_size": "model.hidden_size",
@@ -63,7 +60,10 @@ def take_weights(run_dir: Path, target: dict[str, Tensor], card: Architecture) -
     They are its result's, else its newest checkpoint's. The output layer is left as it is where
     the classes are others. Raises UserError, and changes nothing, if another tensor does not fit.
     """
-    file, content, theirs = _find_weights(run_dir)
+    try:
+        file, content, theirs = _find_weights(run_dir)
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
     found = checkpoint.decode(content, str(file))
     said = f"weights     {file}"
     if theirs.classes != card.classes:
@@ -89,6 +89,17 @@ def take_weights(run_dir: Path, target: dict[str, Tensor], card: Architecture) -
     return hashlib.sha256(content).hexdigest(), said
 
 
+def load_newest(run_dir: Path) -> tuple[LSTMClassifier, Path]:
+    """Load a run's result, or its newest checkpoint where it has none yet; say from which file.
+
+    Raises UserError if there is neither.
+    """
+    file, content, card = _find_weights(run_dir)
+    model = card.build()
+    checkpoint.put(content, model.state_dict(), str(file))
+    return model.eval(), file
+
+
 def _find_weights(run_dir: Path) -> tuple[Path, bytes, Architecture]:
     """Find a run's weights, and what they were built for."""
     file = run_dir / "model" / "model.safetensors"
@@ -101,7 +112,7 @@ def _find_weights(run_dir: Path) -> tuple[Path, bytes, Architecture]:
         if found is None:
             reasons = "".join(f"\n  {reason}" for reason in rejected)
             raise UserError(
-                f"init_from: {run_dir}: neither a trained model nor a whole checkpoint there; "
+                f"{run_dir}: neither a trained model nor a whole checkpoint there; "
                 f"name a run's directory{reasons}"
             )
         file, card_file = found / "model.safetensors", run_dir / "run.json"
@@ -123,22 +134,6 @@ def probabilities(model: nn.Module, values: Tensor, lengths: Tensor | None = Non
     model.train(training)
     chances_BC: Tensor = logits_BC.softmax(1).cpu()
     return chances_BC
-
-
-@torch.inference_mode()
-def read_along(model: LSTMClassifier, values: Tensor, ends_BE: Tensor) -> Tensor:
-    """Return the probabilities after each row's first `ends_BE` steps, float32 [B, E, C].
-
-    They are what the model says of these steps alone, whatever its pooling or direction. Rows of
-    `values` are padded up to the longest; `ends_BE` is int64, on the CPU.
-    """
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    logits_BEC = model.along(model.steps(values.to(device)), ends_BE).float()
-    model.train(training)
-    chances_BEC: Tensor = logits_BEC.softmax(2).cpu()
-    return chances_BEC
 
 
 # ---- predicting a file
@@ -302,81 +297,3 @@ def predictions_text(model: nn.Module, sequences: Sequences, count: int) -> str:
             row = " ".join(word.rjust(width) for word in words[start : start + per_line])
             lines.append(f"{title} {row}".rstrip())
     return "\n".join(lines).rstrip()
-
-
-def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str:
-    """Draw one image or sequence as it is read, with the model's guess and its probability so far.
-
-    Each line is a step; of single pixels it is as many as a row of the image has, and of a long
-    sequence as many as make MOST_LINES.
-    """
-    value = sequences[index][0].cpu()
-    flat = model.read in ("pixels", "permuted")
-    per_line, ends = line_ends(model, sequences, value, MOST_LINES)
-    guessed = read_along(model, value[None], torch.tensor([ends]))[0]
-    chances, guesses = guessed.nan_to_num(0).max(1)  # a model that diverged can be shown too
-    names = [sequences.classes[guess] for guess in guesses.tolist()]
-    longest = max(map(len, names))
-    if sequences.num_tokens:
-        pictures = token_lines(sequences, value, ends)
-    else:
-        pictures = _shaded_lines(model, sequences, value, ends, flat)
-    width = max(map(len, pictures))
-    bar_width = max(0, min(BAR_WIDTH, WIDTH - width - longest - len("||    100% ")))
-    unit = {
-        "rows": "row" if sequences.starts is None else "step",
-        "columns": "column",
-        "pixels": f"{per_line} pixels",
-        "permuted": f"{per_line} pixels in permuted order",
-    }[model.read]
-    if per_line > 1 and not flat:
-        unit = f"{per_line} {unit}s"
-    truth = sequences.classes[int(sequences.labels[index])]
-    text = [f"reading test example {index} (truth: {truth}), its guess after every {unit}:"]
-    for picture, name, chance in zip(pictures, names, chances.tolist(), strict=True):
-        bar = "█" * round(chance * bar_width)
-        text.append(f"|{picture:<{width}}|  {name:<{longest}}  {chance:4.0%} {bar}".rstrip())
-    return "\n".join(text)
-
-
-def line_ends(
-    model: LSTMClassifier, sequences: Sequences, value: Tensor, most: int
-) -> tuple[int, list[int]]:
-    """Return the steps that a line of a picture takes, and after which of them each line ends.
-
-    That is one; of single pixels as many as a row has; of a long sequence as many as make `most`.
-    """
-    is_image = sequences.starts is None
-    num_steps = len(read_images(value[None], model.read)[0]) if is_image else len(value)
-    flat = model.read in ("pixels", "permuted")
-    per_line = value.shape[1] if flat else -(-num_steps // most)
-    return per_line, [*range(per_line, num_steps, per_line), num_steps]
-
-
-def _shaded_lines(
-    model: LSTMClassifier, sequences: Sequences, value: Tensor, ends: list[int], flat: bool
-) -> list[str]:
-    """Draw features dark to bright: images as they are, else two deviations about the mean."""
-    if sequences.starts is None:
-        values_TF = read_images(value[None], model.read)[0].float() / sequences.scale
-        lines = values_TF.reshape(len(ends), -1) if flat else values_TF[[end - 1 for end in ends]]
-    else:
-        lines = (model.cpu().embed(value[None])[0][[end - 1 for end in ends]] + 2) / 4
-    lines = lines[:, :MOST_FEATURES]
-    cells = (lines.clamp(0, 1).nan_to_num(0) * (len(SHADES) - 1)).round().int().tolist()
-    return ["".join(SHADES[cell] * 2 for cell in row) for row in cells]
-
-
-def token_lines(sequences: Sequences, value: Tensor, ends: list[int]) -> list[str]:
-    """Write the tokens or the text that each line adds, cut to MOST_LETTERS."""
-    lines = []
-    for first, end in zip([0, *ends], ends, strict=False):
-        ids = value[first:end].tolist()
-        if sequences.tokens:
-            names = ("?", *sequences.tokens)
-            text = " ".join(names[token] for token in ids)
-        else:
-            text = bytes(ids).decode("utf-8", "replace")
-        printable = "".join(letter if letter.isprintable() else " " for letter in text)
-        lines.append(printable[:MOST_LETTERS])
-    return lines

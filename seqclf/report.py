@@ -10,29 +10,23 @@ import base64
 import hashlib
 import io
 import json
-import math
 import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from seqclf import figures
 from seqclf.config import NEUTRAL, Config, UserError, load_config, settings
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
+from seqclf.evaluate import macro_f1_interval, wilson
 from seqclf.mirror import class_table
 from seqclf.model import LSTMClassifier
-from seqclf.predict import line_ends, load_model, probabilities, read_along, token_lines
+from seqclf.predict import load_newest, probabilities
+from seqclf.reading import watch_reading
 from seqclf.runs import family
 
-MOST_FLOP = 2e10  # of the reading over many examples, half a second of a small CPU
-FEWEST_READ, AT_ONCE, MOST_SHARES = 100, 250, 40
-MOST_LINES, MOST_COLUMNS, OF_A_KIND = 100, 10, 3  # of a reading that is drawn
-MOST_CLASSES = 30  # in a figure with a row for each
 CURVES = (  # key, the axis, whether it is logarithmic
     ("train/loss", "training loss", True),
     ("val/loss", "validation loss", True),
@@ -151,7 +145,7 @@ def describe(run: Read, drawn: dict[str, str], flags: dict[str, str]) -> dict[st
     for split, found in run.evaluations.items():
         content["evaluations"][split] = evaluation(split, found, drawn)
     try:
-        model, _ = load_model(run.path)
+        model, file = load_newest(run.path)
         config, _ = load_config(run.path / "config.yaml", flags)
         splits = sources.load(config.data, seed=config.seed)
         if splits.fingerprint() != run.facts.get("data_fingerprint"):
@@ -160,7 +154,24 @@ def describe(run: Read, drawn: dict[str, str], flags: dict[str, str]) -> dict[st
         content["unread"] = str(error)
     else:
         content |= watch_reading(model, splits.test, drawn)
+        content["ten"] = ten_predictions(model, splits.test)
+        if file.parent.name != "model":
+            content["weights"] = f"{file.parent.name}, as the run has no result yet"
     return content
+
+
+def ten_predictions(model: LSTMClassifier, test: Sequences) -> list[dict[str, Any]]:
+    """Return the first ten test examples, and what the model says of them."""
+    values, lengths = test.rows(slice(min(10, len(test))))
+    return [
+        {
+            "guess": test.classes[int(chances_C.argmax())],
+            "truth": test.classes[int(test.labels[index])],
+            "probability": float(chances_C.max()),
+            "picture": picture(figures.capture(test, index)),
+        }
+        for index, chances_C in enumerate(probabilities(model, values, lengths).nan_to_num(0))
+    ]
 
 
 def overview(run: Read) -> list[tuple[str, str]]:
@@ -242,22 +253,13 @@ def evaluation(split: str, found: dict[str, Any], drawn: dict[str, str]) -> dict
         "accuracy": hits / n,
         "interval": wilson(hits, n),
         "macro_f1": found[f"{split}/macro_f1"],
+        "macro_f1_interval": macro_f1_interval(matrix),
         "loss": found[f"{split}/loss"],
         "ece": sum(abs(right - chance) for _, right, chance in calibration) / n,
         "classes": rows,
         "pairs": pairs[:10],
         "mistakes": [m | {"picture": picture(m)} for m in found["mistakes"]],
     }
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share (Wilson's score interval, 1927)."""
-    if not n:
-        return 0.0, 1.0
-    z, share = statistics.NormalDist().inv_cdf(0.975), hits / n
-    middle, scale = share + z * z / (2 * n), 1 + z * z / n
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def picture(example: dict[str, Any]) -> dict[str, str]:
@@ -272,154 +274,9 @@ def picture(example: dict[str, Any]) -> dict[str, str]:
         png = content.getvalue()
     else:
         png = figures.draw(example)
-    return {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
-
-
-# ---- the model reading
-
-
-def watch_reading(model: LSTMClassifier, test: Sequences, drawn: dict[str, str]) -> dict[str, Any]:
-    """Have the model read test examples: some drawn, many counted."""
-    ids = spread(model, test)
-    shares, chances_NEC = read_shares(model, test, ids)
-    labels, guesses_NE = test.labels[ids].cpu(), chances_NEC.argmax(2)
-    n, right_NE = len(ids), guesses_NE == labels[:, None]
-    hits = right_NE.sum(0).tolist()
-    xlabel, factor = "share of the sequence read (%)", 100.0
-    if test.lengths is None or int(test.lengths.min()) == int(test.lengths.max()):
-        xlabel, factor = "steps read", float(num_steps_of(model, test))
-    xs = [share * factor for share in shares]
-    drawn["reading-share"] = figures.share_curve(
-        xs, [hit / n for hit in hits], [wilson(hit, n) for hit in hits], xlabel
-    )
-    decided_N = decided_at(guesses_NE)
-    points = {
-        number: [xs[i] for i in decided_N[(labels == number) & right_NE[:, -1]].tolist()]
-        for number in range(len(test.classes))
-    }
-    shown = sorted((k for k, v in points.items() if v), key=lambda k: statistics.median(points[k]))
-    if len(shown) > MOST_CLASSES:
-        shown = shown[: MOST_CLASSES // 2] + shown[-MOST_CLASSES // 2 :]
-    if shown:
-        names = [test.classes[number] for number in shown]
-        drawn["reading-decided"] = figures.decisions(names, [points[k] for k in shown], xlabel)
-    final_N, guess_N = chances_NEC[:, -1].nan_to_num(0).max(1)
-    right_N = guess_N == labels
-    order = final_N.argsort(descending=True, stable=True)
-    kinds = {
-        "right": right_N.nonzero()[:, 0],
-        "wrong, and most sure": order[~right_N[order]],
-        "unsure": order.flip(0),
-    }
-    told: dict[int, dict[str, Any]] = {}  # an example is drawn once
-    for kind, places in kinds.items():
-        new = [index for index in ids[places].tolist() if index not in told][:OF_A_KIND]
-        told |= {index: read_one(model, test, index, kind, drawn) for index in new}
-    ten = [
-        {
-            "guess": test.classes[int(chances_C.argmax())],
-            "truth": test.classes[int(test.labels[index])],
-            "probability": float(chances_C.max()),
-            "picture": picture(figures.capture(test, index)),
-        }
-        for index, chances_C in enumerate(
-            probabilities(model, *test.rows(slice(min(10, len(test))))).nan_to_num(0)
-        )
-    ]
-    return {"read_n": n, "test_n": len(test), "readings": list(told.values()), "ten": ten}
-
-
-def num_steps_of(model: LSTMClassifier, test: Sequences) -> int:
-    """Return the steps of the longest example."""
-    return model.steps(test.rows(slice(0, 1))[0]).shape[1] if test.starts is None else test.shape[0]
-
-
-def spread(model: LSTMClassifier, test: Sequences) -> Tensor:
-    """Choose the examples that are read, evenly over the split: all, or what MOST_FLOP allows."""
-    steps = num_steps_of(model, test)
-    times = min(steps, MOST_SHARES) / 2 if model.rnn.bidirectional else 1
-    flop = 2 * steps * times * sum(p.numel() for p in model.parameters())
-    count = min(len(test), max(FEWEST_READ, int(MOST_FLOP / flop)))
-    return torch.arange(count) * len(test) // count
-
-
-def read_shares(model: LSTMClassifier, test: Sequences, ids: Tensor) -> tuple[list[float], Tensor]:
-    """Return the shares of a sequence read, and the probabilities after each, [N, E, C]."""
-    count = min(num_steps_of(model, test), MOST_SHARES)
-    parts = torch.arange(1, count + 1)
-    found = []
-    for some in ids.split(AT_ONCE):
-        values, lengths = test.rows(some)
-        if lengths is None:
-            lengths = torch.full([len(some)], model.steps(values).shape[1])
-        ends_BE = -(-lengths[:, None] * parts // count)  # rounded up: at least one step
-        found.append(read_along(model, values, ends_BE))
-    return [part / count for part in range(1, count + 1)], torch.cat(found)
-
-
-def decided_at(guesses_NE: Tensor) -> Tensor:
-    """Return where each row took its last value for good, int64 [N].
-
-    >>> decided_at(torch.tensor([[1, 2, 2], [3, 3, 3], [1, 2, 1]])).tolist()
-    [1, 0, 2]
-    """
-    changed_NE = guesses_NE[:, 1:] != guesses_NE[:, :-1]
-    places_E = torch.arange(1, guesses_NE.shape[1], device=guesses_NE.device)
-    zero_N1 = torch.zeros_like(guesses_NE[:, :1])
-    return torch.cat([zero_N1, changed_NE * places_E], 1).amax(1)
-
-
-def read_one(
-    model: LSTMClassifier, test: Sequences, index: int, kind: str, drawn: dict[str, str]
-) -> dict[str, Any]:
-    """Draw an example being read, and say in words what happened."""
-    value = test[index][0].cpu()
-    per_line, ends = line_ends(model, test, value, MOST_LINES)
-    chances_EC = read_along(model, value[None], torch.tensor([ends]))[0].nan_to_num(0)
-    truth, guesses = int(test.labels[index]), chances_EC.argmax(1)
-    across, is_image = (
-        model.read == "columns" or not (test.starts is None or test.num_tokens),
-        (test.starts is None),
-    )
-    lines: list[list[float]] | list[str]
-    if test.num_tokens:
-        lines = token_lines(test, value, ends)
-    elif is_image:
-        steps_TF = model.steps(value[None])[0].float()
-        flat = model.read in ("pixels", "permuted")
-        lines = (
-            steps_TF.reshape(len(ends), -1) if flat else steps_TF[[e - 1 for e in ends]]
-        ).tolist()
-    else:
-        lines = value[[end - 1 for end in ends]][:, : figures.MOST_FEATURES].double().tolist()
-    columns = list(range(len(test.classes)))
-    if len(columns) > MOST_COLUMNS:
-        peaks = chances_EC.amax(0)
-        peaks[[truth, int(guesses[-1])]] = 2.0
-        columns = sorted(peaks.topk(MOST_COLUMNS).indices.tolist())
-    name = f"reading-example-{index}"
-    drawn[name] = figures.reading(
-        lines,
-        chances_EC[:, columns].tolist(),
-        ends,
-        [test.classes[number] for number in columns],
-        across=across,
-        is_image=is_image,
-    )
-    changes = int((guesses[1:] != guesses[:-1]).sum())
-    decided = ends[int(decided_at(guesses[None])[0])]
-    unit = {"rows": "row" if is_image else "step", "columns": "column"}.get(model.read, "pixel")
-    told = f"says {test.classes[int(guesses[-1])]} ({float(chances_EC[-1].max()):.0%}) "
-    told += f"for good from {unit} {decided} of {ends[-1]} on"
-    told += f", after {changes} change{'s' * (changes != 1)} of mind" if changes else ""
-    if per_line > 1:
-        told += f"; drawn every {per_line} {unit}s"
     return {
-        "figure": name,
-        "kind": kind,
-        "index": index,
-        "truth": test.classes[truth],
-        "told": told,
+        "kind": example["kind"],
+        "url": f"data:image/png;base64,{base64.b64encode(png).decode()}",
     }
 
 
@@ -484,20 +341,11 @@ def render(content: dict[str, Any], drawn: dict[str, str]) -> str:
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     inline = {name: Markup(_inline(name, svg)) for name, svg in drawn.items()}
-    empty: dict[str, Any] = {
-        "state": None,
-        "error": None,
-        "facts": [],
-        "several": None,
-        "unread": None,
-    }
-    empty |= {"readings": [], "ten": [], "read_n": 0, "test_n": 0}
-    return template.render(
-        **(empty | content),
-        drawn=inline,
-        script=Markup(script),
-        script_hash=digest,
+    empty = dict.fromkeys(
+        ("state", "error", "facts", "several", "unread", "weights", "readings", "ten")
     )
+    known = empty | content
+    return template.render(**known, drawn=inline, script=Markup(script), script_hash=digest)
 
 
 def _inline(name: str, svg: str) -> str:

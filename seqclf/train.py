@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seqclf import predict
+from seqclf import predict, reading
 from seqclf import runtime as runtimes
 from seqclf.checkpoint import State
 from seqclf.config import PREEMPTED, Config, UserError, Value, run_name
@@ -402,7 +402,9 @@ def train(
 
 def write_page(path: Path, console: Console) -> None:
     """Write a finished run's report.html; a failure is told, and is none of the run's."""
-    if os.environ.get("WANDB_SWEEP_ID"):
+    page, status = path / "report.html", path / "status.json"
+    untouched = page.exists() and page.stat().st_mtime_ns > status.stat().st_mtime_ns
+    if untouched or os.environ.get("WANDB_SWEEP_ID"):
         return
     from seqclf.report import write_report
 
@@ -491,7 +493,7 @@ def closing(run: Run, model: LSTMClassifier, splits: Splits, sha256: str) -> str
             "",
             predict.predictions_text(model, test, 10),
             "",
-            predict.reading_text(model, test, 0),
+            reading.reading_text(model, test, 0),
             "",
             f"sha256      {sha256}",
             f"result      {run.path}/model",

@@ -21,6 +21,7 @@ ORDER = [
         "resume",
         "run",
         "runs",
+        "reading",
         "report",
         "train",
         "doctor",

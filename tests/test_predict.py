@@ -16,9 +16,8 @@ from seqclf.predict import (
     load_model,
     predictions_text,
     probabilities,
-    read_along,
-    reading_text,
 )
+from seqclf.reading import read_along, reading_text
 
 
 class Adder(LSTMClassifier):

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from conftest import toy_dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from playwright.sync_api import Browser, Page, sync_playwright
 from scipy.stats import binomtest
+from sklearn.metrics import f1_score
 
 from seqclf import cli
 from seqclf.config import UserError
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
+from seqclf.evaluate import macro_f1_interval, wilson
+from seqclf.figures import in_blocks
 from seqclf.model import LSTMClassifier
 from seqclf.predict import load_model, probabilities
-from seqclf.report import decided_at, read_run, read_shares, spread, wilson, write_report
+from seqclf.reading import decided_at, read_shares, spread
+from seqclf.report import read_run, write_report
 
+Scheme = Literal["light", "dark"]
 HOSTILE = '"><script>alert(1)</script>$\\frac{'
 FLAGS = ["--train.steps", "30", "--log.every", "10", "--tracking.wandb", "disabled", "--quiet"]
 
@@ -43,6 +53,30 @@ def test_intervals_are_scipys(n: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, n))
     expected = binomtest(hits, n).proportion_ci(method="wilson")
     assert wilson(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_interval_of_macro_f1_is_that_of_resampled_examples() -> None:
+    matrix = [[50, 3, 0], [2, 20, 5], [0, 1, 4]]
+    pairs = [(i, j) for i in range(3) for j in range(3) for _ in range(matrix[i][j])]
+    truth, guess = np.array(pairs).T
+    rng = np.random.default_rng(1)
+    picks = rng.integers(0, len(pairs), (2000, len(pairs)))
+    scores = [f1_score(truth[pick], guess[pick], average="macro") for pick in picks]
+    found = macro_f1_interval(matrix, draws=20000)
+    assert found == pytest.approx(np.percentile(scores, [2.5, 97.5]), abs=0.015)
+    assert macro_f1_interval([[7, 0], [0, 5]]) == (1.0, 1.0)
+    assert macro_f1_interval([[7, 0], [0, 0]]) == (1.0, 1.0)  # a class that does not occur
+
+
+def test_a_long_curve_is_means_and_ranges_of_blocks() -> None:
+    points = [(step, float(step % 7)) for step in range(1, 1001)]
+    blocks = in_blocks(points, most=100)
+    assert len(blocks) == 100
+    assert blocks[0] == (5.5, 2.7, 0.0, 6.0)
+    assert in_blocks(points[:100], most=100) == [(s, v, v, v) for s, v in points[:100]]
+    assert sum(value for _, value, *_ in blocks) == pytest.approx(
+        sum(value for _, value in points) / 10
+    )
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=8))
@@ -94,6 +128,24 @@ def test_shares_of_sequences_are_rounded_up_to_a_step() -> None:
             torch.testing.assert_close(chances[row, place], expected, rtol=0, atol=1e-6)
 
 
+def test_a_run_without_a_result_is_read_by_its_newest_checkpoint(
+    digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    page, whole = (
+        write_report([path], None, {}).read_text() for path in (tmp_path / "run", digits)
+    )
+    assert "those of step-00000030, as the run has no result yet" in page
+    told = re.findall(r"says [0-9] .*? for good", page)
+    assert len(told) >= 6
+    assert told == re.findall(r"says [0-9] .*? for good", whole)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    page = write_report([tmp_path / "run"], None, {}).read_text()
+    assert "Not shown: " in page
+    assert "neither a trained model nor a whole checkpoint" in page
+
+
 def test_where_the_data_are_gone_the_rest_is_shown(tmp_path: Path) -> None:
     data = toy_dataset(tmp_path / "data")
     run_dir = train(tmp_path / "run", "--data.path", str(data))
@@ -141,46 +193,176 @@ def test_a_file_of_the_users_is_not_replaced(digits: Path, tmp_path: Path) -> No
     assert (tmp_path / "mine.html").read_text() == "precious"
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *quiet])
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def opened(
+    browser: Browser, file: Path, width: int = 1200, scheme: Scheme = "light"
+) -> Iterator[Page]:
+    """Open a page; it may say nothing on the console and ask for nothing but itself."""
+    said: list[str] = []
+    asked: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    yield page
+    page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+
+
 @pytest.mark.parametrize("kind", ["series", "text"])
-def test_hostile_names_are_only_names_in_a_browser(tmp_path: Path, kind: str) -> None:
+def test_hostile_names_are_only_names_in_a_browser(
+    tmp_path: Path, kind: str, browser: Browser
+) -> None:
     rows = [
         {"steps": [[n % 2, 0.5]] * (2 + n % 5), "label": [HOSTILE, "ok"][n % 2]}
         if kind == "series"
         else {"text": f"{HOSTILE} {n}" * (1 + n % 2), "label": [HOSTILE, "ok"][n % 2]}
         for n in range(60)
     ]
-    source = tmp_path / "rows.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert cli.main(["prepare", str(source), "--out", str(tmp_path / "data")]) == 0
-    run_dir = train(tmp_path / "run", "--data.path", str(tmp_path / "data"))
+    run_dir = train(tmp_path / "run", "--data.path", str(prepared(rows, tmp_path)))
     out = write_report([run_dir], None, {})
     assert "<script>alert" not in out.read_text()
     for figure in (run_dir / "report-figures").iterdir():
         assert "<script" not in figure.read_text()
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium")
-    done = subprocess.run(
-        [
-            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0"),
-            *("--dump-dom", f"file://{out}"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
-    assert done.stdout.count("<script") == 1
-    assert done.stdout.count("<svg") == len(list((run_dir / "report-figures").iterdir()))
+    with opened(browser, out) as page:
+        assert page.locator("script").count() == 1
+        assert page.locator("svg").count() == len(list((run_dir / "report-figures").iterdir()))
+        assert HOSTILE in page.locator("tbody").first.inner_text()
+
+
+def prepared(rows: list[dict[str, Any]], folder: Path, *words: str) -> Path:
+    source = folder / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["prepare", str(source), "--out", str(folder / "data"), *words]) == 0
+    return folder / "data"
+
+
+# what a reader sees: [px beyond the right edge, px of the smallest letters, texts not in ink]
+LOOK = """() => {
+  const ink = getComputedStyle(document.body).color;
+  const texts = [...document.querySelectorAll("svg text")].filter((one) => one.textContent.trim());
+  const sizes = texts.map((text) => {
+    return parseFloat(getComputedStyle(text).fontSize) * text.ownerSVGElement.getScreenCTM().a;
+  });
+  const others = texts.filter((text) => getComputedStyle(text).fill !== ink);
+  const page = document.documentElement;
+  return [page.scrollWidth - page.clientWidth, Math.min(...sizes), others.length];
+}"""
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 1,000 logged points, 100 classes with long names and sequences of 2,000 steps."""
+    folder = tmp_path_factory.mktemp("big")
+    rows = [
+        {
+            "steps": [[n / 100, math.sin(step)] for step in range(2000)],
+            "label": f"class of the number {n:03}",
+        }
+        for n in list(range(100)) * 5
+    ]
+    data = prepared(rows, folder, "--split", "0.4,0.2,0.4")
+    words = ("--train.steps", "2", "--model.hidden_size", "8", "--report", "false")
+    run_dir = train(folder / "run", "--data.path", str(data), *words)
+    status = json.loads((run_dir / "status.json").read_text())
+    (run_dir / "status.json").write_text(json.dumps(status | {"step": 1000}))
+    noise = random.Random(0)
+    with (run_dir / "metrics.jsonl").open("w") as file:
+        for step in range(1, 1001):
+            line = {"step": step, "train/loss": 5 * noise.random() + 0.1, "train/lr": 0.01}
+            file.write(json.dumps(line | {"train/grad_norm": noise.random() + 1}) + "\n")
+    return write_report([run_dir], None, {})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 800, 1400])
+@pytest.mark.parametrize("which", ["digits", "big"])
+def test_a_page_is_legible_at_any_width_in_both_schemes(
+    request: pytest.FixtureRequest, browser: Browser, which: str, width: int, scheme: Scheme
+) -> None:
+    found = request.getfixturevalue(which)
+    file = found / "report.html" if found.is_dir() else found
+    with opened(browser, file, width, scheme) as page:
+        beyond, smallest, unlike = page.evaluate(LOOK)
+        assert beyond <= 0
+        assert smallest >= 7
+        cells = 100 if which == "digits" else 0  # numbers on their own shade
+        assert unlike <= cells
+        dark = page.evaluate("getComputedStyle(document.body).color") == "rgb(255, 255, 255)"
+        assert dark == (scheme == "dark")
+        for picture in page.locator("img").all():
+            assert picture.get_attribute("alt")
+            assert picture.evaluate("image => image.naturalWidth") > 0
+        for figure in page.locator("figure[role=img]").all():
+            assert figure.get_attribute("aria-label")
+            box = figure.locator("svg").bounding_box()
+            assert box
+            assert box["width"] > 250
+            assert box["height"] > 80
+
+
+def test_a_big_run_has_a_small_page(big: Path) -> None:
+    assert big.stat().st_size < 3e6
+    sizes = {file.stem: file.stat().st_size for file in big.with_name("report-figures").iterdir()}
+    assert max(sizes.values()) < 3e5
+    page = big.read_text()
+    assert "says class of the number" in page
+    assert "drawn every 20 steps" in page
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(digits: Path, browser: Browser) -> None:
+    found = json.loads((digits / "evaluation" / "test.json").read_text())
+    supports = sorted(sum(row) for row in found["confusion"])
+    with opened(browser, digits / "report.html") as page:
+        head = page.locator("th", has_text="examples")
+        column = "tbody tr td:nth-child(2)"
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == "descending"
+        assert list(map(int, page.locator(column).all_inner_texts())) == supports[::-1]
+        for _ in range(30):
+            page.keyboard.press("Shift+Tab" if page.evaluate(FOCUS) != "class" else "Enter")
+            if page.locator("th", has_text="class").get_attribute("aria-sort"):
+                break
+        assert page.locator("tbody tr td:first-child").all_inner_texts() == [*"9876543210"]
+        page.keyboard.press("Space")
+        assert page.locator("tbody tr td:first-child").all_inner_texts() == [*"0123456789"]
+        assert head.get_attribute("aria-sort") is None
+        page.keyboard.press("Shift+Tab")
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "test classes"
+
+
+FOCUS = "document.activeElement.textContent"
 
 
 def test_a_run_ends_with_its_page(digits: Path, tmp_path: Path) -> None:
     assert (digits / "report.html").is_file()
     run_dir = train(tmp_path / "run", "--data.name", "digits", "--report", "false")
     assert not (run_dir / "report.html").exists()
+
+
+def test_nothing_to_do_leaves_the_page_alone(tmp_path: Path) -> None:
+    run_dir = train(tmp_path / "run", "--data.name", "digits")
+    (run_dir / "report.html").write_text("mine")
+    train(run_dir, "--data.name", "digits")
+    assert (run_dir / "report.html").read_text() == "mine"
+    (run_dir / "report.html").unlink()
+    train(run_dir, "--data.name", "digits")
+    assert (run_dir / "report.html").is_file()
 
 
 def test_no_page_of_a_sweeps_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
