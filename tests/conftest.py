@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
@@ -55,10 +57,21 @@ def _enter(
             "MASTER_PORT": str(port),
         }
     torch.set_num_threads(1)
+    stuck = threading.Timer(100, _say_where_it_is_stuck)  # before the caller's patience ends
+    stuck.daemon = True
+    stuck.start()
     import seqclf.train
 
     seqclf.train.write_page = lambda *_: None  # 2 s each; test_report has its own
-    return function(*args)
+    try:
+        return function(*args)
+    finally:
+        stuck.cancel()
+
+
+def _say_where_it_is_stuck() -> None:
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(1)
 
 
 def run_ranks(world_size: int, function: Callable[..., Json], *args: Json) -> list[Json]:
