@@ -63,6 +63,8 @@ class Settings(BaseModel):
 class Augment(Settings):
     shift: NonNegativeInt = 0
     """Move each training image by up to this many rows and columns, zeros moving in; 0 is off."""
+    flip: bool = False
+    """Mirror every second training image, drawn by chance, left to right."""
     noise: NonNegativeFloat = 0.0
     """Add normal noise to the features of prepared data, of so many of their own standard
     deviations; 0 is off."""
@@ -119,8 +121,9 @@ class Model(Settings):
     attention: a mean with learnt weights."""
     embedding_size: PositiveInt = 32
     """Numbers that stand for a token, where the data are tokens or text."""
-    init: Literal["orthogonal", "tutorial"] = "orthogonal"
-    """orthogonal: recurrent weights orthogonal, forget-gate bias 1. tutorial: torch's defaults."""
+    init: Literal["orthogonal", "chrono", "tutorial"] = "orthogonal"
+    """orthogonal: recurrent weights orthogonal, forget-gate bias 1. chrono: and gates that remember
+    from one step up to the longest sequence, for long ones. tutorial: torch's defaults."""
 
 
 class Loss(Settings):
@@ -510,7 +513,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.data.path is not None and config.data.name not in ("auto", "files"):
         yield "data.path", "data.name", "leave it out, or set data.name to files"
     if config.data.path is not None:
-        for name in ("data.augment.shift", "data.read"):
+        for name in ("data.augment.shift", "data.augment.flip", "data.read"):
             if settings(config)[name] != settings(Config())[name]:
                 yield name, "data.path", "it is for images; leave it out"
     elif config.data.augment.noise:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 Pooling = Literal["last", "mean", "max", "attention"]
 Keep = Literal["first", "last"]
-Init = Literal["orthogonal", "tutorial"]
+Init = Literal["orthogonal", "chrono", "tutorial"]
 Read = Literal["rows", "columns", "pixels", "permuted"]
 PERMUTATION_SEED = 5544
 
@@ -77,10 +77,12 @@ class Architecture(BaseModel):
         rows = len(self.classes) + (self.pooling == "attention")  # of linear layers
         return lstm + (width + 1) * rows + self.num_tokens * self.embedding_size
 
-    def build(self, init: Init = "tutorial") -> LSTMClassifier:
-        """Make a model with fresh weights."""
+    def build(self, init: Init = "tutorial", init_steps: int = 2) -> LSTMClassifier:
+        """Make a model with fresh weights; `init_steps` are those of the longest sequence."""
         arguments = self.model_dump(exclude={"classes", "tokens", "features", "max_length", "keep"})
-        return LSTMClassifier(num_classes=len(self.classes), init=init, **arguments)
+        return LSTMClassifier(
+            num_classes=len(self.classes), init=init, init_steps=init_steps, **arguments
+        )
 
 
 class LSTMClassifier(nn.Module):
@@ -107,6 +109,7 @@ class LSTMClassifier(nn.Module):
         dropout: float = 0.0,
         pooling: Pooling = "last",
         init: Init = "orthogonal",
+        init_steps: int = 2,
         scale: float = 1.0,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
@@ -133,9 +136,11 @@ class LSTMClassifier(nn.Module):
         for name, numbers in (("mean", mean), ("std", std)):
             value = torch.tensor(numbers) if numbers else None
             self.register_buffer(name, value, persistent=False)
-        if init == "orthogonal":
-            for lstm in (self.rnn, *self.upper):
+        for lstm in (self.rnn, *self.upper):
+            if init != "tutorial":
                 _init_lstm(lstm)
+            if init == "chrono":
+                _init_chrono(lstm, init_steps)
 
     def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Map images [B, rows, columns], sequences [B, T, F] or tokens [B, T] to logits.
@@ -285,3 +290,16 @@ def _init_lstm(lstm: nn.LSTM) -> None:
             parameter.zero_()
             if name.startswith("bias_ih"):
                 gates[1].fill_(1.0)
+
+
+@torch.no_grad()
+def _init_chrono(lstm: nn.LSTM, num_steps: int) -> None:
+    """Make units forget over 1 to `num_steps` steps, and take in as slowly.
+
+    Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
+    """
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("bias_ih"):
+            gates = parameter.chunk(4)  # input, forget, cell, output
+            gates[1].uniform_(1, max(2, num_steps - 1)).log_()
+            gates[0].copy_(-gates[1])

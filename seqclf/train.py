@@ -150,7 +150,8 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
     """
     config, runtime = run.config, run.runtime
     torch.manual_seed(config.seed)  # on the CPU, so that every device starts from the same weights
-    model = architecture(config, splits).build(config.model.init).to(runtime.device)
+    card, (num_steps, _) = architecture(config, splits), read_shape(splits.train, config)
+    model = card.build(config.model.init, num_steps).to(runtime.device)
     optimizer = make_optimizer(model, config.optim)
     state = run.restore(model, optimizer)
     prepared = runtime.prepare(model, reduces=not config.train.shards)

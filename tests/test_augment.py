@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqclf.data.augment import add_noise, shift_images
+from seqclf.config import Augment
+from seqclf.data.augment import add_noise, augment, flip_images, shift_images
 from seqclf.data.batches import mix, split_range
 from seqclf.data.sequences import Batch
 
@@ -60,6 +61,23 @@ def test_a_ranks_slice_is_the_slice_of_the_whole(
     first, end = split_range(total, data.draw(st.integers(0, world_size - 1)), world_size)
     share = shift_images(batch(values[first:end], first=first, total=total), limit, seed=1)
     assert share.tolist() == whole[first:end].tolist()
+
+
+def test_half_of_the_images_are_mirrored_wherever_they_are_trained() -> None:
+    values = images(400)
+    whole = flip_images(batch(values), seed=1)
+    mirrored = (whole == values.flip(2)).all(2).all(1)
+    assert ((whole == values).all(2).all(1) | mirrored).all()
+    assert 160 < int(mirrored.sum()) < 240
+    parts = [
+        flip_images(batch(values[first : first + 100], first=first, total=400), seed=1)
+        for first in range(0, 400, 100)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(flip_images(batch(values, step=4), seed=1), whole)
+    assert not torch.equal(flip_images(batch(values), seed=2), whole)
+    both = augment(batch(values), Augment(shift=1, flip=True), 1).values
+    assert torch.equal(both, shift_images(batch(whole), 1, seed=1))
 
 
 def test_the_filler_of_an_empty_share_at_the_end_works() -> None:

@@ -100,6 +100,24 @@ def test_first_weights_are_orthogonal_with_an_open_forget_gate() -> None:
             assert [set(gate.tolist()) for gate in gates] == [{0.0}, {forget}, {0.0}, {0.0}]
 
 
+def test_chrono_gates_remember_over_the_length_of_the_data() -> None:
+    torch.manual_seed(0)
+    model = LSTMClassifier(1, 10, hidden_size=400, init="chrono", init_steps=784)
+    weights = {name: weight.data for name, weight in model.rnn.named_parameters()}
+    entry, forget, cell, output = weights["bias_ih_l0"].chunk(4)
+    spans = forget.exp()  # steps; uniform from 1 to 783
+    assert 1 <= spans.min() < 10
+    assert 770 < spans.max() <= 783.01
+    assert 360 < spans.mean() < 424
+    assert torch.equal(entry, -forget)
+    for zero in (cell, output, weights["bias_hh_l0"]):
+        assert not zero.any()
+    gate = weights["weight_hh_l0"].chunk(4)[0]
+    torch.testing.assert_close(gate @ gate.T, torch.eye(400), rtol=0, atol=1e-4)
+    short = LSTMClassifier(1, 10, hidden_size=8, init="chrono", init_steps=1)
+    assert all(weight.isfinite().all() for weight in short.parameters())
+
+
 def test_scale_divides_bytes() -> None:
     scaled, plain = (LSTMClassifier(6, 3, hidden_size=8, scale=scale) for scale in (255.0, 1.0))
     plain.load_state_dict(scaled.state_dict())

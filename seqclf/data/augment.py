@@ -13,8 +13,10 @@ from seqclf.data.sequences import Batch
 
 def augment(batch: Batch, how: Augment, seed: int) -> Batch:
     """Return a batch whose values are changed as training asks for."""
-    values = shift_images(batch, how.shift, seed)
-    return batch._replace(values=add_noise(batch._replace(values=values), how.noise, seed))
+    if how.flip:
+        batch = batch._replace(values=flip_images(batch, seed))
+    batch = batch._replace(values=shift_images(batch, how.shift, seed))
+    return batch._replace(values=add_noise(batch, how.noise, seed))
 
 
 def add_noise(batch: Batch, deviations: float, seed: int) -> Tensor:
@@ -36,6 +38,23 @@ def add_noise(batch: Batch, deviations: float, seed: int) -> Tensor:
     return values + noise_BTF.to(values.device, non_blocking=True)
 
 
+def flip_images(batch: Batch, seed: int) -> Tensor:
+    """Return a batch's images [B, T, F], half of them mirrored left to right.
+
+    Which ones depends on the seed, the step and an image's place in the global batch only.
+    """
+    generator = torch.Generator().manual_seed(mix(seed, "flip", batch.step))
+    flipped = torch.randint(0, 2, (batch.total,), generator=generator).bool()
+    flipped_B = flipped[places(batch)].to(batch.values.device, non_blocking=True)
+    return torch.where(flipped_B[:, None, None], batch.values.flip(2), batch.values)
+
+
+def places(batch: Batch) -> Tensor:
+    """Return the places of a share's examples in the global batch, int64 [B]."""
+    # an empty share's filler row has a place outside of it: clamp
+    return torch.arange(batch.first, batch.first + len(batch.values)).clamp(max=batch.total - 1)
+
+
 def shift_images(batch: Batch, limit: int, seed: int) -> Tensor:
     """Return a batch's images [B, T, F], each moved by up to `limit` rows and columns.
 
@@ -47,9 +66,7 @@ def shift_images(batch: Batch, limit: int, seed: int) -> Tensor:
         return values
     generator = torch.Generator().manual_seed(mix(seed, "shift", batch.step))
     moves = torch.randint(0, 2 * limit + 1, (2, batch.total), generator=generator)
-    # an empty share's filler row has a place outside of it: clamp
-    places = torch.arange(batch.first, batch.first + len(values)).clamp(max=batch.total - 1)
-    down, right = moves[:, places].to(values.device, non_blocking=True)
+    down, right = moves[:, places(batch)].to(values.device, non_blocking=True)
     _, height, width = values.shape
     padded = F.pad(values, (limit,) * 4)
     windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # [B, 2L+1, 2L+1, T, F], a view
