@@ -20,8 +20,13 @@ slow: .venv/dev
 prove: .venv/installed
 	$(BIN)/python benchmarks/prove.py
 
-bench: .venv/installed
+bench: .venv/bench
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/data.py --data-root $(or $(SEQCLF_DATA),data)
 	$(BIN)/python benchmarks/loop.py --data-root $(or $(SEQCLF_DATA),data)
+	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/peers.py --data-root $(or $(SEQCLF_DATA),data)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -31,6 +36,11 @@ bench: .venv/installed
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ .venv/installed
+
+.venv/bench: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $@ .venv/installed
 
 clean:

@@ -4,12 +4,11 @@ Both train MNIST in one process with the default recipe; the loop logs, shows it
 and can be stopped, the bare one does not. Blocks of 25 steps of each alternate in random order, so
 that a machine whose speed drifts slows both. No evaluation: its arithmetic is the same in both.
 
-    python benchmarks/loop.py --data-root data --batch-size 64
+    python benchmarks/loop.py --data-root data
 """
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import sys
@@ -19,16 +18,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bare
-import torch
+from results import about, save
 
 from seqclf import runtime as runtimes
 from seqclf.config import Config, UserError, load_config
 from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.sequences import Batch
+from seqclf.loss import summed_loss
+from seqclf.optim import make_optimizer, update
 from seqclf.run import open_run
 from seqclf.tracking import Tracking
-from seqclf.train import make_plan, train_loop
+from seqclf.train import architecture, make_plan, train_loop
 
 BLOCK = 25
 
@@ -36,41 +37,40 @@ BLOCK = 25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-root", default="data")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64, 128, 512])
     parser.add_argument("--steps", type=int, default=1500)
     options = parser.parse_args()
-    flags = {
-        "data.name": "mnist",
-        "data.root": options.data_root,
-        "train.batch_size": str(options.batch_size),
-        "train.steps": str(options.steps),
-        "tracking.wandb": "disabled",
-        "eval.every": str(options.steps),
-        "checkpoint.every": str(options.steps // 3),
-    }
-    config = load_config(None, flags)[0]
-    try:
-        sources.fetch(config.data, print)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    ours, theirs = measure(config, random.Random(0))
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    milliseconds = [statistics.median(times) * 1000 / BLOCK for times in (ours, theirs)]
-    quartiles = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
-    result = {
-        "batch_size": options.batch_size,
-        "seqclf_ms": round(milliseconds[0], 3),
-        "bare_ms": round(milliseconds[1], 3),
-        "ratio": round(ratio, 3),
-        "ratio_of_totals": round(sum(ours) / sum(theirs), 3),
-        "ratio_quartiles": [round(q, 3) for q in quartiles],
-        "blocks": len(ours),
-        "steps_per_block": BLOCK,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
-    print(json.dumps(result))
+    rows = []
+    for batch_size in options.batch_size:
+        flags = {
+            "data.name": "mnist",
+            "data.root": options.data_root,
+            "train.batch_size": str(batch_size),
+            "train.steps": str(options.steps),
+            "tracking.wandb": "disabled",
+            "eval.every": str(options.steps),
+            "checkpoint.every": str(options.steps // 3),
+        }
+        config = load_config(None, flags)[0]
+        try:
+            sources.fetch(config.data, print)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        ours, theirs = measure(config, random.Random(0))
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        row = {
+            "batch": batch_size,
+            "seqclf_ms": statistics.median(ours) * 1000 / BLOCK,
+            "bare_ms": statistics.median(theirs) * 1000 / BLOCK,
+            "ratio": statistics.median(ratios),
+            "ratio_quartiles": statistics.quantiles(ratios, n=4),
+            "ratio_of_totals": sum(ours) / sum(theirs),
+            "blocks": len(ours),
+            "parts_ms": parts(config),
+        }
+        print(json.dumps(row))
+        rows.append(row)
+    save("loop", about() | {"steps_per_block": BLOCK, "rows": rows})
 
 
 def measure(config: Config, draw: random.Random) -> tuple[list[float], list[float]]:
@@ -118,6 +118,34 @@ def measure(config: Config, draw: random.Random) -> tuple[list[float], list[floa
         train_loop(run, splits, plan)
     count = min(len(ours), len(theirs))
     return ours[:count], theirs[:count]
+
+
+def parts(config: Config, steps: int = 300) -> dict[str, float]:
+    """Return the milliseconds of each part of a step, medians; what the loop adds is not in it."""
+    runtime = runtimes.start(config)
+    examples = sources.load(config.data, seed=config.seed)
+    plan = make_plan(config, examples.train)
+    model = architecture(config, examples).build(config.model.init)
+    optimizer, net = make_optimizer(model, config.optim), runtime.prepare(model)
+    times: dict[str, list[float]] = {
+        name: [] for name in ("plan", "fetch", "forward", "backward", "clip and update")
+    }
+    for step in range(steps):
+        clock = [time.perf_counter()]
+        share = plan.share(step, 0, 1)
+        clock.append(time.perf_counter())
+        batch = examples.train.__getitems__(share)
+        clock.append(time.perf_counter())
+        loss = summed_loss(net(batch.values), batch.labels, label_smoothing=0.0)
+        clock.append(time.perf_counter())
+        runtime.backward(loss, loss.detach() * 0 + 1 / batch.total)
+        clock.append(time.perf_counter())
+        update(optimizer, 0.001, config.optim.clip)
+        clock.append(time.perf_counter())
+        for spent, before, after in zip(times.values(), clock, clock[1:], strict=False):
+            spent.append(after - before)
+    runtime.close()
+    return {name: 1000 * statistics.median(spent) for name, spent in times.items()}
 
 
 if __name__ == "__main__":

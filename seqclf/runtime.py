@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,7 @@ from seqclf.data.sequences import Batch, Sequences
 from seqclf.hardware import (
     EffectivePrecision,
     choose_device,
+    keep_memory,
     precision_problem,
     requested_precision,
     set_threads,
@@ -97,22 +99,22 @@ class Runtime:
     watch: Watch = field(default_factory=Watch)
     _agreement: Agreement | None = None
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """The device of this process."""
         return torch.device(self.accelerator.device)
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """This process's number, 0 to world_size - 1."""
         return int(self.accelerator.process_index)
 
-    @property
+    @cached_property
     def world_size(self) -> int:
         """Number of processes that train together."""
         return int(self.accelerator.num_processes)
 
-    @property
+    @cached_property
     def is_main(self) -> bool:
         """Whether this process prints, writes and tracks."""
         return bool(self.accelerator.is_main_process)
@@ -350,6 +352,8 @@ def start(config: Config, watch: Watch | None = None) -> Runtime:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)
+    if device == "cpu":
+        keep_memory()
     torch.set_flush_denormal(True)  # oneDNN's LSTM is up to 20 times slower on denormals
     requested = requested_precision(config)
     # Accelerate keeps its state for the life of the process: a second run starts anew.

@@ -1,4 +1,4 @@
-"""A long run holds what a short one holds: memory stays flat, and files grow by their lines only."""
+"""A long run holds what a short one does: memory stays flat, files grow by their lines only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def watched_epochs(run_dir: str) -> list[float]:
         seen.append(psutil.Process().memory_info().rss / 1e6)
         return found
 
-    seqclf.train.measure = measure
+    seqclf.train.measure = measure  # type: ignore[assignment]
     flags = {
         "data.name": "digits",
         "data.augment.shift": "1",

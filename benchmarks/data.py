@@ -1,0 +1,81 @@
+"""Examples a second of plan, fetch and augmentation alone, against what the model takes in.
+
+MNIST by rows, LSTM(28, 64), one process. Blocks of 25 steps of each alternate in random order.
+
+    python benchmarks/data.py --data-root data
+"""
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import sys
+import time
+
+import psutil
+from results import about, save
+
+from seqclf import runtime as runtimes
+from seqclf.config import Augment, Config, UserError, load_config
+from seqclf.data import sources
+from seqclf.data.augment import augment
+from seqclf.optim import make_optimizer
+from seqclf.train import architecture, make_plan, train_step
+
+BLOCK, BLOCKS, WARM_UP = 25, 30, 2
+MOVES = Augment(shift=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data-root", default="data")
+    options = parser.parse_args()
+    rows = []
+    for batch_size in (64, 512):
+        flags = {"data.name": "mnist", "data.root": options.data_root, "train.epochs": "99"}
+        config = load_config(None, flags | {"train.batch_size": str(batch_size)})[0]
+        try:
+            sources.fetch(config.data, print)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        rows.append({"batch": batch_size} | measure(config))
+    print(json.dumps(rows))
+    save("data", about() | {"blocks": BLOCKS, "rows": rows})
+
+
+def measure(config: Config) -> dict[str, float]:
+    """Return the examples a second of each way, and the MB that the data take."""
+    runtime = runtimes.start(config)
+    before = psutil.Process().memory_info().rss
+    splits = sources.load(config.data, seed=0)
+    held = (psutil.Process().memory_info().rss - before) / 1e6
+    plan = make_plan(config, splits.train)
+    model = architecture(config, splits).build("orthogonal")
+    optimizer, net = make_optimizer(model, config.optim), runtime.prepare(model)
+    batches = runtime.loader(splits.train, plan, start=0, workers=0)
+
+    def block(way: str) -> float:
+        started = time.perf_counter()
+        for batch in itertools.islice(batches, BLOCK):
+            if way == "fetch and shift":
+                augment(batch, MOVES, 0)
+            elif way == "fetch and train":
+                train_step(runtime, net, optimizer, batch, config, 0.001)
+        return time.perf_counter() - started
+
+    times: dict[str, list[float]] = {"fetch": [], "fetch and shift": [], "fetch and train": []}
+    draw = random.Random(0)
+    for number in range(WARM_UP + BLOCKS):
+        for way in draw.sample(list(times), len(times)):
+            spent = block(way)
+            if number >= WARM_UP:
+                times[way].append(spent)
+    runtime.close()
+    examples = BLOCK * int(config.train.batch_size)
+    rates = {f"{way}, examples/s": examples / statistics.median(of) for way, of in times.items()}
+    return rates | {"memory_mb": held}
+
+
+if __name__ == "__main__":
+    main()

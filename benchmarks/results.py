@@ -1,0 +1,204 @@
+"""Results as JSON in benchmarks/results/, and the tables of the documents that are made of them.
+
+python benchmarks/results.py     writes the tables anew; tests hold that they are what is there
+"""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "results"
+VERSIONS = ("torch", "accelerate", "lightning", "transformers", "keras", "jax", "flax", "numpy")
+
+
+def about() -> dict[str, Any]:
+    """Return where figures come from: machine, threads, versions."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def save(name: str, found: dict[str, Any]) -> None:
+    """Write benchmarks/results/NAME.json and the tables that come from it."""
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_tables()
+
+
+def load(name: str) -> dict[str, Any]:
+    """Read benchmarks/results/NAME.json."""
+    content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return content
+
+
+def where(found: dict[str, Any]) -> str:
+    """Say where figures come from."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"{found['cores']} cores of an {found['cpu']}, Python {found['python']}, {versions}"
+
+
+def peers_table() -> str:
+    """Return the table of peers.py."""
+    found = load("peers")
+    rows = [
+        "| | s to 96 % | s to 97 % | s to 98 % | training alone to 98 % | examples/s | compile s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    best = [(of["command_s_to_98%"] or 1e9, name) for name, of in found["found"].items()]
+    for _, name in sorted(best):
+        of = found["found"][name]
+        cells = [_seconds(of, f"command_s_to_{goal}%") for goal in (96, 97, 98)]
+        cells.append(_seconds(of, "train_s_to_98%"))
+        rate, compile_s = f"{of['examples_per_s']:,.0f}", of["compile_s"]
+        cells += [rate, f"{compile_s:.1f}" if compile_s >= 0.05 else ""]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    rows += [f"| {name} | did not run: {why} | | | | | |" for name, why in found["lacking"].items()]
+    return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
+
+
+def _seconds(of: dict[str, Any], key: str) -> str:
+    rounds = of[f"rounds_to_{key.rpartition('_')[2]}"]
+    if of[key] is not None:
+        return f"{of[key]:.1f}"
+    return "not reached" if rounds == 0 else f"in {rounds} of {of['n']}"
+
+
+def loop_table() -> str:
+    """Return the ratios of loop.py."""
+    found = load("loop")
+    rows = [
+        "| batch | ms a step | bare.py | ratio | its quartiles |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for of in found["rows"]:
+        low, _, high = of["ratio_quartiles"]
+        rows.append(
+            f"| {of['batch']} | {of['seqclf_ms']:.2f} | {of['bare_ms']:.2f} | {of['ratio']:.3f} "
+            f"| {low:.3f} to {high:.3f} |"
+        )
+    blocks = " / ".join(str(of["blocks"]) for of in found["rows"])
+    told = f"medians of {blocks} blocks of {found['steps_per_block']} steps"
+    return "\n".join(rows) + f"\n\n{where(found)}; {told}."
+
+
+def parts_table() -> str:
+    """Return the profile of loop.py."""
+    found = load("loop")["rows"]
+    names = list(found[0]["parts_ms"])
+    rows = [f"| batch | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+    for of in found:
+        cells = " | ".join(f"{of['parts_ms'][name]:.3f}" for name in names)
+        rows.append(f"| {of['batch']} | {cells} |")
+    return "\n".join(rows)
+
+
+def scaling_table() -> str:
+    """Return the rates of scaling.py, and how much several give over one."""
+    found = load("scaling")
+    of = {
+        (row["processes"], row["threads"], row["batch"], row["malloc"]): row
+        for row in found["rows"]
+    }
+    batches = sorted({batch for *_, batch, _ in of})
+    rows = [
+        "| batch | 1 process of 1 thread, examples/s | without keeping memory | 1 of 2 | 2 of 1 "
+        "| 2 of 1, twice the batch | DDP's share of a step: reducing / all else |",
+        "| --- " * 7 + "|",
+    ]
+    for batch in batches:
+        one = of[1, 1, batch, True]["examples_per_s"]
+        cells = [f"{one:,.0f}", f"{of[1, 1, batch, False]['examples_per_s'] / one:.2f} times"]
+        cells += [
+            f"{of[p, t, batch, True]['examples_per_s'] / one:.2f} times"
+            for p, t in ((1, 2), (2, 1))
+        ]
+        twice = of.get((2, 1, 2 * batch, True)) or {}
+        cells.append(f"{twice['examples_per_s'] / one:.2f} times" if twice else "")
+        two = of[2, 1, batch, True]
+        reducing = two["reduction_ms"] / two["step_ms"]
+        cells.append(f"{reducing:.0%} / {1 - two['alone_ms'] / two['step_ms'] - reducing:.0%}")
+        rows.append(f"| {batch} | {' | '.join(cells)} |")
+    return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
+
+
+def data_table() -> str:
+    """Return the rates of data.py."""
+    found = load("data")
+    names = ("fetch", "fetch and shift", "fetch and train")
+    rows = [f"| batch | {' | '.join(names)} | fetch over train |", "| --- " * 5 + "|"]
+    for of in found["rows"]:
+        rates = [of[f"{name}, examples/s"] for name in names]
+        cells = " | ".join(f"{rate:,.0f}" for rate in rates)
+        rows.append(f"| {of['batch']} | {cells} | {rates[0] / rates[2]:.0f} times |")
+    memory = f"{found['rows'][0]['memory_mb']:.0f} MB of memory"
+    told = f"examples/s, medians of {found['blocks']} blocks of 25 batches; the data take {memory}"
+    return "\n".join(rows) + f"\n\n{told}. {where(found)}."
+
+
+def linear_table() -> str:
+    """Return the ratios of linear.py."""
+    found = load("linear")
+    rows = ["| an epoch of | times as long |", "| --- | --- |"]
+    rows += [f"| {name} | {ratio:.2f} |" for name, ratio in found["ratios"].items()]
+    return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
+
+
+def startup_table() -> str:
+    """Return the seconds of startup.py."""
+    found = load("startup")
+    rows = ["| | s |", "| --- | --- |"]
+    rows += [f"| {name} | {seconds:.2f} |" for name, seconds in found["seconds"].items()]
+    return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "loop": loop_table,
+    "parts": parts_table,
+    "peers": peers_table,
+    "scaling": scaling_table,
+    "data": data_table,
+    "linear": linear_table,
+    "startup": startup_table,
+}
+SOURCES = {"parts": "loop"}  # where a table is not of its own name
+DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md")
+
+
+def with_tables(text: str) -> str:
+    """Return a document with its tables as the results have them."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name}: benchmarks/results.py -->\n", f"\n<!-- /{name} -->"
+        if start in text and (FOLDER / f"{SOURCES.get(name, name)}.json").exists():
+            before, rest = text.split(start)
+            text = before + start + table() + end + rest.partition(end)[2]
+    return text
+
+
+def write_tables() -> None:
+    """Write the tables into the documents."""
+    for document in DOCUMENTS:
+        document.write_text(with_tables(document.read_text()))
+
+
+if __name__ == "__main__":
+    write_tables()
