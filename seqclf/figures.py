@@ -130,7 +130,8 @@ def curve(
         for number, (name, points) in enumerate(runs.items()):
             colour, marker = COLOURS[number % 8], "." if len(points) < 40 else ""
             steps, values, lows, highs = zip(*in_blocks(points), strict=True)
-            axes.plot(steps, values, marker=marker, lw=1.1, color=colour, label=label(name))
+            style = ("-", "--", ":", "-.")[number // 8 % 4]
+            axes.plot(steps, values, style, marker=marker, lw=1.1, color=colour, label=label(name))
             if lows != highs:
                 axes.fill_between(steps, lows, highs, color=colour, alpha=0.2, lw=0)
         if log and min(v for points in runs.values() for _, v in points) > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import statistics
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from seqclf import figures
+from seqclf.data.batches import MAX_EVAL_STEPS
 from seqclf.data.sequences import Sequences
 from seqclf.evaluate import wilson
 from seqclf.model import LSTMClassifier, read_images
@@ -18,7 +20,7 @@ SHADES = " .:-=+*#%@"  # dark to bright
 BAR_WIDTH = 20  # at most, and what is left of
 MOST_LINES, MOST_FEATURES, MOST_LETTERS = 32, 28, 30  # of a picture in the terminal
 MOST_FLOP = 2e10  # of the reading over many examples, half a second of a small CPU
-FEWEST_READ, AT_ONCE, MOST_SHARES = 100, 250, 40
+FEWEST_READ, AT_ONCE, MOST_SHARES = 20, 250, 40
 MOST_LINES_DRAWN, MOST_COLUMNS, OF_A_KIND = 100, 10, 3  # of a reading on a page
 MOST_CLASSES = 30  # in a figure with a row for each
 
@@ -114,13 +116,14 @@ def image_lines(model: LSTMClassifier, value: Tensor, ends: list[int]) -> Tensor
 def token_lines(sequences: Sequences, value: Tensor, ends: list[int]) -> list[str]:
     """Write the tokens or the text that each line adds, cut to MOST_LETTERS."""
     lines = []
+    letters = codecs.getincrementaldecoder("utf-8")("replace")  # a line may end within a letter
     for first, end in zip([0, *ends], ends, strict=False):
         ids = value[first:end].tolist()
         if sequences.tokens:
             names = ("?", *sequences.tokens)
             text = " ".join(names[token] for token in ids)
         else:
-            text = bytes(ids).decode("utf-8", "replace")
+            text = letters.decode(bytes(ids), final=end == ends[-1])
         printable = "".join(letter if letter.isprintable() else " " for letter in text)
         lines.append(printable[:MOST_LETTERS])
     return lines
@@ -136,10 +139,10 @@ def watch_reading(model: LSTMClassifier, test: Sequences, drawn: dict[str, str])
     labels, guesses_NE = test.labels[ids].cpu(), chances_NEC.argmax(2)
     n, right_NE = len(ids), guesses_NE == labels[:, None]
     hits = right_NE.sum(0).tolist()
-    xlabel, factor = "share of the sequence read (%)", 100.0
+    xlabel, xs = "share of the sequence read (%)", [100 * share for share in shares]
     if test.lengths is None or int(test.lengths.min()) == int(test.lengths.max()):
-        xlabel, factor = "steps read", float(num_steps_of(model, test))
-    xs = [share * factor for share in shares]
+        steps, count = num_steps_of(model, test), len(shares)
+        xlabel, xs = "steps read", [-(-part * steps // count) for part in range(1, count + 1)]
     drawn["reading-share"] = figures.share_curve(
         xs, [hit / n for hit in hits], [wilson(hit, n) for hit in hits], xlabel
     )
@@ -194,7 +197,8 @@ def read_shares(model: LSTMClassifier, test: Sequences, ids: Tensor) -> tuple[li
     count = min(num_steps_of(model, test), MOST_SHARES)
     parts = torch.arange(1, count + 1)
     found = []
-    for some in ids.split(AT_ONCE):
+    at_once = min(AT_ONCE, max(1, MAX_EVAL_STEPS // num_steps_of(model, test)))
+    for some in ids.split(at_once):
         values, lengths = test.rows(some)
         if lengths is None:
             lengths = torch.full([len(some)], model.steps(values).shape[1])

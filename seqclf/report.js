@@ -5,7 +5,7 @@ for (const button of document.querySelectorAll("th button")) {
     const place = [...head.parentNode.children].indexOf(head);
     const key = (row) => row.cells[place].dataset.value ?? row.cells[place].textContent;
     const order = (a, b) => {
-      const [x, y] = [key(a), key(b)], [p, q] = [parseFloat(x), parseFloat(y)];
+      const [x, y] = [key(a), key(b)], [p, q] = [Number(x), Number(y)];
       return isNaN(p) || isNaN(q) ? x.localeCompare(y) : p - q;
     };
     for (const other of head.parentNode.children) other.removeAttribute("aria-sort");

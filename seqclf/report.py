@@ -59,10 +59,10 @@ class Read:
     @property
     def training_s(self) -> float:
         """Seconds of training, without evaluations and saves, up to the last line."""
-        total, examples, size = 0.0, 0, self.config.train.batch_size
+        total, before, seen = 0.0, 0.0, dict(self.points("train/examples"))
         for step, rate in self.points("train/examples_per_s"):
-            total += (step * int(size) - examples) / rate if rate else 0.0
-            examples = step * int(size)
+            total += (seen.get(step, before) - before) / rate if rate else 0.0
+            before = seen.get(step, before)
         return total
 
 
@@ -116,17 +116,25 @@ def write_report(run_dirs: list[Path], out: Path | None, flags: dict[str, str]) 
     text = render(content, drawn)
     folder = out.with_name(f"{out.stem}-figures")
     try:
-        if out.exists() and b'content="seqclf"' not in out.read_bytes()[:2000]:
-            raise UserError(f"{out}: is there already and no report of ours; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
+        figure_files = {folder / f"{name}.svg": svg for name, svg in drawn.items()}
+        for file in (out, *figure_files):
+            if file.exists() and not _is_ours(file):
+                raise UserError(f"{file}: is there already and not ours; choose another --out")
         for old in folder.glob("*.svg"):
-            old.unlink()
-        for name, svg in drawn.items():
-            (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+            if _is_ours(old):
+                old.unlink()
+        for file, svg in figure_files.items():
+            file.write_text(f"<!-- seqclf -->\n{svg}", encoding="utf-8")
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out}: cannot write the report: {error.strerror or error}") from None
     return out
+
+
+def _is_ours(file: Path) -> bool:
+    start = file.read_bytes()[:300]
+    return b'content="seqclf"' in start or b"<!-- seqclf -->" in start
 
 
 # ---- one run
@@ -177,7 +185,7 @@ def ten_predictions(model: LSTMClassifier, test: Sequences) -> list[dict[str, An
 def overview(run: Read) -> list[tuple[str, str]]:
     """Return what was run, as names and values."""
     facts, config = run.facts, run.config
-    step, total = run.status.get("step", 0), facts.get("num_steps", "?")
+    step, total = run.status.get("step", 0), facts.get("num_steps", 0)
     versions = facts.get("versions", {})
     rows = [
         ("data", str(facts.get("data", config.data.name))),
@@ -222,8 +230,10 @@ def draw_curves(runs: list[Read], drawn: dict[str, str]) -> None:
 
 
 def _name(run: Read, runs: list[Read]) -> str:
+    """Return a run's name, numbered where there are several: long names are cut in figures."""
     names = [other.path.name for other in runs]
-    return run.path.name if names.count(run.path.name) == 1 else str(run.path)
+    name = run.path.name if names.count(run.path.name) == 1 else str(run.path)
+    return name if len(runs) == 1 else f"{runs.index(run) + 1}: {name}"
 
 
 def evaluation(split: str, found: dict[str, Any], drawn: dict[str, str]) -> dict[str, Any]:
@@ -292,15 +302,21 @@ def compare(runs: list[Read], drawn: dict[str, str]) -> dict[str, Any]:
         for name in flat[0]
         if name not in NEUTRAL and len({json.dumps(one.get(name)) for one in flat}) > 1
     ]
+    columns = [[json.dumps(one.get(name)) for name in differing] for one in flat]
+    prints = [str(run.facts.get("data_fingerprint", "")) for run in runs]
+    if len(set(prints)) > 1:
+        differing.insert(0, "data")
+        for run, row, fingerprint in zip(runs, columns, prints, strict=True):
+            row.insert(0, f"{run.facts.get('data', '')} {fingerprint[:8]}")
     metrics = sorted({name for run in runs for name in run.status.get("metrics") or {}})
     rows = [
         {
             "name": _name(run, runs),
             "state": run.status.get("state", "unknown"),
-            "settings": [json.dumps(one.get(name)) for name in differing],
-            "metrics": [(run.status.get("metrics") or {}).get(name) for name in metrics],
+            "settings": row,
+            "metrics": [(run.status.get("metrics") or {}).get(name, "") for name in metrics],
         }
-        for run, one in zip(runs, flat, strict=True)
+        for run, row in zip(runs, columns, strict=True)
     ]
     families: dict[str, dict[int, Read]] = {}
     for run in runs:

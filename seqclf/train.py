@@ -349,6 +349,7 @@ class Stopwatch:
         seconds = sorted([*self._steps, *on_device])
         elapsed = now - self._since
         figures = {
+            "train/examples": float(examples),
             "train/examples_per_s": (examples - self._examples) / elapsed,
             "train/seconds_per_step_p50": seconds[(len(seconds) - 1) // 2],
             "train/seconds_per_step_p95": seconds[math.ceil(0.95 * len(seconds)) - 1],

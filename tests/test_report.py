@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, sync_playwright
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
+from torch import Tensor
 
-from seqclf import cli
+from seqclf import cli, reading
 from seqclf.config import UserError
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
@@ -30,7 +31,7 @@ from seqclf.evaluate import macro_f1_interval, wilson
 from seqclf.figures import in_blocks
 from seqclf.model import LSTMClassifier
 from seqclf.predict import load_model, probabilities
-from seqclf.reading import decided_at, read_shares, spread
+from seqclf.reading import decided_at, read_shares, spread, token_lines
 from seqclf.report import read_run, write_report
 
 Scheme = Literal["light", "dark"]
@@ -191,6 +192,80 @@ def test_a_file_of_the_users_is_not_replaced(digits: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match="choose another --out"):
         write_report([digits], tmp_path / "mine.html", {})
     assert (tmp_path / "mine.html").read_text() == "precious"
+    folder = tmp_path / "page-figures"
+    folder.mkdir()
+    (folder / "mine.svg").write_text("precious")
+    write_report([digits], tmp_path / "page.html", {})
+    write_report([digits], tmp_path / "page.html", {})
+    assert (folder / "mine.svg").read_text() == "precious"
+    (folder / "test-accuracy.svg").write_text("precious")
+    with pytest.raises(UserError, match=r"test-accuracy\.svg: is there already and not ours"):
+        write_report([digits], tmp_path / "page.html", {})
+
+
+def test_what_a_run_lacks_is_not_what_diverged(digits: Path, tmp_path: Path) -> None:
+    other = train(
+        tmp_path / "a-very-long-name-that-differs-in-its-middle-only",
+        "--data.name",
+        "digits",
+        "--seed",
+        "1",
+    )
+    status = json.loads((other / "status.json").read_text())
+    status["metrics"] |= {"val/accuracy": None}
+    (other / "status.json").write_text(json.dumps(status))
+    facts = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(facts | {"data_fingerprint": "5ca1ab1e" * 8}))
+    out = tmp_path / "all.html"
+    page = write_report([digits, other], out, {}).read_text()
+    assert page.count("not finite") == 1
+    assert "<td>digits 5ca1ab1e</td>" in page
+    assert "<td>1: digits</td>" in page
+    loss = (tmp_path / "all-figures/train-loss.svg").read_text()
+    assert "1: digits" in loss
+    assert "2: a-v…le-only" in loss
+
+
+def test_the_training_time_is_that_of_the_examples_seen(digits: Path) -> None:
+    run = read_run(digits)
+    rates = [rate for _, rate in run.points("train/examples_per_s")]
+    assert [count for _, count in run.points("train/examples")] == [640, 1280, 1886]
+    assert run.training_s == pytest.approx(640 / rates[0] + 640 / rates[1] + 606 / rates[2])
+
+
+def test_a_letter_stands_on_the_line_of_its_last_byte() -> None:
+    text = torch.tensor(list("aé日b".encode()))
+    some = Sequences(
+        *(text, torch.zeros(1).long(), ("a", "b")),
+        starts=torch.zeros(1).long(),
+        lengths=torch.tensor([7]),
+        num_tokens=256,
+    )
+    assert token_lines(some, text, [1, 2, 3, 4, 5, 6, 7]) == ["a", "", "é", "", "", "日", "b"]
+    assert token_lines(some, text[:5], [2, 5]) == ["a", "é\N{REPLACEMENT CHARACTER}"]
+
+
+def test_long_sequences_are_read_a_few_at_a_time(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, (model, _) = read_run(digits), load_model(digits)
+    test = sources.load(run.config.data, seed=run.config.seed).test
+    shares, expected = read_shares(model, test, torch.arange(30))
+    monkeypatch.setattr("seqclf.reading.MAX_EVAL_STEPS", 20)  # two of eight steps
+    read: list[int] = []
+    honest = reading.read_along
+
+    def counted(model: LSTMClassifier, values: Tensor, ends: Tensor) -> Tensor:
+        read.append(len(values))
+        return honest(model, values, ends)
+
+    monkeypatch.setattr("seqclf.reading.read_along", counted)
+    found = read_shares(model, test, torch.arange(30))
+    assert read == [2] * 15
+    assert found[0] == shares
+    torch.testing.assert_close(found[1], expected)
+    monkeypatch.setattr("seqclf.reading.MOST_FLOP", 1)
+    assert len(spread(model, test)) == 20
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +340,13 @@ LOOK = """() => {
 }"""
 
 
+LINES = """cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return [...new Set([...range.getClientRects()].map((box) => box.top))];
+}"""
+
+
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 1,000 logged points, 100 classes with long names and sequences of 2,000 steps."""
@@ -305,6 +387,8 @@ def test_a_page_is_legible_at_any_width_in_both_schemes(
         assert unlike <= cells
         dark = page.evaluate("getComputedStyle(document.body).color") == "rgb(255, 255, 255)"
         assert dark == (scheme == "dark")
+        for cell in page.locator("td:not(:first-child)").all():
+            assert len(cell.evaluate(LINES)) == 1  # no broken number
         for picture in page.locator("img").all():
             assert picture.get_attribute("alt")
             assert picture.evaluate("image => image.naturalWidth") > 0

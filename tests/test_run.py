@@ -60,7 +60,7 @@ def test_the_files_of_a_run(finished: Path) -> None:
 
 def test_metrics_hold_every_key_at_its_step(finished: Path) -> None:
     lines = read_metrics(finished, timed=True)
-    train_keys = {"train/loss", "train/lr", "train/grad_norm", *TIMED}
+    train_keys = {"train/loss", "train/lr", "train/grad_norm", "train/examples", *TIMED}
     train_keys.remove("train/peak_memory_mb")  # that of a GPU
     judged = {f"val/{name}" for name in ("loss", "accuracy", "macro_f1")}
     found = [(line["step"], set(line) - {"step"}) for line in lines]
@@ -308,6 +308,7 @@ def test_a_stopwatch_leaves_out_what_is_no_training(monkeypatch: pytest.MonkeyPa
     with clock.paused():
         now += 1000
     figures = {
+        "train/examples": 1600,
         "train/examples_per_s": 600 / 24,
         "train/seconds_per_step_p50": 1.0,
         "train/seconds_per_step_p95": 3.0,
