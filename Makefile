@@ -21,7 +21,7 @@ prove: .venv/installed
 	$(BIN)/python benchmarks/prove.py
 
 bench: .venv/bench
-	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/startup.py --data-root $(or $(SEQCLF_DATA),data)
 	$(BIN)/python benchmarks/data.py --data-root $(or $(SEQCLF_DATA),data)
 	$(BIN)/python benchmarks/loop.py --data-root $(or $(SEQCLF_DATA),data)
 	$(BIN)/python benchmarks/linear.py

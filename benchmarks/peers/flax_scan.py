@@ -8,18 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from common import Report, mnist, options
-from flax import nnx
+from flax import linen as nn
 
 BATCH = 64
 
 
-class Classifier(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(28, 64, rngs=rngs))
-        self.out = nnx.Linear(64, 10, rngs=rngs)
-
+class Classifier(nn.Module):
+    @nn.compact
     def __call__(self, x: jax.Array) -> Any:
-        return self.out(self.rnn(x)[:, -1])
+        return nn.Dense(10)(nn.RNN(nn.OptimizedLSTMCell(64))(x)[:, -1])
 
 
 def main() -> None:
@@ -28,12 +25,13 @@ def main() -> None:
         (jnp.asarray(images, jnp.float32) / 255, jnp.asarray(labels))
         for images, labels in mnist(known.data_root)
     )
-    graph, weights, rest = nnx.split(Classifier(nnx.Rngs(known.seed)), nnx.Param, ...)
+    model = Classifier()
+    weights = model.init(jax.random.key(known.seed), x[:1])
     optimizer = optax.adam(0.01)
     state = optimizer.init(weights)
 
     def loss_of(weights: Any, ids: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, weights, rest)(x[ids])
+        logits = model.apply(weights, x[ids])
         return optax.softmax_cross_entropy_with_integer_labels(logits, y[ids]).mean()
 
     def step(carry: Any, ids: jax.Array) -> Any:
@@ -45,7 +43,7 @@ def main() -> None:
         return jax.lax.scan(step, (weights, state), order)[0]
 
     def hits(weights: Any) -> jax.Array:
-        return (nnx.merge(graph, weights, rest)(test_x).argmax(1) == test_y).sum()
+        return (model.apply(weights, test_x).argmax(1) == test_y).sum()
 
     rng, num_batches = np.random.default_rng(known.seed), len(y) // BATCH  # a scan drops the rest
 

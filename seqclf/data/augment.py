@@ -13,6 +13,8 @@ from seqclf.data.sequences import Batch
 
 def augment(batch: Batch, how: Augment, seed: int) -> Batch:
     """Return a batch whose values are changed as training asks for."""
+    if not (how.flip or how.shift or how.noise):
+        return batch
     if how.flip:
         batch = batch._replace(values=flip_images(batch, seed))
     batch = batch._replace(values=shift_images(batch, how.shift, seed))
