@@ -25,6 +25,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/data.py --data-root $(or $(SEQCLF_DATA),data)
 	$(BIN)/python benchmarks/loop.py --data-root $(or $(SEQCLF_DATA),data)
 	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/archive.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/peers.py --data-root $(or $(SEQCLF_DATA),data)
 

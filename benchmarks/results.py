@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import statistics
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +75,23 @@ def peers_table() -> str:
         rows.append(f"| {name} | {' | '.join(cells)} |")
     rows += [f"| {name} | did not run: {why} | | | | | |" for name, why in found["lacking"].items()]
     return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
+
+
+def peers_short_table() -> str:
+    """Return what peers.py found in short: of each library its better way."""
+    found = load("peers")
+    rows = ["| | s to 98 %, from the command | of them training | examples/s |", "| --- " * 4 + "|"]
+    best: dict[str, tuple[float, str]] = {}
+    for name, of in found["found"].items():
+        seconds = of["command_s_to_98%"] or 1e6 + (of["n"] - of["rounds_to_98%"])
+        library = name.partition(",")[0]
+        best[library] = min(best.get(library, (1e9, "")), (seconds, name))
+    for _, name in sorted(best.values()):
+        of = found["found"][name]
+        cells = [_seconds(of, f"{kind}_s_to_98%") for kind in ("command", "train")]
+        rows.append(f"| {name} | {' | '.join(cells)} | {of['examples_per_s']:,.0f} |")
+    told = f"Medians of n = {found['rounds']} interleaved rounds. {where(found)}."
+    return "\n".join(rows) + f"\n\n{told}"
 
 
 def _seconds(of: dict[str, Any], key: str) -> str:
@@ -155,6 +173,23 @@ def data_table() -> str:
     return "\n".join(rows) + f"\n\n{told}. {where(found)}."
 
 
+def archive_table() -> str:
+    """Return the accuracies of archive.py, and the mean ranks; equals share theirs."""
+    found = load("archive")
+    rows = ["| set | files.yaml | 1-NN DTW |", "| --- " * 3 + "|"]
+    ranks = []
+    for of in found["rows"]:
+        ours, sd = statistics.mean(of["ours"]), statistics.stdev(of["ours"])
+        ranks.append(1.5 if ours == of["dtw"] else 1 + (ours < of["dtw"]))
+        rows.append(
+            f"| {of['set']} | {100 * ours:.1f} ± {100 * sd:.1f} % | {100 * of['dtw']:.1f} % |"
+        )
+    rank = statistics.mean(ranks)
+    rows.append(f"| mean rank | {rank:.2f} | {3 - rank:.2f} |")
+    told = f"Test accuracy, mean ± standard deviation of {found['seeds']} seeds"
+    return "\n".join(rows) + f"\n\n{told}. {where(found)}."
+
+
 def linear_table() -> str:
     """Return the ratios of linear.py."""
     found = load("linear")
@@ -175,12 +210,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "loop": loop_table,
     "parts": parts_table,
     "peers": peers_table,
+    "peers-short": peers_short_table,
     "scaling": scaling_table,
     "data": data_table,
     "linear": linear_table,
+    "archive": archive_table,
     "startup": startup_table,
 }
-SOURCES = {"parts": "loop"}  # where a table is not of its own name
+SOURCES = {"parts": "loop", "peers-short": "peers"}  # where a table is not of its own name
 DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md")
 
 

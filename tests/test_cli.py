@@ -231,3 +231,16 @@ def test_what_an_encoding_lacks_is_written_in_plain_letters(
     monkeypatch.setattr("seqclf.runs.table", lambda _: "██ 0.5 ± 0.1 ü")
     assert main(["runs"]) == 0
     assert written.getvalue() == b"## 0.5 +- 0.1 ?\n"
+
+
+def test_openmp_spins_briefly_unless_the_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert main(["train", "--print-config"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert main(["train", "--print-config"]) == 0
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main(["train", "--print-config"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"

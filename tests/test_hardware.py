@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,25 @@ def test_memory_that_is_not_there_is_refused_before_training(
 def test_what_the_user_can_mend_gets_advice(error: BaseException, said: str | None) -> None:
     found = advice(error, Path("runs/x"))
     assert (found is None) if said is None else str(found).startswith(said)
+
+
+KEPT = """
+import sys, psutil, torch
+from seqclf.hardware import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+before = psutil.Process().memory_info().rss
+block = torch.ones(16_000_000)
+del block
+print((psutil.Process().memory_info().rss - before) / 1e6)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    held = []
+    for how in ("leave", "keep"):
+        words = [sys.executable, "-c", KEPT, how]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        held.append(float(done.stdout))
+    assert held[0] < 20 < 55 < held[1] < 80
