@@ -52,7 +52,7 @@ def test_digits_reach_97_percent(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "middle", "promised"),
-    [("tutorial", statistics.median, 0.96), ("mnist_fast", statistics.mean, 0.983)],
+    [("tutorial", statistics.median, 0.96), ("mnist_fast", statistics.mean, 0.98)],
 )
 def test_accuracy_over_5_seeds(
     recipe: str,
