@@ -90,12 +90,12 @@ def main() -> None:
             runs[name].append(lines)
             last = lines[-1]
             print(
-                f"round {seed} {name:26} {last['accuracy']:.4f} after {last['epoch']:.0f} epochs, "
+                f"round {seed} {name:26} {last['accuracy']:.4f} after {last['epoch']:g} epochs, "
                 f"{last['command_s']:.1f} s from the command, {last['train_s']:.1f} s of training",
                 flush=True,
             )
-    found = {name: summary(lines) for name, lines in runs.items() if lines}
-    save("peers", about() | {"rounds": options.rounds, "found": found, "lacking": lacking})
+        found = {name: summary(lines) for name, lines in runs.items() if lines}
+        save("peers", about() | {"rounds": seed + 1, "found": found, "lacking": lacking})
 
 
 def run_rival(rival: Rival, root: str, seed: int) -> list[dict[str, float]]:

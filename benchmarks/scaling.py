@@ -42,13 +42,13 @@ def main() -> None:
     for number in range(options.rounds):
         for job in draw.sample(jobs, len(jobs)):
             found[job].append(measure(*job))
+        rows: list[dict[str, Any]] = []
+        for (processes, threads, batch, keeps), times in found.items():
+            middle = {name: statistics.median(of[name] for of in times) for name in times[0]}
+            row = {"processes": processes, "threads": threads, "batch": batch, "malloc": keeps}
+            rows.append(row | middle)
+        save("scaling", about() | {"rounds": number + 1, "rows": rows})
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-    rows: list[dict[str, Any]] = []
-    for (processes, threads, batch, keeps), times in found.items():
-        middle = {name: statistics.median(of[name] for of in times) for name in times[0]}
-        row = {"processes": processes, "threads": threads, "batch": batch, "malloc": keeps}
-        rows.append(row | middle)
-    save("scaling", about() | {"rounds": options.rounds, "rows": rows})
 
 
 def measure(processes: int, threads: int, batch: int, keeps: bool) -> dict[str, float]:

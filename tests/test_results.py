@@ -21,7 +21,8 @@ def test_tables_are_made_of_the_results(document: Path) -> None:
     shown = [name for name in results.TABLES if f"<!-- {name}: " in text]
     assert len(shown) == text.count("<!-- /")
     for name in shown:
-        assert results.TABLES[name]() in text
+        file = results.FOLDER / f"{results.SOURCES.get(name, name)}.json"
+        assert (results.TABLES[name]() if file.exists() else "Not run yet.") in text
 
 
 def test_a_table_follows_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
