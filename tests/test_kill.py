@@ -174,7 +174,7 @@ def check_same(broken: Path, straight: Path) -> None:
     metrics = read_metrics(broken / "run")
     assert metrics == read_metrics(straight / "run")
     keys = [(line["step"], key) for line in metrics for key in line if key != "step"]
-    assert len(keys) == len({*keys}) == 42
+    assert len(keys) == len({*keys}) == 49
 
 
 @pytest.mark.parametrize(("world_size", "deaths"), [(1, DEATHS), (2, DEATHS_OF_TWO)])
