@@ -35,6 +35,7 @@ DEEPEST_YAML = 10
 STEPS_AN_EPOCH, SMALLEST_BATCH, LARGEST_BATCH = 16, 8, 64
 # ... and the LSTM is this wide with fewer, or with more training examples.
 MANY_EXAMPLES, SMALL_WIDTH, LARGE_WIDTH = 2000, 64, 128
+NOISE = 0.2  # where there are fewer than that
 PREEMPTED = 143  # exit code of what a signal stopped: 128 + SIGTERM
 # EFBIG: a limit on the size of files (ulimit -f); Python ignores SIGXFSZ
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -65,9 +66,12 @@ class Augment(Settings):
     """Move each training image by up to this many rows and columns, zeros moving in; 0 is off."""
     flip: bool = False
     """Mirror every second training image, drawn by chance, left to right."""
-    noise: NonNegativeFloat = 0.0
+    erase: Probability = 0.0
+    """Blank a rectangle of each training image, of up to this share of its height and width; 0 is
+    off."""
+    noise: Literal["auto"] | NonNegativeFloat = 0.0
     """Add normal noise to the features of prepared data, of so many of their own standard
-    deviations; 0 is off."""
+    deviations; 0 is off. auto: 0.2 where training examples are few."""
 
 
 class Data(Settings):
@@ -121,6 +125,9 @@ class Model(Settings):
     attention: a mean with learnt weights."""
     embedding_size: PositiveInt = 32
     """Numbers that stand for a token, where the data are tokens or text."""
+    stack: Literal["auto"] | PositiveInt = 1
+    """Steps that are read at once, their features side by side: long sequences become shorter, and
+    faster to read. auto: a quarter of the root of the usual length; of tokens 1."""
     init: Literal["orthogonal", "chrono", "tutorial"] = "orthogonal"
     """orthogonal: recurrent weights orthogonal, forget-gate bias 1. chrono: and gates that remember
     from one step up to the longest sequence, for long ones. tutorial: torch's defaults."""
@@ -513,7 +520,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.data.path is not None and config.data.name not in ("auto", "files"):
         yield "data.path", "data.name", "leave it out, or set data.name to files"
     if config.data.path is not None:
-        for name in ("data.augment.shift", "data.augment.flip", "data.read"):
+        for name in ("data.augment.shift", "data.augment.flip", "data.augment.erase", "data.read"):
             if settings(config)[name] != settings(Config())[name]:
                 yield name, "data.path", "it is for images; leave it out"
     elif config.data.augment.noise:

@@ -218,7 +218,8 @@ def least_memory(config: Config, card: Architecture, steps: int, world_size: int
         batch = min(batch, -(-config.data.max_steps_per_batch // (steps * world_size)))
     features = card.embedding_size if card.num_tokens else card.input_size
     units = card.hidden_size * (1 + card.bidirectional) * card.num_layers
-    return 4 * (4 * card.num_parameters + batch * steps * (features + 8 * units))
+    kept = steps * features + -(-steps // card.stack) * 8 * units
+    return 4 * (4 * card.num_parameters + batch * kept)
 
 
 def refuse_too_large(needed: int, device: torch.device) -> None:

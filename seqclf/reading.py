@@ -186,8 +186,8 @@ def num_steps_of(model: LSTMClassifier, test: Sequences) -> int:
 def spread(model: LSTMClassifier, test: Sequences) -> Tensor:
     """Choose the examples that are read, evenly over the split: all, or what MOST_FLOP allows."""
     steps = num_steps_of(model, test)
-    times = min(steps, MOST_SHARES) / 2 if model.rnn.bidirectional else 1
-    flop = 2 * steps * times * sum(p.numel() for p in model.parameters())
+    times = min(steps, MOST_SHARES) / 2 if model.reads_prefixes_anew else 1
+    flop = 2 * steps / model.stack * times * sum(p.numel() for p in model.parameters())
     count = min(len(test), max(FEWEST_READ, int(MOST_FLOP / flop)))
     return torch.arange(count) * len(test) // count
 

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from seqclf import predict, reading
 from seqclf import runtime as runtimes
 from seqclf.checkpoint import State
-from seqclf.config import PREEMPTED, Config, UserError, Value, run_name
+from seqclf.config import (
+    MANY_EXAMPLES,
+    NOISE,
+    PREEMPTED,
+    Config,
+    UserError,
+    Value,
+    run_name,
+)
 from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.augment import augment
@@ -151,7 +159,7 @@ def train_loop(run: Run, splits: Splits, plan: BatchPlan) -> tuple[LSTMClassifie
     config, runtime = run.config, run.runtime
     torch.manual_seed(config.seed)  # on the CPU, so that every device starts from the same weights
     card, (num_steps, _) = architecture(config, splits), read_shape(splits.train, config)
-    model = card.build(config.model.init, num_steps).to(runtime.device)
+    model = card.build(config.model.init, -(-num_steps // card.stack)).to(runtime.device)
     optimizer = make_optimizer(model, config.optim)
     state = run.restore(model, optimizer)
     prepared = runtime.prepare(model, reduces=not config.train.shards)
@@ -514,15 +522,30 @@ def fit(config: Config, splits: Splits) -> Config:
             f"train.patience or checkpoint.keep_best: {config.data.path} has no validation part to "
             "choose by; prepare it with one, or set data.val_fraction, such as 0.1"
         )
-    if config.data.augment.noise and not splits.train.std:
+    noise = config.data.augment.noise
+    if noise == "auto":
+        noise = NOISE if splits.train.std and len(splits.train) < MANY_EXAMPLES else 0.0
+    if noise and not splits.train.std:
         raise UserError(
             f"data.augment.noise: {config.data.augment.noise}: {config.data.path} holds no "
             "features to add it to; leave it out"
         )
     batch_size, hidden_size = config.sizes(len(splits.train))
     train = config.train.model_copy(update={"batch_size": batch_size})
-    model = config.model.model_copy(update={"hidden_size": hidden_size})
-    return config.model_copy(update={"train": train, "model": model})
+    stack = config.model.stack
+    if stack == "auto":
+        stack = choose_stack(splits.train, config)
+    model = config.model.model_copy(update={"hidden_size": hidden_size, "stack": stack})
+    augmented = config.data.augment.model_copy(update={"noise": noise})
+    data = config.data.model_copy(update={"augment": augmented})
+    return config.model_copy(update={"data": data, "train": train, "model": model})
+
+
+def choose_stack(examples: Sequences, config: Config) -> int:
+    """Return how many steps are read at once: more of longer sequences, but one token."""
+    steps, lengths = read_shape(examples, config)[0], examples.lengths
+    usual = steps if lengths is None else int(lengths.median())
+    return 1 if examples.num_tokens else max(1, round(math.sqrt(usual) / 4))
 
 
 def make_plan(config: Config, examples: Sequences) -> BatchPlan:
@@ -582,7 +605,8 @@ def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
     lines = [
         f"data        {splits.name}: {', '.join(sizes)}",
         f"example     {steps if shortest == steps else f'{shortest} to {steps}'} steps of {what}"
-        + f" ({config.data.read})" * (train.starts is None),
+        + f" ({config.data.read})" * (train.starts is None)
+        + f", {config.model.stack} at once" * (config.model.stack != 1),
     ]
     if plan.buckets is not None and train.lengths is not None:
         lines.append(

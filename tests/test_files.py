@@ -19,7 +19,7 @@ from seqclf.data.prepare import Input, Preparation, prepare
 from seqclf.data.prepared import open_parts
 from seqclf.data.sources import load
 from seqclf.predict import load_model, probabilities
-from seqclf.train import train
+from seqclf.train import fit, train
 
 RAGGED = {
     "data.name": "files",
@@ -28,6 +28,7 @@ RAGGED = {
     "data.val_fraction": "0",
     "model.bidirectional": "true",
     "model.pooling": "attention",
+    "model.stack": "2",
     "loss.class_weights": "balanced",
     "train.batch_size": "16",
     "train.micro_batch_size": "null",
@@ -101,6 +102,28 @@ def test_workers_change_nothing(dataset: str, tmp_path: Path) -> None:
     models = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("0", "2")]
     assert models[0] == models[1]
     assert read_metrics(tmp_path / "0") == read_metrics(tmp_path / "2")
+
+
+@pytest.mark.parametrize(
+    ("row", "length", "count", "expected"),
+    [
+        ([0.5, 1.0], 256, 60, (4, 0.2)),
+        ([0.5, 1.0], 20, 60, (1, 0.2)),
+        ([0.5, 1.0], 100, 2600, (2, 0.0)),  # many
+        ("ab ", 256, 60, (1, 0.0)),  # bytes of text
+    ],
+)
+def test_what_auto_means_depends_on_the_data(
+    row: str | list[float], length: int, count: int, expected: tuple[int, float], tmp_path: Path
+) -> None:
+    name, value = ("text", "ab " * length) if isinstance(row, str) else ("steps", [row] * length)
+    line = json.dumps({name: value, "label": "x"}) + "\n"
+    (tmp_path / "x.jsonl").write_text((line + line.replace('"x"', '"y"')) * (count // 2))
+    prepare([Input(tmp_path / "x.jsonl")], tmp_path / "data", Preparation(), print)
+    recipe = ROOT / "configs" / "files.yaml"
+    config = load_config(recipe, {"data.path": str(tmp_path / "data")})[0]
+    settled = fit(config, load(config.data, seed=0))
+    assert (settled.model.stack, settled.data.augment.noise) == expected
 
 
 def test_choosing_needs_a_part_to_choose_by(tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ LENGTHS = torch.tensor([7, 1, 4, 7, 2])
 POOLINGS: list[Pooling] = ["last", "mean", "max", "attention"]
 
 
-def ragged_model(pooling: Pooling, bidirectional: bool, num_layers: int) -> LSTMClassifier:
+def ragged_model(
+    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int = 1
+) -> LSTMClassifier:
     torch.manual_seed(2)
     model = LSTMClassifier(
         *(3, 4),
@@ -192,6 +194,7 @@ def ragged_model(pooling: Pooling, bidirectional: bool, num_layers: int) -> LSTM
         pooling=pooling,
         mean=(0.5, 0.0, -1.0),
         std=(2.0, 1.0, 0.5),
+        stack=stack,
     )
     return model.eval()
 
@@ -199,11 +202,14 @@ def ragged_model(pooling: Pooling, bidirectional: bool, num_layers: int) -> LSTM
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_padding_is_invisible(pooling: Pooling, bidirectional: bool, num_layers: int) -> None:
-    model = ragged_model(pooling, bidirectional, num_layers)
+@pytest.mark.parametrize("stack", [1, 2, 9])
+def test_padding_is_invisible(
+    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int
+) -> None:
+    model = ragged_model(pooling, bidirectional, num_layers, stack)
     values = torch.randn(5, 7, 3)
     alone = torch.cat([model(row[None, :n]) for row, n in zip(values, LENGTHS, strict=True)])
-    assert (alone - alone.roll(1, 0)).abs().min() > 1e-4  # they do differ
+    assert (alone - alone.roll(1, 0)).abs().amax(1).min() > 1e-3  # they do differ
     for rows in (values, torch.cat([values, torch.full((5, 9, 3), 1e30)], 1)):
         torch.testing.assert_close(model(rows, LENGTHS), alone, rtol=0, atol=1e-6)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -218,8 +224,9 @@ def test_padding_is_invisible(pooling: Pooling, bidirectional: bool, num_layers:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_padding_changes_no_gradient(pooling: Pooling, bidirectional: bool) -> None:
-    model = ragged_model(pooling, bidirectional, 2).double()
+@pytest.mark.parametrize("stack", [1, 3])
+def test_padding_changes_no_gradient(pooling: Pooling, bidirectional: bool, stack: int) -> None:
+    model = ragged_model(pooling, bidirectional, 2, stack).double()
     values = torch.randn(5, 7, 3, dtype=torch.float64)
 
     def gradients() -> list[Tensor]:
@@ -276,6 +283,29 @@ def test_features_are_normalised_with_what_the_card_says() -> None:
     assert "mean" not in model.state_dict()
 
 
+def test_stacked_steps_are_read_side_by_side() -> None:
+    stacked = ragged_model("last", False, 1, stack=3)
+    plain = LSTMClassifier(9, 4, hidden_size=6).eval()
+    plain.load_state_dict(stacked.state_dict())
+    values = torch.randn(2, 7, 3)
+    normal = stacked.embed(values)
+    model_input = torch.stack(
+        [
+            torch.cat([normal[:, 0], normal[:, 1], normal[:, 2]], 1),
+            torch.cat([normal[:, 3], normal[:, 4], normal[:, 5]], 1),
+            torch.cat([normal[:, 6], torch.zeros(2, 6)], 1),
+        ],
+        1,
+    )
+    torch.testing.assert_close(stacked(values), plain(model_input), rtol=0, atol=1e-6)
+    ends = torch.tensor([[1, 3, 4, 7], [2, 3, 6, 7]])
+    found = stacked.along(values, ends)
+    for row in range(2):
+        for place, end in enumerate(ends[row].tolist()):
+            alone = stacked(values[row, None, :end])[0]
+            torch.testing.assert_close(found[row, place], alone, rtol=0, atol=1e-6)
+
+
 def test_tokens_are_embedded() -> None:
     torch.manual_seed(0)
     model = LSTMClassifier(1, 3, num_tokens=5, embedding_size=4, hidden_size=6).eval()
@@ -290,9 +320,10 @@ def test_tokens_are_embedded() -> None:
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_tokens", [0, 11])
+@pytest.mark.parametrize("stack", [1, 4])
 @pytest.mark.parametrize("pooling", get_args(Pooling))
 def test_a_card_counts_its_parameters(
-    num_layers: int, bidirectional: bool, num_tokens: int, pooling: Pooling
+    num_layers: int, bidirectional: bool, num_tokens: int, stack: int, pooling: Pooling
 ) -> None:
     card = Architecture(
         input_size=1 if num_tokens else 5,
@@ -306,5 +337,6 @@ def test_a_card_counts_its_parameters(
         embedding_size=4,
         pooling=pooling,
         dropout=0.0,
+        stack=stack,
     )
     assert card.num_parameters == sum(p.numel() for p in card.build().parameters())

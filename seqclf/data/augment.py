@@ -13,12 +13,14 @@ from seqclf.data.sequences import Batch
 
 def augment(batch: Batch, how: Augment, seed: int) -> Batch:
     """Return a batch whose values are changed as training asks for."""
-    if not (how.flip or how.shift or how.noise):
+    if not (how.flip or how.shift or how.erase or how.noise):
         return batch
     if how.flip:
         batch = batch._replace(values=flip_images(batch, seed))
     batch = batch._replace(values=shift_images(batch, how.shift, seed))
-    return batch._replace(values=add_noise(batch, how.noise, seed))
+    if how.erase:
+        batch = batch._replace(values=erase_images(batch, how.erase, seed))
+    return batch._replace(values=add_noise(batch, float(how.noise), seed))
 
 
 def add_noise(batch: Batch, deviations: float, seed: int) -> Tensor:
@@ -49,6 +51,27 @@ def flip_images(batch: Batch, seed: int) -> Tensor:
     flipped = torch.randint(0, 2, (batch.total,), generator=generator).bool()
     flipped_B = flipped[places(batch)].to(batch.values.device, non_blocking=True)
     return torch.where(flipped_B[:, None, None], batch.values.flip(2), batch.values)
+
+
+def erase_images(batch: Batch, share: float, seed: int) -> Tensor:
+    """Return a batch's images [B, T, F], each with zeros in a rectangle of its own.
+
+    Its height and width are up to `share` of the image's; they and its place depend on the seed,
+    the step and an image's place in the global batch only. Random erasing: Zhong et al., AAAI 2020.
+    """
+    generator = torch.Generator().manual_seed(mix(seed, "erase", batch.step))
+    draws = torch.rand((4, batch.total), generator=generator)[:, places(batch)]
+    down, right, high, wide = draws.to(batch.values.device, non_blocking=True)
+
+    def within(first_B: Tensor, size_B: Tensor, length: int) -> Tensor:
+        size_B = (size_B * (int(share * length) + 1)).floor()
+        first_B = (first_B * (length - size_B + 1)).floor()
+        place_T = torch.arange(length, device=first_B.device)
+        return (first_B[:, None] <= place_T) & (place_T < (first_B + size_B)[:, None])
+
+    rows_BT = within(down, high, batch.values.shape[1])
+    columns_BF = within(right, wide, batch.values.shape[2])
+    return batch.values.masked_fill(rows_BT[:, :, None] & columns_BF[:, None], 0)
 
 
 def places(batch: Batch) -> Tensor:
