@@ -66,9 +66,6 @@ class Augment(Settings):
     """Move each training image by up to this many rows and columns, zeros moving in; 0 is off."""
     flip: bool = False
     """Mirror every second training image, drawn by chance, left to right."""
-    erase: Probability = 0.0
-    """Blank a rectangle of each training image, of up to this share of its height and width; 0 is
-    off."""
     noise: Literal["auto"] | NonNegativeFloat = 0.0
     """Add normal noise to the features of prepared data, of so many of their own standard
     deviations; 0 is off. auto: 0.2 where training examples are few."""
@@ -520,7 +517,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.data.path is not None and config.data.name not in ("auto", "files"):
         yield "data.path", "data.name", "leave it out, or set data.name to files"
     if config.data.path is not None:
-        for name in ("data.augment.shift", "data.augment.flip", "data.augment.erase", "data.read"):
+        for name in ("data.augment.shift", "data.augment.flip", "data.read"):
             if settings(config)[name] != settings(Config())[name]:
                 yield name, "data.path", "it is for images; leave it out"
     elif config.data.augment.noise:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqclf.config import Augment
-from seqclf.data.augment import add_noise, augment, erase_images, flip_images, shift_images
+from seqclf.data.augment import add_noise, augment, flip_images, shift_images
 from seqclf.data.batches import mix, split_range
 from seqclf.data.sequences import Batch
 
@@ -79,25 +79,6 @@ def test_half_of_the_images_are_mirrored_wherever_they_are_trained() -> None:
     assert not torch.equal(flip_images(batch(values), seed=2), whole)
     both = augment(batch(values), Augment(shift=1, flip=True), 1).values
     assert torch.equal(both, shift_images(batch(whole), 1, seed=1))
-
-
-def test_each_image_loses_a_rectangle_wherever_it_is_trained() -> None:
-    values = torch.ones(400, 10, 20, dtype=torch.uint8)
-    whole = erase_images(batch(values), 0.5, seed=1)
-    erased = whole == 0
-    high, wide = erased.any(2).sum(1), erased.any(1).sum(1)
-    assert torch.equal(erased.sum((1, 2)), high * wide)  # one full rectangle each
-    assert set(high.tolist()) == set(range(6))
-    assert set(wide.tolist()) == set(range(11))
-    assert erased.any(0).all()  # anywhere
-    parts = [
-        erase_images(batch(values[first : first + 100], first=first, total=400), 0.5, seed=1)
-        for first in range(0, 400, 100)
-    ]
-    assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(erase_images(batch(values, step=4), 0.5, seed=1), whole)
-    assert not torch.equal(erase_images(batch(values), 0.5, seed=2), whole)
-    assert torch.equal(augment(batch(values), Augment(erase=0.5), 1).values, whole)
 
 
 def test_the_filler_of_an_empty_share_at_the_end_works() -> None:

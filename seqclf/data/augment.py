@@ -13,13 +13,11 @@ from seqclf.data.sequences import Batch
 
 def augment(batch: Batch, how: Augment, seed: int) -> Batch:
     """Return a batch whose values are changed as training asks for."""
-    if not (how.flip or how.shift or how.erase or how.noise):
+    if not (how.flip or how.shift or how.noise):
         return batch
     if how.flip:
         batch = batch._replace(values=flip_images(batch, seed))
     batch = batch._replace(values=shift_images(batch, how.shift, seed))
-    if how.erase:
-        batch = batch._replace(values=erase_images(batch, how.erase, seed))
     return batch._replace(values=add_noise(batch, float(how.noise), seed))
 
 
@@ -51,27 +49,6 @@ def flip_images(batch: Batch, seed: int) -> Tensor:
     flipped = torch.randint(0, 2, (batch.total,), generator=generator).bool()
     flipped_B = rows_of(batch, flipped)
     return torch.where(flipped_B[:, None, None], batch.values.flip(2), batch.values)
-
-
-def erase_images(batch: Batch, share: float, seed: int) -> Tensor:
-    """Return a batch's images [B, T, F], each with zeros in a rectangle of its own.
-
-    Its height and width are up to `share` of the image's; they and its place depend on the seed,
-    the step and an image's place in the global batch only. Random erasing: Zhong et al., AAAI 2020.
-    """
-    generator = torch.Generator().manual_seed(mix(seed, "erase", batch.step))
-    draws = torch.rand((4, batch.total), generator=generator)
-    down, right, high, wide = rows_of(batch, draws)
-
-    def within(first_B: Tensor, size_B: Tensor, length: int) -> Tensor:
-        size_B = (size_B * (int(share * length) + 1)).floor()
-        first_B = (first_B * (length - size_B + 1)).floor()
-        place_T = torch.arange(length, device=first_B.device)
-        return (first_B[:, None] <= place_T) & (place_T < (first_B + size_B)[:, None])
-
-    rows_BT = within(down, high, batch.values.shape[1])
-    columns_BF = within(right, wide, batch.values.shape[2])
-    return batch.values.masked_fill(rows_BT[:, :, None] & columns_BF[:, None], 0)
 
 
 def rows_of(batch: Batch, drawn: Tensor) -> Tensor:
