@@ -25,6 +25,7 @@ from seqclf.config import (
     UserError,
     Value,
     run_name,
+    settings,
 )
 from seqclf.console import Console
 from seqclf.data import sources
@@ -429,7 +430,7 @@ def _train(
     config: Config, runtime: Runtime, console: Console, tracking: Tracking, path: Path
 ) -> int:
     splits = sources.load(config.data, seed=config.seed)
-    config = fit(config, splits)
+    asked, config = config, fit(config, splits)
     class_weights(config.loss.class_weights, splits.train.labels, splits.train.classes)
     plan, card = make_plan(config, splits.train), architecture(config, splits)
     num_steps, _ = read_shape(splits.train, config)
@@ -442,7 +443,7 @@ def _train(
         "num_parameters": card.num_parameters,
     }
     with open_run(path, config, runtime, console, tracking, plan, facts) as run:
-        console.say("\n".join((*runtime.decisions, *describe(run, splits, plan))))
+        console.say("\n".join((*runtime.decisions, *describe(run, splits, plan, asked))))
         if run.finished():
             console.say(f"{path} is finished: nothing to do (another --run-dir starts anew)")
             return 0
@@ -591,8 +592,8 @@ def architecture(config: Config, splits: Splits) -> Architecture:
     )
 
 
-def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
-    """Say what is about to happen."""
+def describe(run: Run, splits: Splits, plan: BatchPlan, asked: Config) -> list[str]:
+    """Say what is about to happen, and what was settled where `auto` was asked for."""
     train, config = splits.train, run.config
     sizes = [f"{len(train):,} train", f"{len(splits.test):,} test"]
     if splits.validation is not None:
@@ -612,6 +613,14 @@ def describe(run: Run, splits: Splits, plan: BatchPlan) -> list[str]:
         lines.append(
             f"batches     of like length: {padding_share(train.lengths, plan):.1%} padding"
         )
+    wanted = settings(asked)
+    settled = [
+        f"{name.rpartition('.')[2]} {value}"
+        for name, value in settings(config).items()
+        if wanted[name] == "auto" and value != "auto"
+    ]
+    if settled:
+        lines.append(f"auto        {', '.join(settled)}")
     return [
         *lines,
         f"run         {run.path}",

@@ -338,6 +338,7 @@ def test_prepare_train_predict_by_command(tmp_path: Path) -> None:
     done = launch("accelerate", "launch", "launch/train.py", *words, "--train.steps", "20")
     assert done.returncode == 0, done.stderr
     assert "padding" in done.stdout
+    assert "auto        noise 0.2, hidden_size 64, stack 1, batch_size " in done.stdout
     done = launch("seqclf", "predict", run, tmp_path / "x.jsonl", "--out", tmp_path / "p.csv")
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 151
