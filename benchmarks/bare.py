@@ -51,7 +51,7 @@ def train_steps(
     """Train on images uint8 [N, T, F] and labels int64 [N]; yield the model after every step."""
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
-    model = Classifier(images.shape[2], 10)
+    model = Classifier(images.shape[2], 10).to(images.device)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
     steps_per_epoch = -(-len(images) // batch_size)
@@ -60,7 +60,7 @@ def train_steps(
         epoch, index = divmod(step, steps_per_epoch)
         if index == 0:
             generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
-            order = torch.randperm(len(images), generator=generator)
+            order = torch.randperm(len(images), generator=generator).to(images.device)
         ids = order[index * batch_size : (index + 1) * batch_size]
         logits = model(images.index_select(0, ids).float() / scale)
         loss = F.cross_entropy(logits, labels.index_select(0, ids), reduction="sum") / len(ids)

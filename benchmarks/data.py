@@ -11,17 +11,16 @@ import json
 import random
 import statistics
 import sys
-import time
 
 import psutil
-from results import about, save
+from results import about, now, save
 
 from seqclf import runtime as runtimes
 from seqclf.config import Augment, Config, UserError, load_config
 from seqclf.data import sources
 from seqclf.data.augment import augment
 from seqclf.optim import make_optimizer
-from seqclf.train import architecture, make_plan, train_step
+from seqclf.train import architecture, make_plan, place, train_step
 
 BLOCK, BLOCKS, WARM_UP = 25, 30, 2
 MOVES = Augment(shift=2)
@@ -51,18 +50,19 @@ def measure(config: Config) -> dict[str, float]:
     splits = sources.load(config.data, seed=0)
     held = (psutil.Process().memory_info().rss - before) / 1e6
     plan = make_plan(config, splits.train)
-    model = architecture(config, splits).build("orthogonal")
+    splits = place(splits, config, runtime)
+    model = architecture(config, splits).build("orthogonal").to(runtime.device)
     optimizer, net = make_optimizer(model, config.optim), runtime.prepare(model)
     batches = runtime.loader(splits.train, plan, start=0, workers=0)
 
     def block(way: str) -> float:
-        started = time.perf_counter()
+        started = now(runtime.device)
         for batch in itertools.islice(batches, BLOCK):
             if way == "fetch and shift":
                 augment(batch, MOVES, 0)
             elif way == "fetch and train":
                 train_step(runtime, net, optimizer, batch, config, 0.001)
-        return time.perf_counter() - started
+        return now(runtime.device) - started
 
     times: dict[str, list[float]] = {"fetch": [], "fetch and shift": [], "fetch and train": []}
     draw = random.Random(0)

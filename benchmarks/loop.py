@@ -3,6 +3,7 @@
 Both train MNIST in one process with the default recipe; the loop logs, shows its progress, saves
 and can be stopped, the bare one does not. Blocks of 25 steps of each alternate in random order, so
 that a machine whose speed drifts slows both. No evaluation: its arithmetic is the same in both.
+Where there is a GPU both train on it, with the data in its memory.
 
     python benchmarks/loop.py --data-root data
 """
@@ -13,12 +14,11 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import bare
-from results import about, save
+from results import about, now, save
 
 from seqclf import runtime as runtimes
 from seqclf.config import Config, UserError, load_config
@@ -29,7 +29,7 @@ from seqclf.loss import summed_loss
 from seqclf.optim import make_optimizer, update
 from seqclf.run import open_run
 from seqclf.tracking import Tracking
-from seqclf.train import architecture, make_plan, train_loop
+from seqclf.train import architecture, make_plan, place, train_loop
 
 BLOCK = 25
 
@@ -76,7 +76,8 @@ def main() -> None:
 def measure(config: Config, draw: random.Random) -> tuple[list[float], list[float]]:
     """Return the seconds of each block of steps of the loop and of the bare one."""
     runtime = runtimes.start(config)
-    splits = sources.load(config.data, seed=config.seed)
+    device = runtime.device
+    splits = place(sources.load(config.data, seed=config.seed), config, runtime)
     plan = make_plan(config, splits.train)
     steps = bare.train_steps(
         splits.train.values,
@@ -88,24 +89,24 @@ def measure(config: Config, draw: random.Random) -> tuple[list[float], list[floa
     theirs: list[float] = []
 
     def bare_block() -> None:
-        started = time.perf_counter()
+        started = now(device)
         for _ in range(BLOCK):
             next(steps, None)
-        theirs.append(time.perf_counter() - started)
+        theirs.append(now(device) - started)
 
     batches = runtime.loader
 
     def interleaved(*args: object, **kwargs: object) -> Iterator[Batch]:
         """Yield the loop's batches; at every block's end time it and let bare.py have its turn."""
-        resumed = time.perf_counter()
+        resumed = now(device)
         for index, batch in enumerate(batches(*args, **kwargs)):  # type: ignore[arg-type]
             if index and index % BLOCK == 0:
-                ours.append(time.perf_counter() - resumed)
+                ours.append(now(device) - resumed)
                 while len(theirs) < len(ours) - 1:
                     bare_block()
                 if draw.random() < 0.5:
                     bare_block()
-                resumed = time.perf_counter()
+                resumed = now(device)
             yield batch
 
     runtime.loader = interleaved  # type: ignore[method-assign]
@@ -123,25 +124,26 @@ def measure(config: Config, draw: random.Random) -> tuple[list[float], list[floa
 def parts(config: Config, steps: int = 300) -> dict[str, float]:
     """Return the milliseconds of each part of a step, medians; what the loop adds is not in it."""
     runtime = runtimes.start(config)
-    examples = sources.load(config.data, seed=config.seed)
+    device = runtime.device
+    examples = place(sources.load(config.data, seed=config.seed), config, runtime)
     plan = make_plan(config, examples.train)
-    model = architecture(config, examples).build(config.model.init)
+    model = architecture(config, examples).build(config.model.init).to(device)
     optimizer, net = make_optimizer(model, config.optim), runtime.prepare(model)
     times: dict[str, list[float]] = {
         name: [] for name in ("plan", "fetch", "forward", "backward", "clip and update")
     }
     for step in range(steps):
-        clock = [time.perf_counter()]
+        clock = [now(device)]
         share = plan.share(step, 0, 1)
-        clock.append(time.perf_counter())
+        clock.append(now(device))
         batch = examples.train.__getitems__(share)
-        clock.append(time.perf_counter())
+        clock.append(now(device))
         loss = summed_loss(net(batch.values), batch.labels, label_smoothing=0.0)
-        clock.append(time.perf_counter())
+        clock.append(now(device))
         runtime.backward(loss, loss.detach() * 0 + 1 / batch.total)
-        clock.append(time.perf_counter())
+        clock.append(now(device))
         update(optimizer, 0.001, config.optim.clip)
-        clock.append(time.perf_counter())
+        clock.append(now(device))
         for spent, before, after in zip(times.values(), clock, clock[1:], strict=False):
             spent.append(after - before)
     runtime.close()

@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 GOALS = (0.96, 0.97, 0.98)
 EPOCHS = 6
 EXAMPLES = 60_000
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def run_rival(rival: Rival, root: str, seed: int) -> list[dict[str, float]]:
         started = time.monotonic()
         with subprocess.Popen(
             words,
-            env=os.environ | rival.env | {"PYTHONWARNINGS": "ignore"},
+            env=os.environ | rival.env | ON_CPU | {"PYTHONWARNINGS": "ignore"},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -137,7 +138,9 @@ def run_ours(recipe: str, *flags: str, root: str, seed: int) -> list[dict[str, f
         words += ["--tracking.wandb", "disabled", "--log.every", "50"]
         started = time.monotonic()
         judged: list[float] = []
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+        with subprocess.Popen(
+            words, env=os.environ | ON_CPU, stdout=subprocess.PIPE, text=True, cwd=folder
+        ) as process:
             for printed in process.stdout or ():
                 if " test acc " in printed:
                     judged.append(time.monotonic() - started)

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import statistics
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -30,13 +31,23 @@ def about() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def now(device: Any) -> float:
+    """Return the time, in seconds, at which a device has done all that it was told to do."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def save(name: str, found: dict[str, Any]) -> None:
@@ -55,7 +66,10 @@ def load(name: str) -> dict[str, Any]:
 def where(found: dict[str, Any]) -> str:
     """Say where figures come from."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return f"{found['cores']} cores of an {found['cpu']}, Python {found['python']}, {versions}"
+    machine = f"{found['cores']} cores of an {found['cpu']}"
+    if "gpu" in found:
+        machine = f"{found['gpu']}, {machine}"
+    return f"{machine}, Python {found['python']}, {versions}"
 
 
 def peers_table() -> str:

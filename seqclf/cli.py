@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, 143 when preempted."""
     codecs.register_error("plain", _plain)
     if "OMP_WAIT_POLICY" not in os.environ:
-        # Read by OpenMP when torch is imported, after this: its threads spin for 0.1 ms at a
-        # barrier, not for 5. Two runs on the same two cores else get nowhere.
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+        # Read by OpenMP when torch is imported, after this: its threads spin for a fifteenth of
+        # the usual time at a barrier. Two runs on the same cores else get nowhere (docs/design.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")

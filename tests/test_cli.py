@@ -243,4 +243,4 @@ def test_openmp_spins_briefly_unless_the_user_decides(monkeypatch: pytest.Monkey
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delenv("OMP_WAIT_POLICY")
     assert main(["train", "--print-config"]) == 0
-    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    assert os.environ["GOMP_SPINCOUNT"] == "20000"
