@@ -115,6 +115,10 @@ def test_memory_that_is_not_there_is_refused_before_training(
     deep = CARD.model_copy(update={"num_layers": 3, "bidirectional": True})
     weights = sum(weight.numel() for weight in deep.build().parameters())
     assert least_memory(config, deep, 28, 1) == 4 * (4 * weights + 128 * 28 * (28 + 8 * 64 * 6))
+    stacked = CARD.model_copy(update={"stack": 3})
+    weights = 4 * 64 * (3 * 28 + 64 + 2) + 10 * 65
+    kept = 128 * (28 * 28 + 10 * 8 * 64)  # ten times three of 28 steps
+    assert least_memory(config, stacked, 28, 1) == 4 * (4 * weights + kept)
     vast = CARD.model_copy(update={"hidden_size": 10**30, "num_layers": 10**9})
     with pytest.raises(UserError, match="GiB of memory"):
         refuse_too_large(least_memory(config, vast, 28, 1), CPU)

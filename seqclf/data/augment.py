@@ -66,7 +66,7 @@ def shift_images(batch: Batch, limit: int, seed: int) -> Tensor:
     number of processes sees the same ones.
     """
     values = batch.values
-    if limit == 0:
+    if limit == 0 or len(values) == 0:
         return values
     generator = torch.Generator().manual_seed(mix(seed, "shift", batch.step))
     moves = torch.randint(0, 2 * limit + 1, (2, batch.total), generator=generator)
