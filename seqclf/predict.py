@@ -20,6 +20,7 @@ from seqclf.config import UserError
 from seqclf.data.batches import MAX_EVAL_STEPS, evaluation_batches
 from seqclf.data.readers import Bad, Reading, Row, read
 from seqclf.data.sequences import Sequences
+from seqclf.hardware import flush_denormals
 from seqclf.model import Architecture, LSTMClassifier, read_images
 
 WIDTH = 80  # columns of a terminal
@@ -29,6 +30,7 @@ SIZES = {  # what shapes the weights, but for the output layer: the setting that
     "hidden_size": "model.hidden_size",
     "num_layers": "model.num_layers",
     "bidirectional": "model.bidirectional",
+    "stack": "model.stack",
 }
 
 
@@ -157,7 +159,7 @@ def predict_file(
     if kind not in (".csv", ".jsonl"):
         raise UserError(f"--out {out}: expected a name that ends in .csv or .jsonl")
     model, card = load_model(run_dir)
-    torch.set_flush_denormal(True)
+    flush_denormals()
     if torch.cuda.is_available():
         model.cuda()
     rows = read(path, reading, format=file_format)

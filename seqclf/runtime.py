@@ -30,6 +30,7 @@ from seqclf.data.sequences import Batch, Sequences
 from seqclf.hardware import (
     EffectivePrecision,
     choose_device,
+    flush_denormals,
     keep_memory,
     precision_problem,
     requested_precision,
@@ -357,7 +358,7 @@ def start(config: Config, watch: Watch | None = None) -> Runtime:
     torch.use_deterministic_algorithms(config.deterministic)
     if device == "cpu":
         keep_memory()
-    torch.set_flush_denormal(True)  # oneDNN's LSTM is up to 20 times slower on denormals
+    flush_denormals()
     requested = requested_precision(config)
     # Accelerate keeps its state for the life of the process: a second run starts anew.
     AcceleratorState._reset_state(reset_partial_state=True)
