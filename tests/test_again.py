@@ -389,6 +389,10 @@ def test_killed_before_its_first_checkpoint_it_ends_the_same_or_is_refused(
             {"model.bidirectional": "true"},
             r"missing \['rnn\.bias_hh_l0_reverse.*model\.bidirectional \(there False, here True\)",
         ),
+        (
+            {"model.stack": "2"},
+            r"is \(32, 8\) .* is \(32, 16\) .* change model\.stack \(there 1, here 2\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_name_tensor_shapes_and_setting(
