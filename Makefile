@@ -25,9 +25,9 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/data.py --data-root $(or $(SEQCLF_DATA),data)
 	.venv-bench/bin/python benchmarks/loop.py --data-root $(or $(SEQCLF_DATA),data)
 	.venv-bench/bin/python benchmarks/linear.py
-	.venv-bench/bin/python benchmarks/archive.py
 	.venv-bench/bin/python benchmarks/scaling.py
 	.venv-bench/bin/python benchmarks/peers.py --data-root $(or $(SEQCLF_DATA),data)
+	.venv-bench/bin/python benchmarks/archive.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -31,25 +31,23 @@ from seqclf.run import open_run
 from seqclf.tracking import Tracking
 from seqclf.train import architecture, make_plan, place, train_loop
 
-BLOCK = 25
+BATCHES, STEPS, BLOCK = (64, 128, 512), 1500, 25
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-root", default="data")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[64, 128, 512])
-    parser.add_argument("--steps", type=int, default=1500)
     options = parser.parse_args()
     rows = []
-    for batch_size in options.batch_size:
+    for batch_size in BATCHES:
         flags = {
             "data.name": "mnist",
             "data.root": options.data_root,
             "train.batch_size": str(batch_size),
-            "train.steps": str(options.steps),
+            "train.steps": str(STEPS),
             "tracking.wandb": "disabled",
-            "eval.every": str(options.steps),
-            "checkpoint.every": str(options.steps // 3),
+            "eval.every": str(STEPS),
+            "checkpoint.every": str(STEPS // 3),
         }
         config = load_config(None, flags)[0]
         try:

@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 from results import about, save
 
-BATCHES = (64, 128, 512, 2048)
+BATCHES = (64, 128, 256, 512, 1024, 2048)
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
 WARM_UP, BLOCK = 5, 5
 
@@ -42,13 +42,13 @@ def main() -> None:
     for number in range(options.rounds):
         for job in draw.sample(jobs, len(jobs)):
             found[job].append(measure(*job))
-        rows: list[dict[str, Any]] = []
-        for (processes, threads, batch, keeps), times in found.items():
-            middle = {name: statistics.median(of[name] for of in times) for name in times[0]}
-            row = {"processes": processes, "threads": threads, "batch": batch, "malloc": keeps}
-            rows.append(row | middle)
-        save("scaling", about() | {"rounds": number + 1, "rows": rows})
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+    rows: list[dict[str, Any]] = []
+    for (processes, threads, batch, keeps), times in found.items():
+        middle = {name: statistics.median(of[name] for of in times) for name in times[0]}
+        row = {"processes": processes, "threads": threads, "batch": batch, "malloc": keeps}
+        rows.append(row | middle)
+    save("scaling", about(cpu_only=True) | {"rounds": options.rounds, "rows": rows})
 
 
 def measure(processes: int, threads: int, batch: int, keeps: bool) -> dict[str, float]:
@@ -61,7 +61,7 @@ def measure(processes: int, threads: int, batch: int, keeps: bool) -> dict[str, 
     done = subprocess.run(
         words,
         env=os.environ | {"OMP_NUM_THREADS": str(threads), "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
@@ -116,7 +116,8 @@ def worker(batch_size: int, keeps: bool) -> None:
             started = time.perf_counter()
             for _ in range(BLOCK):
                 dist.all_reduce(gradient)
-            times["reduction"].append((time.perf_counter() - started) / BLOCK)
+            if number >= WARM_UP:
+                times["reduction"].append((time.perf_counter() - started) / BLOCK)
     middle = {name: 1000 * statistics.median(of) if of else 0.0 for name, of in times.items()}
     if runtime.is_main:
         rate = {"examples_per_s": 1000 * batch_size / middle["step"]}

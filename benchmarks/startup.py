@@ -26,6 +26,7 @@ model = torch.nn.LSTM(8, 64)
 optimizer = torch.optim.Adam(model.parameters(), fused=True)
 model(torch.randn(8, 64, 8))[0].sum().backward()
 optimizer.step()
+print("step", flush=True)
 """
 COMMANDS = {
     "import torch and accelerate": [sys.executable, "-c", "import torch, accelerate"],
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def seconds(name: str, root: str) -> float:
-    """Run a command; return its seconds, or those up to the line of the first step."""
+    """Run a command; return its seconds, or those up to the line of its first step."""
     with tempfile.TemporaryDirectory() as folder:
         words = COMMANDS[name]
         if "first step" in name:
@@ -70,13 +71,16 @@ def seconds(name: str, root: str) -> float:
             words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
             assert process.stdout
-            arrived = {
-                line.split()[0]: time.perf_counter() for line in process.stdout if line.strip()
-            }
-        ended = arrived["step"] if "first step" in name else time.perf_counter()
+            spent = None  # until the first line of a step is there, else the end
+            for line in process.stdout:
+                if spent is None and line.startswith("step"):
+                    spent = time.perf_counter() - started
+        ended = time.perf_counter() - started
         if process.returncode != (2 if "mistake" in name else 0):
             raise RuntimeError(f"{words}: exit code {process.returncode}")
-    return ended - started
+        if spent is None and "step" in name:
+            raise RuntimeError(f"{words} printed no step")
+    return ended if spent is None else spent
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The recipes in configs/: each loads, the small ones run, the results are what is promised."""
+"""The recipes in configs/: the small ones run, the results are what is promised."""
 
 from __future__ import annotations
 

@@ -9,7 +9,10 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import archive
+import peers
 import results
+import scaling
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,20 @@ def test_a_table_follows_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(results.TABLES, "startup", lambda: "new")
     old = "a\n<!-- startup: benchmarks/results.py -->\nold\n<!-- /startup -->\nb"
     assert results.with_tables(old) == old.replace("old", "new")
+
+
+def test_results_are_whole() -> None:
+    found = results.load("peers")
+    names = {*(rival.name for rival in peers.RIVALS), *peers.OURS}
+    assert set(found["found"]) | set(found["lacking"]) == names
+    assert all(of["n"] == found["rounds"] for of in found["found"].values())
+    assert tuple(row["set"] for row in results.load("archive")["rows"]) == archive.SETS
+    assert {row["batch"] for row in results.load("scaling")["rows"]} == set(scaling.BATCHES)
+
+
+def test_a_rival_that_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results.load("peers")
+    found["lacking"]["Other"] = "No package metadata was found"
+    monkeypatch.setattr(results, "load", lambda name: found)
+    for table in (results.peers_table, results.peers_short_table):
+        assert "| Other | did not run: No package metadata" in table()
