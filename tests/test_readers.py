@@ -222,6 +222,7 @@ def test_ts_problems_name_dimension_and_value(line: str, problem: str, tmp_path:
     [
         ("1,2,3:a\n", "x.ts:1: expected a header line"),
         ("@problemName x\n", "no line @data"),
+        ("@\n@data\n1,2:a\n", "x.ts:1: expected a header line like @classLabel, or @data"),
         ("@timestamps true\n@data\n(0,1):a\n", "@timestamps true: time stamps are not read"),
         ("@targetlabel true\n@data\n1,2:0.5\n", "@targetlabel true: a number to be predicted"),
     ],
@@ -457,6 +458,12 @@ def saved() -> bytes:
 
 
 VALID |= {"x.npz": (compressed(), Reading()), "x.npy": (saved(), Reading())}
+
+
+@pytest.mark.parametrize("keyword", ["@timestamps", "@targetLabel", "@classLabel"])
+def test_a_ts_keyword_without_a_value_is_false(keyword: str, tmp_path: Path) -> None:
+    (row,) = rows(write(tmp_path, "x.ts", f"{keyword}\n@data\n1,2\n"))
+    assert row.label is None
 
 
 @settings(

@@ -542,9 +542,8 @@ def _read_ts(path: Path, reading: Reading, progress: Progress) -> Iterator[Row |
         text = line.strip()
         if text.lower() == "@data":
             break
-        if text.startswith("@"):
-            key, *words = text[1:].split()
-            header[key.lower()] = words
+        if text.startswith("@") and (words := text[1:].split()):
+            header[words[0].lower()] = words[1:] or ["false"]
         elif text and not text.startswith("#"):
             raise UserError(f"{path}:{number}: expected a header line like @classLabel, or @data")
     else:
