@@ -58,14 +58,8 @@ def train(files: list[str], seeds: int) -> list[float]:
         words = ["prepare", "--train", files[0], "--test", files[1], "--out", f"{place}/data"]
         run(sys.executable, "-m", "seqclf", *words)
         for seed in range(seeds):
-            words = [
-                "--config",
-                "configs/files.yaml",
-                "--data.path",
-                f"{place}/data",
-                "--seed",
-                str(seed),
-            ]
+            words = ["--config", "configs/files.yaml", "--seed", str(seed)]
+            words += ["--data.path", f"{place}/data"]
             words += ["--run-dir", f"{place}/{seed}", "--quiet", "--report", "false"]
             run(sys.executable, "launch/train.py", *words, "--tracking.wandb", "disabled")
             status = json.loads(Path(f"{place}/{seed}/status.json").read_text())

@@ -64,10 +64,8 @@ def main() -> None:
     middle = {name: statistics.median(times) for name, times in found.items()}
     ratios = {name: seconds / middle["1 x 1"] for name, seconds in middle.items()}
     print(json.dumps(ratios))
-    save(
-        "linear",
-        about(cpu_only=True) | {"rounds": options.rounds, "seconds": middle, "ratios": ratios},
-    )
+    told = {"rounds": options.rounds, "seconds": middle, "ratios": ratios}
+    save("linear", about(cpu_only=True) | told)
 
 
 if __name__ == "__main__":
