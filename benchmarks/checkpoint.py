@@ -22,17 +22,17 @@ from unittest.mock import patch
 
 import torch
 
-from seqclf import checkpoint
-from seqclf import runtime as runtimes
-from seqclf.config import load_config
+from seqclf.config.load import load_config
 from seqclf.console import Console
-from seqclf.data.batches import BatchPlan
-from seqclf.data.sequences import Batch
-from seqclf.model import LSTMClassifier
+from seqclf.data.sequences import Sequences
+from seqclf.data.sources import Splits
 from seqclf.optim import make_optimizer
-from seqclf.run import open_run
-from seqclf.tracking import Tracking
-from seqclf.train import train_step
+from seqclf.processes.start import start_runtime
+from seqclf.run.checkpoint import checkpoint_name, encode_tensors, prune_checkpoints
+from seqclf.run.directory import open_run
+from seqclf.run.saves import restore, save
+from seqclf.settle import settle
+from seqclf.step import train_step
 
 BLOCK, WARM_UP = 10, 2
 
@@ -48,36 +48,48 @@ def main() -> None:
 
 def measure(hidden_size: int, layers: int, saves: int, root: str | None) -> dict[str, object]:
     """Return the cost of a save as a share of an epoch, and the medians of its parts."""
-    config = load_config(None, {"device": "cpu", "tracking.wandb": "disabled", "quiet": "true"})[0]
-    runtime = runtimes.start(config)
-    plan = BatchPlan(length=60_000, batch_size=64, seed=0, num_steps=10**6)
-    model = LSTMClassifier(28, 10, hidden_size=hidden_size, num_layers=layers, scale=255.0)
+    flags = {
+        "device": "cpu",
+        "tracking.wandb": "disabled",
+        "quiet": "true",
+        "model.hidden_size": str(hidden_size),
+        "model.num_layers": str(layers),
+        "train.steps": str(10**6),
+    }
+    config = load_config(None, flags)[0]
+    runtime = start_runtime(config)
+    images = torch.randint(0, 256, (60_000, 28, 28), dtype=torch.uint8)
+    examples = Sequences(
+        images, torch.randint(0, 10, (60_000,)), classes=tuple("0123456789"), scale=255.0
+    )
+    setup = settle(config, Splits("random", examples, None, examples))
+    plan = setup.plan
+    model = setup.build_model()
     optimizer = make_optimizer(model, config.optim)
-    images = torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8)
-    batch = Batch(images, torch.randint(0, 10, (64,)), 0, 0, 64)
+    batch = examples.__getitems__(plan.share(0, 0, 1))
     console = Console(enabled=True, quiet=True)
-    tracking = Tracking(console.say, enabled=True)
     parts: dict[str, list[float]] = defaultdict(list)
     steps: list[float] = []
     with (
         tempfile.TemporaryDirectory(dir=root) as folder,
-        open_run(Path(folder), config, runtime, console, tracking, plan, {}) as run,
+        open_run(Path(folder), setup, runtime, console) as run,
     ):
+        restore(run, model, optimizer)
         for number in range(-WARM_UP, saves):
             started = time.perf_counter()
             for _ in range(BLOCK):
                 train_step(runtime, model, optimizer, batch, config, lr=0.01)
             step_s = (time.perf_counter() - started) / BLOCK
             run.state.step += BLOCK
-            seconds = time_parts(lambda: run.save(model, optimizer))
+            seconds = time_parts(lambda: save(run, model, optimizer))
             if number >= 0:
                 steps.append(step_s)
                 for part, second in seconds.items():
                     parts[part].append(second)
-        files = run.checkpoints / checkpoint.directory_name(run.state.step)
+        files = run.checkpoints / checkpoint_name(run.state.step)
         size = sum(file.stat().st_size for file in files.iterdir())
     epoch_s = [step_s * plan.steps_per_epoch for step_s in steps]
-    shares = [save / epoch for save, epoch in zip(parts["whole"], epoch_s, strict=True)]
+    shares = [save_s / epoch for save_s, epoch in zip(parts["whole"], epoch_s, strict=True)]
     return {
         "hidden_size": hidden_size,
         "layers": layers,
@@ -93,8 +105,8 @@ def measure(hidden_size: int, layers: int, saves: int, root: str | None) -> dict
     }
 
 
-def time_parts(save: Callable[[], object]) -> dict[str, float]:
-    """Call a save; return the seconds of its parts, what is within one counted there only."""
+def time_parts(action: Callable[[], object]) -> dict[str, float]:
+    """Call an action; return the seconds of its parts, what is within one counted there only."""
     seconds: dict[str, float] = {}
     within: list[str] = []
 
@@ -112,13 +124,15 @@ def time_parts(save: Callable[[], object]) -> dict[str, float]:
         return call
 
     with (
-        patch.object(checkpoint, "encode", timed("serialise", checkpoint.encode)),
-        patch.object(checkpoint, "prune", timed("verify and prune old", checkpoint.prune)),
+        patch("seqclf.run.saves.encode_tensors", timed("serialise", encode_tensors)),
+        patch(
+            "seqclf.run.saves.prune_checkpoints", timed("verify and prune old", prune_checkpoints)
+        ),
         patch.object(hashlib, "sha256", timed("hash", hashlib.sha256)),
         patch.object(os, "fsync", timed("fsync", os.fsync)),
     ):
         started = time.perf_counter()
-        save()
+        action()
         whole = time.perf_counter() - started
     return seconds | {"write, rename": whole - sum(seconds.values()), "whole": whole}
 

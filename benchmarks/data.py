@@ -14,12 +14,15 @@ import sys
 
 from results import about, now, save
 
-from seqclf import runtime as runtimes
-from seqclf.config import Augment, Config, UserError, load_config
-from seqclf.data import sources
+from seqclf.config.load import load_config
+from seqclf.config.settings import Augment, Config
+from seqclf.data import idx, sources
 from seqclf.data.augment import augment
+from seqclf.errors import UserError
 from seqclf.optim import make_optimizer
-from seqclf.train import architecture, make_plan, place, train_step
+from seqclf.processes.start import start_runtime
+from seqclf.settle import settle
+from seqclf.step import train_step
 
 BLOCK, BLOCKS, WARM_UP = 25, 30, 2
 MOVES = Augment(shift=2)
@@ -34,7 +37,7 @@ def main() -> None:
         flags = {"data.name": "mnist", "data.root": options.data_root, "train.epochs": "99"}
         config = load_config(None, flags | {"train.batch_size": str(batch_size)})[0]
         try:
-            sources.fetch(config.data, print)
+            idx.fetch(config.data, print)
         except UserError as error:
             sys.exit(f"error: {error}")
         rows.append({"batch": batch_size} | measure(config))
@@ -44,13 +47,13 @@ def main() -> None:
 
 def measure(config: Config) -> dict[str, float]:
     """Return the examples a second of each way, and the MB that the data take in memory."""
-    runtime = runtimes.start(config)
-    splits = sources.load(config.data, seed=0)
-    plan = make_plan(config, splits.train)
-    splits = place(splits, config, runtime)
-    model = architecture(config, splits).build("orthogonal").to(runtime.device)
-    optimizer, net = make_optimizer(model, config.optim), runtime.prepare(model)
-    batches = runtime.loader(splits.train, plan, start=0, workers=0)
+    runtime = start_runtime(config)
+    setup = settle(config, sources.load(config.data, seed=0)).on_device(runtime.device)
+    splits = setup.splits
+    model = setup.build_model().to(runtime.device)
+    optimizer = make_optimizer(model, config.optim)
+    net = runtime.prepare(model)
+    batches = runtime.loader(splits.train, setup.plan, start=0, workers=0)
 
     def block(way: str) -> float:
         started = now(runtime.device)

@@ -14,13 +14,13 @@ import time
 import torch
 from results import about, save
 
-from seqclf import runtime as runtimes
-from seqclf.config import load_config
+from seqclf.config.load import load_config
 from seqclf.data.batches import BatchPlan
 from seqclf.data.sequences import Sequences
 from seqclf.model import LSTMClassifier
 from seqclf.optim import make_optimizer
-from seqclf.train import train_step
+from seqclf.processes.start import start_runtime
+from seqclf.step import train_step
 
 EXAMPLES, STEPS = 4_000, 50
 SHAPES = {
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     config = load_config(None, {"device": "cpu"})[0]
-    runtime = runtimes.start(config)
+    runtime = start_runtime(config)
     model = LSTMClassifier(4, 10, hidden_size=64)
     net, optimizer = runtime.prepare(model), make_optimizer(model, config.optim)
     data = {

@@ -20,16 +20,19 @@ from pathlib import Path
 import bare
 from results import about, now, save
 
-from seqclf import runtime as runtimes
-from seqclf.config import Config, UserError, load_config
+from seqclf.config.load import load_config
+from seqclf.config.settings import Config
 from seqclf.console import Console
-from seqclf.data import sources
+from seqclf.data import idx, sources
 from seqclf.data.sequences import Batch
+from seqclf.errors import UserError
 from seqclf.loss import summed_loss
 from seqclf.optim import make_optimizer, update
-from seqclf.run import open_run
-from seqclf.tracking import Tracking
-from seqclf.train import architecture, make_plan, place, train_loop
+from seqclf.processes.start import start_runtime
+from seqclf.run.directory import open_run
+from seqclf.run.saves import restore
+from seqclf.settle import settle
+from seqclf.train import train_steps
 
 BATCHES, STEPS, BLOCK = (64, 128, 512), 1500, 25
 
@@ -51,7 +54,7 @@ def main() -> None:
         }
         config = load_config(None, flags)[0]
         try:
-            sources.fetch(config.data, print)
+            idx.fetch(config.data, print)
         except UserError as error:
             sys.exit(f"error: {error}")
         ours, theirs = measure(config, random.Random(0))
@@ -73,15 +76,14 @@ def main() -> None:
 
 def measure(config: Config, draw: random.Random) -> tuple[list[float], list[float]]:
     """Return the seconds of each block of steps of the loop and of the bare one."""
-    runtime = runtimes.start(config)
+    runtime = start_runtime(config)
     device = runtime.device
-    splits = place(sources.load(config.data, seed=config.seed), config, runtime)
-    plan = make_plan(config, splits.train)
+    setup = settle(config, sources.load(config.data, seed=config.seed)).on_device(device)
     steps = bare.train_steps(
-        splits.train.values,
-        splits.train.labels,
-        plan.num_steps,
-        batch_size=plan.batch_size,
+        setup.splits.train.values,
+        setup.splits.train.labels,
+        setup.plan.num_steps,
+        batch_size=setup.plan.batch_size,
     )
     ours: list[float] = []
     theirs: list[float] = []
@@ -109,32 +111,34 @@ def measure(config: Config, draw: random.Random) -> tuple[list[float], list[floa
 
     runtime.loader = interleaved  # type: ignore[method-assign]
     console = Console(enabled=True)
-    tracking = Tracking(console.say, enabled=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_run(Path(folder), config, runtime, console, tracking, plan, {}) as run,
+        open_run(Path(folder), setup, runtime, console) as run,
     ):
-        train_loop(run, splits, plan)
+        model = setup.build_model().to(device)
+        optimizer = make_optimizer(model, config.optim)
+        state = restore(run, model, optimizer)
+        train_steps(setup, run, state, model, optimizer)
     count = min(len(ours), len(theirs))
     return ours[:count], theirs[:count]
 
 
 def parts(config: Config, steps: int = 300) -> dict[str, float]:
     """Return the milliseconds of each part of a step, medians; what the loop adds is not in it."""
-    runtime = runtimes.start(config)
+    runtime = start_runtime(config)
     device = runtime.device
-    examples = place(sources.load(config.data, seed=config.seed), config, runtime)
-    plan = make_plan(config, examples.train)
-    model = architecture(config, examples).build(config.model.init).to(device)
-    optimizer, net = make_optimizer(model, config.optim), runtime.prepare(model)
+    setup = settle(config, sources.load(config.data, seed=config.seed)).on_device(device)
+    model = setup.build_model().to(device)
+    optimizer = make_optimizer(model, config.optim)
+    net = runtime.prepare(model)
     times: dict[str, list[float]] = {
         name: [] for name in ("plan", "fetch", "forward", "backward", "clip and update")
     }
     for step in range(steps):
         clock = [now(device)]
-        share = plan.share(step, 0, 1)
+        share = setup.plan.share(step, 0, 1)
         clock.append(now(device))
-        batch = examples.train.__getitems__(share)
+        batch = setup.splits.train.__getitems__(share)
         clock.append(now(device))
         loss = summed_loss(net(batch.values), batch.labels, label_smoothing=0.0)
         clock.append(now(device))

@@ -25,8 +25,9 @@ from typing import Any
 
 from results import about, save
 
-from seqclf.config import Data, UserError
-from seqclf.data import sources
+from seqclf.config.settings import Data
+from seqclf.data import idx
+from seqclf.errors import UserError
 
 HERE = Path(__file__).parent
 GOALS = (0.96, 0.97, 0.98)
@@ -79,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     root = str(Path(options.data_root).resolve())
     try:
-        sources.fetch(Data(name="mnist", root=root), print)
+        idx.fetch(Data(name="mnist", root=root), print)
     except UserError as error:
         sys.exit(f"error: {error}")
     rivals = {rival.name: rival for rival in RIVALS if options.only in rival.name}

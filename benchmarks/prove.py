@@ -23,8 +23,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqclf.config import load_config
-from seqclf.run import TIMED
+from seqclf.config.load import load_config
+from seqclf.data import sources
+from seqclf.metrics import CLOCK_METRICS
+from seqclf.processes.start import start_runtime
 
 FLAGS = {
     "device": "cpu",
@@ -37,6 +39,7 @@ FLAGS = {
     "checkpoint.every": "20",
     "eval.every": "100",
     "tracking.wandb": "disabled",
+    "report": "false",
 }
 STRAIGHT = "1 process, straight"
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -124,7 +127,7 @@ def outcome(run: Path) -> dict[str, str]:
     """Return the sha256 of what a run ends with."""
     last = max(run.glob("checkpoints/step-*"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
+    timeless = [{k: v for k, v in line.items() if k not in CLOCK_METRICS} for line in lines]
     contents = {
         "weights": (run / "model" / "model.safetensors").read_bytes(),
         "the last checkpoint's weights": (last / "model.safetensors").read_bytes(),
@@ -240,14 +243,12 @@ def train_rank(run: Path, steps: int) -> None:
 
 
 def count_rank(run: Path) -> None:
-    from seqclf import runtime as runtimes
-    from seqclf.data import sources
     from seqclf.evaluate import evaluate
-    from seqclf.predict import load_model
+    from seqclf.run.weights import load_model
 
     config = load_config(None, FLAGS)[0]
     test = sources.load(config.data, seed=config.seed).test
-    runtime = runtimes.start(config)
+    runtime = start_runtime(config)
     found = evaluate(
         *(runtime, load_model(run)[0], test),
         batch_size=config.eval.batch_size,

@@ -25,8 +25,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from seqclf.config import Optim
-from seqclf.data.batches import BatchPlan, make_buckets, padding_share
+from seqclf.config.settings import Optim
+from seqclf.data.batches import BatchPlan, make_buckets, padding_fraction
 from seqclf.data.sequences import Sequences
 from seqclf.model import LSTMClassifier
 from seqclf.optim import make_optimizer, update
@@ -70,7 +70,7 @@ def main() -> None:
             seconds[name] += time.perf_counter() - started
     rates = {name: examples[name] / seconds[name] for name in ways}
     for name, (plan, forward) in ways.items():
-        share = padding_share(data.lengths, plan)
+        share = padding_fraction(data.lengths, plan)
         found = {
             "way": name,
             "padding": round(share, 3) if forward is padded else 0.0,

@@ -74,19 +74,19 @@ def worker(batch_size: int, keeps: bool) -> None:
     import torch
     import torch.distributed as dist
 
-    from seqclf import runtime as runtimes
-    from seqclf.config import load_config
+    from seqclf.config.load import load_config
     from seqclf.data.sequences import Batch
     from seqclf.model import LSTMClassifier
     from seqclf.optim import make_optimizer
-    from seqclf.train import train_step
+    from seqclf.processes.start import start_runtime
+    from seqclf.step import train_step
 
     if not keeps:
-        patch.object(runtimes, "keep_memory").start()
+        patch("seqclf.processes.start.keep_memory").start()
     threads = int(os.environ["OMP_NUM_THREADS"])
     flags = {"device": "cpu", "train.threads": str(threads), "data.name": "mnist"}
     config = load_config(None, flags | {"train.batch_size": str(batch_size)})[0]
-    runtime = runtimes.start(config)
+    runtime = start_runtime(config)
     torch.manual_seed(0)
     model = LSTMClassifier(28, 10, hidden_size=64, scale=255.0)
     optimizer = make_optimizer(model, config.optim)

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 import torch
 
-from seqclf import runtime as runtimes
-from seqclf.config import load_config
+from seqclf.config.load import load_config
 from seqclf.data.sequences import Batch
 from seqclf.model import LSTMClassifier
 from seqclf.optim import make_optimizer
-from seqclf.train import train_step
+from seqclf.processes.start import start_runtime
+from seqclf.step import train_step
 
 BLOCK, BLOCKS, WARM_UP = 5, 40, 5
 SHARDS = ("null", "2", "4")
@@ -57,7 +57,7 @@ def step_with(shards: str, batch_size: int) -> Callable[[], object]:
     """Return what makes one training step."""
     flags = {"device": "cpu", "train.threads": "1", "train.batch_size": str(batch_size)}
     config = load_config(None, flags | {"train.shards": shards})[0]
-    runtime = runtimes.start(config)
+    runtime = start_runtime(config)
     model = LSTMClassifier(28, 10, scale=255.0)
     optimizer = make_optimizer(model, config.optim)
     prepared = runtime.prepare(model, reduces=shards == "null")

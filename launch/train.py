@@ -2,7 +2,7 @@
 
 import sys
 
-from seqclf.cli import main
+from seqclf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

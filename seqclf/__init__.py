@@ -9,20 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from seqclf.config import Config, UserError, load_config
+    from seqclf.config import Config, load_config
     from seqclf.data.sequences import Sequences
+    from seqclf.errors import UserError
     from seqclf.evaluate import Metrics
     from seqclf.model import LSTMClassifier
-    from seqclf.predict import load_model
+    from seqclf.run.weights import load_model
 
 _HOMES = {
     "Config": "config",
     "LSTMClassifier": "model",
     "Metrics": "evaluate",
     "Sequences": "data.sequences",
-    "UserError": "config",
+    "UserError": "errors",
     "load_config": "config",
-    "load_model": "predict",
+    "load_model": "run.weights",
 }
 __all__ = [
     "Config",

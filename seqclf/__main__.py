@@ -1,5 +1,5 @@
 """python -m seqclf"""
 
-from seqclf.cli import main
+from seqclf.cli.main import main
 
 raise SystemExit(main())

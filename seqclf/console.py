@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import NoReturn
 
 from tqdm import tqdm
 
+from seqclf.metrics import METRICS
+
 BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {remaining} left{postfix}"
-LINE = {  # on a log line ...
-    "train/loss": "loss {:.4f}",
-    "train/lr": "lr {:.2e}",
-    "train/examples_per_s": "{:,.0f} examples/s",
-    "val/accuracy": "val acc {:.2%}",
-    "val/loss": "loss {:.4f}",
-    "test/accuracy": "test acc {:.2%}",
-    "test/loss": "loss {:.4f}",
-    "train/skipped": "skipped {:.0f}",
-}
-BESIDE_BAR = {  # ... and what of it fits beside the bar in 80 columns
-    "train/loss": "loss {:.3g}",
-    "train/lr": "lr {:.1g}",
-    "test/accuracy": "test {:.1%}",
-    "val/accuracy": "val {:.1%}",
-    "train/examples_per_s": "{:,.0f}/s",
-}
+LINE_FORMATS = {name: metric.line for name, metric in METRICS.items() if metric.line}
+# Training comes first, then evaluations, then what the clock decides.
+BAR_ORDER = sorted(METRICS, key=lambda name: (METRICS[name].clock, not name.startswith("train/")))
+BAR_FORMATS = {name: text for name in BAR_ORDER if (text := METRICS[name].bar)}
 
 
 class Console:
-    """Prints on the main process; says nothing on the others.
+    """Prints on the main process, and nothing on the others.
 
-    A console that goes away (a closed pipe, a full disk under a log file) stops nothing.
+    If printing fails (a closed pipe, a full disk under a log file), training goes on in silence.
     """
 
     def __init__(self, *, enabled: bool, quiet: bool = False) -> None:
         self.enabled = enabled
         self.quiet = quiet
         self._num_steps = 0
-        self._bar: Any = None  # tqdm
+        self._bar: tqdm[NoReturn] | None = None
         self._latest: dict[str, float] = {}
 
     def say(self, text: str) -> None:
@@ -54,7 +43,7 @@ class Console:
             self.enabled = False
 
     def open(self, step: int, num_steps: int) -> None:
-        """Start the progress bar, on a terminal."""
+        """Start the progress bar, if the output is a terminal."""
         self._num_steps = num_steps
         if self.enabled and not self.quiet and sys.stdout.isatty():
             self._bar = tqdm(
@@ -67,26 +56,28 @@ class Console:
             )
 
     def step(self) -> None:
-        """Move the progress bar by a step; it redraws itself ten times a second at most."""
+        """Move the progress bar by a step; tqdm draws it again ten times a second at most."""
         if self._bar is not None:
             self._bar.update()
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the metrics of a step: training beside the bar, all the rest on a line."""
+        """Show the metrics of a step: those of training beside the bar, all others on a line."""
         if self.quiet:
             return
         if self._bar is not None:
             self._latest |= metrics
-            self._bar.set_postfix_str(_join(BESIDE_BAR, self._latest))
+            self._bar.set_postfix_str(_join(BAR_FORMATS, self._latest))
         if self._bar is None or "train/loss" not in metrics:
-            self.say(f"step {step:>6}/{self._num_steps}  {_join(LINE, metrics)}")
+            self.say(f"step {step:>6}/{self._num_steps}  {_join(LINE_FORMATS, metrics)}")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
-def _join(forms: Mapping[str, str], metrics: Mapping[str, float]) -> str:
-    return "  ".join(form.format(metrics[key]) for key, form in forms.items() if key in metrics)
+def _join(formats: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+    return "  ".join(
+        text.format(metrics[name]) for name, text in formats.items() if name in metrics
+    )

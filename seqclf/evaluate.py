@@ -1,37 +1,29 @@
-"""Exact metrics over a split: sums and counts from every example once, divided at the end."""
+"""Exact metrics over a split: sums and counts over every example once, divided at the end."""
 
 from __future__ import annotations
 
-import math
-import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqclf import checkpoint
-from seqclf import runtime as runtimes
-from seqclf.config import Config, UserError
-from seqclf.data import sources
 from seqclf.data.batches import evaluation_batches, split_range
 from seqclf.data.sequences import Sequences
-from seqclf.predict import load_model
-from seqclf.runtime import Runtime
+from seqclf.processes.runtime import Runtime
 
-NUM_MISTAKES = 16  # that are kept
-NUM_BINS = 15  # of confidence, as in Guo et al., "On Calibration of Modern Neural Networks" (2017)
+NUM_MISTAKES = 16
+NUM_BINS = 15  # as in Guo et al., "On Calibration of Modern Neural Networks" (2017)
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
-    """An evaluation was left before its end, because a signal asked to stop."""
+    """A signal asked to stop before an evaluation was complete."""
 
 
 class Mistake(NamedTuple):
-    """An example that was named wrongly: its position in the split, and classes by number."""
+    """A wrongly named example: its position in the split, and the numbers of both classes."""
 
     example: int
     truth: int
@@ -41,14 +33,14 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True)
 class Metrics:
-    """What an evaluation found. `confusion[i, j]` counts examples of class i named j."""
+    """What an evaluation measures. `confusion[i, j]` counts examples of class i named j."""
 
-    loss: float  # mean cross-entropy in nats, without smoothing
+    loss: float  # mean cross-entropy in nats, without label smoothing
     confusion: Tensor  # int64 [C, C]
-    mistakes: list[Mistake] = field(
-        default_factory=list
-    )  # the most confident, at most NUM_MISTAKES
-    # float64 [NUM_BINS, 3], of equal widths of the guess's probability: examples, hits, sum of it
+    # The most confident mistakes first, at most NUM_MISTAKES.
+    mistakes: list[Mistake] = field(default_factory=list)
+    # float64 [NUM_BINS, 3]: examples, hits and summed probability of the guess. The bins are of
+    # equal width in that probability.
     calibration: Tensor = field(default_factory=lambda: torch.zeros(NUM_BINS, 3).double())
 
     @property
@@ -58,7 +50,7 @@ class Metrics:
 
     @property
     def accuracy(self) -> float:
-        """Share of the examples named rightly."""
+        """Fraction of the examples that were named correctly."""
         return int(self.confusion.diagonal().sum()) / self.count
 
     @property
@@ -88,129 +80,104 @@ def evaluate(
 ) -> Metrics:
     """Evaluate a model on every example of a split exactly once, on any number of processes.
 
-    With shards the same bits, too. Collective. Leaves the model in the mode it was in. Raises
-    Interrupted on every process if a signal asked one of them to stop meanwhile, and RuntimeError
-    if the count is not that of the split.
+    With shards the metrics have the same bits on any number of processes. Collective. Leaves the
+    model in the mode it was in. Raises Interrupted on every process if a signal asked one of them
+    to stop meanwhile, and RuntimeError if the count is not that of the split.
     """
     training = model.training
     model.eval()
+    num_shards = shards or runtime.world_size
+    num_local_shards = num_shards // runtime.world_size
+    first_shard = num_local_shards * runtime.rank
+    shard_counts = []
+    shard_rows = []
+    for shard in range(first_shard, first_shard + num_local_shards):
+        first, end = split_range(len(sequences), shard, num_shards)
+        batches = evaluation_batches(sequences.lengths, first, end, batch_size)
+        counts, rows = _evaluate_shard(runtime, model, sequences, batches)
+        shard_counts.append(counts)
+        shard_rows.append(rows)
+    model.train(training)
+    # Both collectives come before any error, because the other processes take part in them.
+    counts = runtime.sum(torch.stack(shard_counts).sum(0)).cpu()
+    rows = runtime.gather(torch.stack(shard_rows)).cpu()
+    if counts[-1]:
+        raise Interrupted
+    return _divide(counts[:-1], rows, sequences)
+
+
+def _evaluate_shard(
+    runtime: Runtime, model: nn.Module, sequences: Sequences, batches: Iterator[Tensor | slice]
+) -> tuple[Tensor, Tensor]:
+    """Evaluate one shard; return its counts, int64 on the device, and its rows.
+
+    The counts are the confusion matrix, flat, and a last one that is 1 if a signal asked to stop.
+    The rows, float64 [1 + NUM_MISTAKES + NUM_BINS, 4], are the summed loss and `tally_guesses`.
+    """
     num_classes = len(sequences.classes)
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=runtime.device)
-    confusion, interrupted = counts[:-1], counts[-1:]
-    parts = shards or runtime.world_size
-    mine = parts // runtime.world_size
-    numbers = torch.arange(len(sequences))
-    rows = []  # of this process's parts, float64 on the CPU: mps has none
-    for part in range(mine * runtime.rank, mine * (runtime.rank + 1)):
-        losses, guesses, order = [], [], []
-        first, end = split_range(len(sequences), part, parts)
-        for ids in evaluation_batches(sequences.lengths, first, end, batch_size):
-            runtime.watch.progress()
-            if runtime.watch.requested is not None:
-                interrupted.fill_(1)
-                break
-            values, lengths = sequences.rows(ids)
-            labels = sequences.labels[ids].to(runtime.device, non_blocking=True)
-            logits = model(values.to(runtime.device, non_blocking=True), lengths).float()
-            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-            guess = logits.argmax(1)
-            guesses.append((labels, guess, logits.softmax(1).amax(1)))
-            order.append(numbers[ids])
-            pairs = labels * num_classes + guess
-            # not bincount: it reads the largest value back
-            confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
-        row = torch.zeros(1 + NUM_MISTAKES + NUM_BINS, 4, dtype=torch.float64)
-        if losses:
-            row[0, 0] = torch.stack(losses).cpu().double().sum()
-            columns = [torch.cat(column).cpu().double() for column in zip(*guesses, strict=True)]
-            look_at(torch.stack([torch.cat(order).double(), *columns], 1), row[1:])
-        rows.append(row)
-    model.train(training)
-    counts = runtime.sum(counts).cpu()
-    everyones = runtime.gather(torch.stack(rows)).cpu()
-    confusion, interrupted = counts[:-1], counts[-1:]
-    if interrupted:
-        raise Interrupted
-    if int(confusion.sum()) != len(sequences):
-        raise RuntimeError(f"evaluated {int(confusion.sum())} examples of {len(sequences)}")
-    found = [
+    losses = []
+    columns = []
+    for ids in batches:
+        runtime.alive()
+        if runtime.stop_requested:
+            counts[-1:].fill_(1)
+            break
+        values, lengths = sequences.rows(ids)
+        labels = sequences.labels[ids].to(runtime.device, non_blocking=True)
+        logits = model(values.to(runtime.device, non_blocking=True), lengths).float()
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+        guesses = logits.argmax(1)
+        examples = torch.arange(ids.start, ids.stop) if isinstance(ids, slice) else ids
+        columns.append((examples, labels, guesses, logits.softmax(1).amax(1)))
+        pairs = labels * num_classes + guesses
+        # Not bincount, which reads the largest value back from the device.
+        counts.scatter_add_(0, pairs, torch.ones_like(pairs))
+    rows = torch.zeros(1 + NUM_MISTAKES + NUM_BINS, 4, dtype=torch.float64)
+    if losses:
+        # float64 on the CPU, because mps has none.
+        rows[0, 0] = torch.stack(losses).cpu().double().sum()
+        table = [torch.cat(column).cpu().double() for column in zip(*columns, strict=True)]
+        rows[1:] = tally_guesses(torch.stack(table, 1))
+    return counts, rows
+
+
+def tally_guesses(guesses: Tensor) -> Tensor:
+    """Return the most confident mistakes and the calibration of some examples.
+
+    `guesses` has a row an example: example, truth, guess, the guess's probability. The result has
+    NUM_MISTAKES rows of the same columns, zeros below the last mistake, and NUM_BINS rows of
+    examples, hits and summed probability.
+    """
+    guesses = guesses.nan_to_num(0)  # a model that diverged has probabilities that are NaN
+    probabilities = guesses[:, 3]
+    hits = (guesses[:, 1] == guesses[:, 2]).double()
+    mistakes = guesses[hits == 0]
+    mistakes = mistakes[mistakes[:, 0].argsort()]
+    mistakes = mistakes[mistakes[:, 3].argsort(descending=True, stable=True)][:NUM_MISTAKES]
+    rows = guesses.new_zeros(NUM_MISTAKES + NUM_BINS, 4)
+    rows[: len(mistakes)] = mistakes
+    bins = (probabilities * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    calibration = torch.stack([torch.ones_like(hits), hits, probabilities], 1)
+    rows[NUM_MISTAKES:, :3].index_add_(0, bins, calibration)
+    return rows
+
+
+def _divide(confusion: Tensor, rows: Tensor, sequences: Sequences) -> Metrics:
+    """Make metrics of the counts of all processes and the rows of all shards, in their order."""
+    count = int(confusion.sum())
+    if count != len(sequences):
+        raise RuntimeError(f"evaluated {count} examples of {len(sequences)}")
+    num_classes = len(sequences.classes)
+    mistakes = [
         Mistake(int(example), int(truth), int(guess), probability)
-        for example, truth, guess, probability in everyones[:, 1:-NUM_BINS].flatten(0, 1).tolist()
-        if truth != guess
+        for example, truth, guess, probability in rows[:, 1:-NUM_BINS].flatten(0, 1).tolist()
+        if truth != guess  # not where there were fewer mistakes than rows
     ]
-    found.sort(key=lambda mistake: (-mistake.probability, mistake.example))
+    mistakes.sort(key=lambda mistake: (-mistake.probability, mistake.example))
     return Metrics(
-        float(everyones[:, 0, 0].sum()) / len(sequences),
-        confusion.view(num_classes, num_classes),
-        found[:NUM_MISTAKES],
-        everyones[:, -NUM_BINS:, :3].sum(0),
+        loss=float(rows[:, 0, 0].sum()) / count,
+        confusion=confusion.view(num_classes, num_classes),
+        mistakes=mistakes[:NUM_MISTAKES],
+        calibration=rows[:, -NUM_BINS:, :3].sum(0),
     )
-
-
-def look_at(guesses: Tensor, out: Tensor) -> None:
-    """Write the most confident mistakes and the calibration of some examples into `out`.
-
-    `guesses` holds a row for each: example, truth, guess, its probability. `out` takes NUM_MISTAKES
-    such rows (where there are fewer, zeros) and NUM_BINS of examples, hits, sum of probability.
-    """
-    guesses[:, 3].nan_to_num_(0)  # of a model that diverged
-    chances, hits = guesses[:, 3], (guesses[:, 1] == guesses[:, 2]).double()
-    wrong = guesses[hits == 0]
-    wrong = wrong[wrong[:, 0].argsort()]
-    wrong = wrong[wrong[:, 3].argsort(descending=True, stable=True)][:NUM_MISTAKES]
-    out[: len(wrong)] = wrong
-    bins = (chances * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-    calibration = torch.stack([torch.ones_like(hits), hits, chances], 1)
-    out[NUM_MISTAKES:, :3].index_add_(0, bins, calibration)
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share (Wilson's score interval, 1927)."""
-    if not n:
-        return 0.0, 1.0
-    z, share = statistics.NormalDist().inv_cdf(0.975), hits / n
-    middle, scale = share + z * z / (2 * n), 1 + z * z / n
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def macro_f1_interval(confusion: list[list[int]], draws: int = 1000) -> tuple[float, float]:
-    """Return a 95 % bootstrap interval of macro F1: percentiles over resampled examples."""
-    matrix = np.array(confusion)
-    cells, n = np.flatnonzero(matrix), int(matrix.sum())
-    rng = np.random.default_rng(0)
-    counts_DK = rng.multinomial(n, matrix.ravel()[cells] / n, size=draws)
-    truths_K, guesses_K = np.divmod(cells, len(matrix))
-    hits_DC, sums_DC = np.zeros((2, draws, len(matrix)))
-    for count_D, truth, guess in zip(counts_DK.T, truths_K, guesses_K, strict=True):
-        hits_DC[:, truth] += count_D * (truth == guess)
-        sums_DC[:, truth] += count_D
-        sums_DC[:, guess] += count_D
-    f1_D = (2 * hits_DC / np.maximum(sums_DC, 1)).sum(1) / (sums_DC > 0).sum(1)
-    low, high = np.percentile(f1_D, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
-    """Measure a run's result again on the data of its config, in the precision it was trained in.
-
-    Collective. Raises UserError if model or data are missing or do not belong together.
-    """
-    model, card = load_model(run_dir)
-    precision = checkpoint.read_json(run_dir / "run.json").get("precision")
-    if precision != "bf16" and not torch.cuda.is_available():
-        precision = "fp32"  # fp16 exists on a GPU only
-    runtime = runtimes.start(config.model_copy(update={"precision": precision}))
-    try:
-        splits = sources.load(config.data, seed=config.seed)
-        if splits.test.classes != card.classes:
-            raise UserError(f"{run_dir}: trained on other classes than '{splits.name}' has")
-        model = model.to(runtime.device)
-        runtime.prepare(model)
-        metrics: dict[str, float] = {}
-        for split, sequences in splits.measured.items():
-            found = evaluate(runtime, model, sequences, batch_size=config.eval.batch_size)
-            metrics |= found.named(split)
-        return metrics
-    finally:
-        runtime.close()

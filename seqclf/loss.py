@@ -1,4 +1,7 @@
-"""The loss of contract C2: a sum over examples, divided once by the global batch's size."""
+"""The loss: a sum over examples, which the step divides once by the size of the global batch.
+
+Shapes: B batch, C classes.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqclf.config import UserError
 from seqclf.data.sequences import IGNORED
+from seqclf.errors import UserError
 
 
 def summed_loss(
     logits_BC: Tensor, labels_B: Tensor, *, label_smoothing: float, weights_C: Tensor | None = None
 ) -> Tensor:
-    """Return the cross-entropies of a batch added up, a scalar; rows labelled IGNORED add 0.
+    """Return the summed cross-entropy of a batch, a scalar; rows labelled IGNORED add 0.
 
-    A sum, because sums over micro batches, processes and short batches add up exactly. Each is
-    times its class's weight, smoothing included (torch's own `weight` weighs the two apart).
+    It is a sum, because the sums of micro batches, processes and short batches add up exactly. The
+    weight of an example's class multiplies the whole term, smoothing included; torch's own `weight`
+    would weight the smoothing by every class.
     """
     loss = F.cross_entropy(
         logits_BC,
@@ -34,25 +38,26 @@ def summed_loss(
 
 
 def class_weights(
-    wanted: Literal["balanced"] | Sequence[float] | None, labels: Tensor, classes: Sequence[str]
+    setting: Literal["balanced"] | Sequence[float] | None, labels: Tensor, classes: Sequence[str]
 ) -> Tensor | None:
-    """Return the classes' weights, float32 [C], whose mean over the training labels is 1.
+    """Return the weight of each class, float32 [C]; their mean over the training labels is 1.
 
-    Raises UserError unless there is one of each class, and one above 0 that occurs.
+    Raises UserError unless the setting has a weight for each class, and one of a class that occurs
+    is above 0.
     """
-    if wanted is None:
+    if setting is None:
         return None
-    counts = torch.bincount(labels.cpu(), minlength=len(classes)).double()
-    if wanted == "balanced":
-        given = torch.where(counts > 0, 1 / counts, 0)
+    counts_C = torch.bincount(labels.cpu(), minlength=len(classes)).double()
+    if setting == "balanced":
+        weights_C = torch.where(counts_C > 0, 1 / counts_C, 0)
     else:
-        given = torch.tensor(wanted, dtype=torch.float64)
-        if len(given) != len(classes):
+        weights_C = torch.tensor(setting, dtype=torch.float64)
+        if len(weights_C) != len(classes):
             raise UserError(
-                f"loss.class_weights: {len(given)} weights for {len(classes)} classes; give one of "
-                f"each, in the order {', '.join(classes)}"
+                f"loss.class_weights: {len(weights_C)} weights for {len(classes)} classes; give "
+                f"one of each, in the order {', '.join(classes)}"
             )
-    mean = float((given * counts).sum() / counts.sum())
+    mean = float((weights_C * counts_C).sum() / counts_C.sum())
     if not mean:
         raise UserError("loss.class_weights: all weights of the classes that occur are 0")
-    return (given / mean).float()
+    return (weights_C / mean).float()

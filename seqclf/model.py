@@ -1,6 +1,6 @@
 """LSTMClassifier: images, series or tokens -> steps -> LSTM layers -> pooling -> logits.
 
-Shapes: B batch, T steps, F features, H hidden (times two if bidirectional), C classes.
+Shapes: B batch, T steps, F features, H hidden (twice if bidirectional), E prefixes, C classes.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch.nn import functional as F
 Pooling = Literal["last", "mean", "max", "attention"]
 Keep = Literal["first", "last"]
 Init = Literal["orthogonal", "chrono", "tutorial"]
-Read = Literal["rows", "columns", "pixels", "permuted"]
+ImageOrder = Literal["rows", "columns", "pixels", "permuted"]
 PERMUTATION_SEED = 5544
 
 
-def read_images(values: Tensor, read: Read) -> Tensor:
-    """Turn images [B, rows, columns] into what is read step by step, [B, T, F].
+def read_images(values: Tensor, read: ImageOrder) -> Tensor:
+    """Turn images [B, rows, columns] into steps [B, T, F].
 
-    Rows or columns are T steps from the top or the left; pixels are T = rows * columns steps of one
-    feature, row after row, or permuted: the same random order for every image and run.
+    The steps are the rows from the top, the columns from the left, or single pixels: row after row,
+    or permuted, in one random order that is the same for every image and every run.
     """
     if read == "rows":
         return values
@@ -38,7 +38,8 @@ def read_images(values: Tensor, read: Read) -> Tensor:
 
 
 @lru_cache
-@torch.inference_mode(False)  # kept, and an inference tensor could never meet a gradient
+# An evaluation may fill the cache, and training cannot use an inference tensor.
+@torch.inference_mode(False)
 def permutation(length: int, device: torch.device) -> Tensor:
     """Return the order of permuted pixels: torch.manual_seed(5544); torch.randperm(length)."""
     generator = torch.Generator().manual_seed(PERMUTATION_SEED)
@@ -46,14 +47,14 @@ def permutation(length: int, device: torch.device) -> Tensor:
 
 
 class Architecture(BaseModel):
-    """Everything that builds the model anew, and its classes' names: model/config.json."""
+    """What it takes to build a model again, with its classes' names: model/config.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input_size: int
     classes: tuple[str, ...]
     scale: float
-    read: Read
+    read: ImageOrder
     hidden_size: int
     num_layers: int
     bidirectional: bool
@@ -71,16 +72,16 @@ class Architecture(BaseModel):
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that training moves."""
+        """How many numbers training changes."""
         width = self.hidden_size * (1 + self.bidirectional)
-        features = self.embedding_size if self.num_tokens else self.input_size
-        inputs = self.stack * features + width * (self.num_layers - 1)  # of all layers together
-        lstm = 4 * width * (inputs + self.num_layers * (self.hidden_size + 2))
-        rows = len(self.classes) + (self.pooling == "attention")  # of linear layers
-        return lstm + (width + 1) * rows + self.num_tokens * self.embedding_size
+        num_features = self.embedding_size if self.num_tokens else self.input_size
+        inputs_of_layers = self.stack * num_features + width * (self.num_layers - 1)
+        lstm = 4 * width * (inputs_of_layers + self.num_layers * (self.hidden_size + 2))
+        linear = (width + 1) * (len(self.classes) + (self.pooling == "attention"))
+        return lstm + linear + self.num_tokens * self.embedding_size
 
     def build(self, init: Init = "tutorial", init_steps: int = 2) -> LSTMClassifier:
-        """Make a model with fresh weights; `init_steps` are those of the longest sequence."""
+        """Build a model with fresh weights; `init_steps` is the length of the longest sequence."""
         arguments = self.model_dump(exclude={"classes", "tokens", "features", "max_length", "keep"})
         return LSTMClassifier(
             num_classes=len(self.classes), init=init, init_steps=init_steps, **arguments
@@ -88,13 +89,14 @@ class Architecture(BaseModel):
 
 
 class LSTMClassifier(nn.Module):
-    """Name the class of a sequence.
+    """Classify sequences.
 
-    With one layer in one direction the parameters are named and shaped as the tutorial's:
-    `rnn.weight_ih_l0`, ..., `out.weight`, `out.bias`. `read` makes steps of the raw input, and
-    `scale` divides them, or `mean` and `std` normalise each feature, so that raw numbers go to the
-    device and prediction cannot forget either. With `num_tokens` the input is tokens below it, each
-    step an embedding of `embedding_size` numbers. The LSTM takes `stack` steps at once (`join`).
+    With one layer in one direction the parameters have the tutorial's names and shapes:
+    `rnn.weight_ih_l0`, ..., `out.weight`, `out.bias`. The model itself makes steps of images
+    (`read`), divides pixel values by `scale`, and normalises features with `mean` and `std`: so raw
+    numbers go to the device, and prediction cannot forget a conversion. With `num_tokens` the input
+    is tokens below that number, and each becomes an embedding of `embedding_size` numbers. The LSTM
+    takes `stack` steps at once (`stack_steps`).
     """
 
     mean: Tensor | None
@@ -115,7 +117,7 @@ class LSTMClassifier(nn.Module):
         scale: float = 1.0,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
-        read: Read = "rows",
+        read: ImageOrder = "rows",
         num_tokens: int = 0,
         embedding_size: int = 32,
         stack: int = 1,
@@ -129,7 +131,7 @@ class LSTMClassifier(nn.Module):
         self.embedding = nn.Embedding(num_tokens, embedding_size) if num_tokens else None
         self.rnn = layer(stack * (embedding_size if num_tokens else input_size))
         self.upper = nn.ModuleList(layer(width) for _ in range(num_layers - 1))
-        # Explicit, because the dropout inside cuDNN's LSTM ignores re-seeding.
+        # A module of its own, because the dropout inside cuDNN's LSTM ignores re-seeding.
         self.dropout = nn.Dropout(dropout)
         self.attention = nn.Linear(width, 1) if pooling == "attention" else None
         self.out = nn.Linear(width, num_classes)
@@ -147,55 +149,52 @@ class LSTMClassifier(nn.Module):
                 _init_chrono(lstm, init_steps)
 
     def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Map images [B, rows, columns], sequences [B, T, F] or tokens [B, T] to logits.
+        """Map images [B, rows, columns], sequences [B, T, F] or tokens [B, T] to logits [B, C].
 
-        They are of any real dtype. Steps beyond a row's length, int64 [B], are padding, which
-        changes nothing.
+        The input has any real dtype. Steps beyond a row's length (`lengths`, int64 [B]) are padding
+        and change nothing.
         """
         return self.classify(self.steps(values), lengths)
 
     def steps(self, values: Tensor) -> Tensor:
-        """Return what is read step by step: images as `read` says, sequences and tokens as is."""
+        """Return the input as steps: images in the order of `read`, all else as it is."""
         return values if values.ndim == 2 else read_images(values, self.read)
 
     def classify(self, steps: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Map steps [B, T, F], or tokens [B, T], to logits [B, C]."""
         if lengths is not None:
             lengths = lengths.to(steps.device, non_blocking=True)
-        joined_BTF, lengths = self.join(self.embed(steps), lengths)
-        output_BTH, final_BH = self.states(joined_BTF, lengths)
+        stacked_BTF, lengths = self.stack_steps(self.embed(steps), lengths)
+        output_BTH, final_BH = self.run_layers(stacked_BTF, lengths)
         pooled_BH = final_BH if self.pooling == "last" else self.pool(output_BTH, lengths)
         logits_BC: Tensor = self.out(self.dropout(pooled_BH))
         return logits_BC
 
-    def states(self, output_BTH: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the last layer's outputs, [B, T, H], and final states, [B, H]."""
+    def run_layers(self, output_BTH: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the last layer's outputs, [B, T, H], and its final states, [B, H]."""
         for number, lstm in enumerate((self.rnn, *self.upper)):
             output_BTH = self.dropout(output_BTH) if number else output_BTH
-            output_BTH, final_BH = run(lstm, output_BTH, lengths)
+            output_BTH, final_BH = run_lstm(lstm, output_BTH, lengths)
         return output_BTH, final_BH
 
-    def along(self, steps: Tensor, ends_BE: Tensor) -> Tensor:
-        """Return the logits of prefixes, [B, E, C]: of each row's first `ends_BE` steps alone.
-
-        In one pass, but where a second direction, or a step of several, reads every prefix anew.
-        """
+    def classify_prefixes(self, steps: Tensor, ends_BE: Tensor) -> Tensor:
+        """Return the logits of each row's first `ends_BE` steps alone, [B, E, C]."""
         if self.reads_prefixes_anew:
             prefixes = [
                 self.classify(steps[:, : int(ends_B.max())], ends_B) for ends_B in ends_BE.unbind(1)
             ]
             return torch.stack(prefixes, 1)
-        running_BTH = self.pool_along(self.states(self.embed(steps), None)[0])
+        pooled_BTH = self.pool_prefixes(self.run_layers(self.embed(steps), None)[0])
         rows = torch.arange(len(steps), device=steps.device)[:, None]
-        logits_BEC: Tensor = self.out(running_BTH[rows, ends_BE.to(steps.device) - 1])
+        logits_BEC: Tensor = self.out(pooled_BTH[rows, ends_BE.to(steps.device) - 1])
         return logits_BEC
 
     @property
     def reads_prefixes_anew(self) -> bool:
-        """Whether what is said of a prefix takes a pass of its own."""
+        """Whether each prefix takes a pass of its own: a second direction starts at its end."""
         return self.rnn.bidirectional or self.stack > 1
 
-    def pool_along(self, output_BTH: Tensor) -> Tensor:
+    def pool_prefixes(self, output_BTH: Tensor) -> Tensor:
         """Pool the outputs up to each step, [B, T, H]."""
         if self.pooling == "last":
             return output_BTH
@@ -206,14 +205,16 @@ class LSTMClassifier(nn.Module):
         if self.attention is not None:
             scores_BT1 = self.attention(output_BTH).float()
             share_BT1 = (scores_BT1 - scores_BT1.logcumsumexp(1)).exp()
-        mixed_BH, running = torch.zeros_like(output_BTH[:, 0]), []  # each step's share moves it
-        for now_BH, share_B1 in zip(output_BTH.unbind(1), share_BT1.unbind(1), strict=True):
-            mixed_BH = mixed_BH + share_B1 * (now_BH - mixed_BH)
-            running.append(mixed_BH)
-        return torch.stack(running, 1)
+        # A running mean: each step moves it towards its output, by its share of the steps so far.
+        mean_BH = torch.zeros_like(output_BTH[:, 0])
+        means = []
+        for step_BH, share_B1 in zip(output_BTH.unbind(1), share_BT1.unbind(1), strict=True):
+            mean_BH = mean_BH + share_B1 * (step_BH - mean_BH)
+            means.append(mean_BH)
+        return torch.stack(means, 1)
 
     def embed(self, values: Tensor) -> Tensor:
-        """Turn tokens, or features as they are in the data, into what the LSTM reads, [B, T, F]."""
+        """Turn tokens, or features as the data have them, into the LSTM's input, [B, T, F]."""
         if self.embedding is not None:
             embedded_BTF: Tensor = self.embedding(values.int())
             return embedded_BTF
@@ -222,8 +223,10 @@ class LSTMClassifier(nn.Module):
             return values_BTF
         return (values_BTF - self.mean) / self.std
 
-    def join(self, values_BTF: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Put every `stack` steps side by side, [B, ceil(T / stack), stack * F]; zeros fill up.
+    def stack_steps(
+        self, values_BTF: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Put every `stack` steps side by side, [B, ceil(T / stack), stack * F], padded with zeros.
 
         Frame stacking: Sak et al., "Fast and Accurate Recurrent Neural Network Acoustic Models for
         Speech Recognition", Interspeech 2015; here without overlap.
@@ -239,7 +242,7 @@ class LSTMClassifier(nn.Module):
         return values_BTF.reshape(num_rows, -1, self.stack * num_features), lengths
 
     def pool(self, output_BTH: Tensor, lengths: Tensor | None) -> Tensor:
-        """Return the mean, the maximum or a learnt weighted mean of each row's outputs, [B, H]."""
+        """Return the mean, the maximum or a learned weighted mean of each row's outputs, [B, H]."""
         padded_BT1 = None
         if lengths is not None:
             steps_T = torch.arange(output_BTH.shape[1], device=lengths.device)
@@ -259,11 +262,11 @@ class LSTMClassifier(nn.Module):
         return output_BTH.masked_fill(padded_BT1, 0).sum(1) / lengths[:, None]
 
 
-def run(lstm: nn.LSTM, input_BTF: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return an LSTM's outputs, [B, T, H], and its final states, [B, H], both directions' together.
+def run_lstm(lstm: nn.LSTM, input_BTF: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return an LSTM's outputs, [B, T, H], and the final states of all its directions, [B, H].
 
-    Never through a PackedSequence: that keeps the fused kernels from running. What outputs hold
-    beyond a row's length means nothing.
+    Outputs beyond a row's length mean nothing. No PackedSequence is used: it would keep the fused
+    kernels from running.
     """
     if lengths is None:
         output_BTH, (state_DBH, _) = lstm(input_BTF)
@@ -271,40 +274,42 @@ def run(lstm: nn.LSTM, input_BTF: Tensor, lengths: Tensor | None) -> tuple[Tenso
         # backward direction ends at the first step.
         return output_BTH, state_DBH.transpose(0, 1).flatten(1)
     rows = torch.arange(len(lengths), device=lengths.device)
+    last = lengths - 1
     if not lstm.bidirectional:
         output_BTH = lstm(input_BTF)[0]
-        return output_BTH, output_BTH[rows, lengths - 1]
-    # Each direction by itself, the second over rows that are turned round within their length, so
-    # that padding comes after both.
+        return output_BTH, output_BTH[rows, last]
+    # Each direction runs by itself, the backward one over rows that are reversed within their
+    # length, so that padding comes last in both.
     steps_T = torch.arange(input_BTF.shape[1], device=lengths.device)
-    turned_BT = torch.where(steps_T < lengths[:, None], lengths[:, None] - 1 - steps_T, steps_T)
-    outputs = []
-    for suffix, order_BT in (("", None), ("_reverse", turned_BT)):
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        weights = [getattr(lstm, f"{name}_l0{suffix}") for name in names]
-        ordered = input_BTF if order_BT is None else _reorder(input_BTF, order_BT)
-        zeros = ordered.new_zeros(1, len(lengths), lstm.hidden_size)
-        output, *_ = torch.lstm(
-            ordered, (zeros, zeros), weights, True, 1, 0.0, lstm.training, False, True
-        )
-        outputs.append(output)
-    ahead_BTH, back_BTH = outputs
-    last = lengths - 1
-    final_BH = torch.cat([ahead_BTH[rows, last], back_BTH[rows, last]], 1)
-    return torch.cat([ahead_BTH, _reorder(back_BTH, turned_BT)], 2), final_BH
+    reversed_BT = torch.where(steps_T < lengths[:, None], lengths[:, None] - 1 - steps_T, steps_T)
+    forward_BTH = _run_direction(lstm, input_BTF, suffix="")
+    backward_BTH = _run_direction(lstm, _reorder(input_BTF, reversed_BT), suffix="_reverse")
+    final_BH = torch.cat([forward_BTH[rows, last], backward_BTH[rows, last]], 1)
+    return torch.cat([forward_BTH, _reorder(backward_BTH, reversed_BT)], 2), final_BH
+
+
+def _run_direction(lstm: nn.LSTM, input_BTF: Tensor, *, suffix: str) -> Tensor:
+    """Return the outputs of one direction alone; `suffix` is that of its weights' names."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = [getattr(lstm, f"{name}_l0{suffix}") for name in names]
+    zeros = input_BTF.new_zeros(1, len(input_BTF), lstm.hidden_size)
+    output_BTH, *_ = torch.lstm(
+        input_BTF, (zeros, zeros), weights, True, 1, 0.0, lstm.training, False, True
+    )
+    return output_BTH
 
 
 def _reorder(values_BTF: Tensor, order_BT: Tensor) -> Tensor:
-    """Return each row's steps in its own order."""
+    """Return each row's steps in the row's own order."""
     return values_BTF.gather(1, order_BT[..., None].expand(-1, -1, values_BTF.shape[2]))
 
 
 @torch.no_grad()
 def _init_lstm(lstm: nn.LSTM) -> None:
-    """Make recurrent weights orthogonal per gate and the forget gate open (bias 1, others 0).
+    """Make recurrent weights orthogonal per gate, and open the forget gate (bias 1, others 0).
 
     Forget bias: Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures",
-    ICML 2015. torch adds two biases, so only one of them is set.
+    ICML 2015. torch adds two biases, so this sets only one of them.
     """
     for name, parameter in lstm.named_parameters():
         gates = parameter.chunk(4)  # input, forget, cell, output
@@ -319,7 +324,7 @@ def _init_lstm(lstm: nn.LSTM) -> None:
 
 @torch.no_grad()
 def _init_chrono(lstm: nn.LSTM, num_steps: int) -> None:
-    """Make units forget over 1 to `num_steps` steps, and take in as slowly.
+    """Spread the time that units remember over 1 to `num_steps` steps; they take in as slowly.
 
     Tallec and Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
     """

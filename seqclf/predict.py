@@ -1,129 +1,38 @@
-"""Use a trained model: load it, and predict."""
+"""Predict: probabilities of a batch, and the classes of a file's sequences."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqclf import checkpoint
-from seqclf.config import UserError
 from seqclf.data.batches import MAX_EVAL_STEPS, evaluation_batches
-from seqclf.data.readers import Bad, Reading, Row, read
+from seqclf.data.readers import read_rows
+from seqclf.data.readers.rows import BadRow, ReadOptions, Row
 from seqclf.data.sequences import Sequences
-from seqclf.hardware import flush_denormals
+from seqclf.errors import UserError
 from seqclf.model import Architecture, LSTMClassifier, read_images
+from seqclf.processes.device import flush_denormals
+from seqclf.run.weights import load_model
 
-WIDTH = 80  # columns of a terminal
-AT_ONCE = 256  # rows of a file, at most, in memory
-SIZES = {  # what shapes the weights, but for the output layer: the setting that decides it
-    "input_size": "data.name or data.read",
-    "hidden_size": "model.hidden_size",
-    "num_layers": "model.num_layers",
-    "bidirectional": "model.bidirectional",
-    "stack": "model.stack",
-}
+MAX_ROWS = 256  # rows of a file that are in memory at once
 
 
-def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
-    """Load the result of a run, on the CPU, ready to predict.
+class Prediction(NamedTuple):
+    """The probability of each class for a row of a file."""
 
-    Raises UserError if there is none or if it is damaged.
-    """
-    folder = Path(run_dir) / "model"
-    try:
-        card = Architecture.model_validate_json(checkpoint.read_small(folder / "config.json"))
-        content = (folder / "model.safetensors").read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{folder}: no trained model there ({error.strerror or error}); "
-            "name a finished run's directory"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: damaged: {error}") from None
-    model = card.build()
-    place = str(folder / "model.safetensors")
-    checkpoint.put(content, model.state_dict(), place)
-    return model.eval(), card
-
-
-def take_weights(run_dir: Path, target: dict[str, Tensor], card: Architecture) -> tuple[str, str]:
-    """Copy a run's weights into those of a new model; return their file's sha256, and what to say.
-
-    They are its result's, else its newest checkpoint's. The output layer is left as it is where
-    the classes are others. Raises UserError, and changes nothing, if another tensor does not fit.
-    """
-    try:
-        file, content, theirs = _find_weights(run_dir)
-    except UserError as error:
-        raise UserError(f"init_from: {error}") from None
-    found = checkpoint.decode(content, str(file))
-    said = f"weights     {file}"
-    if theirs.classes != card.classes:
-        found, target = (
-            {name: tensor for name, tensor in tensors.items() if not name.startswith("out.")}
-            for tensors in (found, target)
-        )
-        said += (
-            "\nnote        the output layer starts anew: "
-            f"its {len(theirs.classes)} classes are not these {len(card.classes)}"
-        )
-    try:
-        checkpoint.copy(found, target, str(file))
-    except UserError as error:
-        changes = [
-            f"{setting} (there {there}, here {here})"
-            for name, setting in SIZES.items()
-            if (there := getattr(theirs, name)) != (here := getattr(card, name))
-        ]
-        if not changes:
-            raise
-        raise UserError(f"{error}; to start from it, change {', '.join(changes)}") from None
-    return hashlib.sha256(content).hexdigest(), said
-
-
-def load_newest(run_dir: Path) -> tuple[LSTMClassifier, Path]:
-    """Load a run's result, or its newest checkpoint where it has none yet; say from which file.
-
-    Raises UserError if there is neither.
-    """
-    file, content, card = _find_weights(run_dir)
-    model = card.build()
-    checkpoint.put(content, model.state_dict(), str(file))
-    return model.eval(), file
-
-
-def _find_weights(run_dir: Path) -> tuple[Path, bytes, Architecture]:
-    """Find a run's weights, and what they were built for."""
-    file = run_dir / "model" / "model.safetensors"
-    card: object
-    if file.exists():
-        card_file = file.with_name("config.json")
-        content, card = checkpoint.read_file(file), checkpoint.read_json(card_file)
-    else:
-        found, rejected = checkpoint.newest(run_dir / "checkpoints")
-        if found is None:
-            reasons = "".join(f"\n  {reason}" for reason in rejected)
-            raise UserError(
-                f"{run_dir}: neither a trained model nor a whole checkpoint there; "
-                f"name a run's directory{reasons}"
-            )
-        file, card_file = found / "model.safetensors", run_dir / "run.json"
-        content = checkpoint.read(found)[1][file.name]
-        card = checkpoint.read_json(card_file).get("architecture")
-    try:
-        return file, content, Architecture.model_validate(card)
-    except ValueError as error:
-        raise UserError(f"{card_file}: damaged: {error}") from None
+    id: str
+    label: str | None  # as the file has it
+    probabilities: list[float]
 
 
 @torch.inference_mode()
@@ -134,69 +43,84 @@ def probabilities(model: nn.Module, values: Tensor, lengths: Tensor | None = Non
     device = next(model.parameters()).device
     logits_BC = model(values.to(device), lengths).float()
     model.train(training)
-    chances_BC: Tensor = logits_BC.softmax(1).cpu()
-    return chances_BC
-
-
-# ---- predicting a file
+    probabilities_BC: Tensor = logits_BC.softmax(1).cpu()
+    return probabilities_BC
 
 
 def predict_file(
     run_dir: Path,
     path: Path,
     out: Path | None,
-    reading: Reading,
+    options: ReadOptions,
     file_format: str | None,
     *,
     skip: bool,
 ) -> int:
-    """Write the class and all probabilities of each row of a file, in its order.
+    """Write the class and all probabilities of each row of a file, in the order of the file.
 
-    Returns the exit code: 0, or 2 if rows could not be used, unless they are to be skipped; each of
-    them is told on stderr. The file `out` appears when it is whole. Raises UserError.
+    Return the exit code: 0, or 2 if some rows could not be used and `skip` is false. Each of those
+    rows is named on stderr. The file `out` appears when it is complete. Raises UserError.
     """
-    kind = out.suffix if out else ".csv"
-    if kind not in (".csv", ".jsonl"):
+    suffix = out.suffix if out else ".csv"
+    if suffix not in (".csv", ".jsonl"):
         raise UserError(f"--out {out}: expected a name that ends in .csv or .jsonl")
-    model, card = load_model(run_dir)
-    flush_denormals()
+    model, architecture = load_model(run_dir)
+    classes = architecture.classes
+    flush_denormals()  # as in training, whose numbers these are to be
     if torch.cuda.is_available():
         model.cuda()
-    rows = read(path, reading, format=file_format)
-    good = bad = hits = labelled = known = 0
+    rows = read_rows(path, options, format=file_format)
+    counts = _Counts()
     with _written(out) as file:
         writer = csv.writer(file)
-        if kind == ".csv":
-            writer.writerow(["id", "class", *(f"p({name})" for name in card.classes)])
-        for row, chances in predict_rows(model, card, rows):
-            if isinstance(row, Bad) or chances is None:
-                problem = row.problem if isinstance(row, Bad) else "?"
-                print(f"left out: {row.where}: {problem}", file=sys.stderr)
-                bad += 1
+        if suffix == ".csv":
+            writer.writerow(["id", "class", *(f"p({name})" for name in classes)])
+        for row in predict_rows(model, architecture, rows):
+            if isinstance(row, BadRow):
+                # At once and on stderr: predictions may go to a pipe, and the file may be long.
+                print(f"left out: {row.where}: {row.problem}", file=sys.stderr)
+                counts.bad += 1
                 continue
-            guess = card.classes[max(range(len(chances)), key=chances.__getitem__)]
-            good, labelled = good + 1, labelled + bool(row.label)
-            hits, known = hits + (row.label == guess), known + (row.label in card.classes)
-            if kind == ".csv":
-                writer.writerow([row.id, guess, *(f"{chance:.6g}" for chance in chances)])
+            guess = classes[max(range(len(classes)), key=row.probabilities.__getitem__)]
+            counts.predicted += 1
+            counts.labelled += bool(row.label)
+            counts.hits += row.label == guess
+            counts.in_classes += row.label in classes
+            if suffix == ".csv":
+                writer.writerow([row.id, guess, *(f"{p:.6g}" for p in row.probabilities)])
             else:
-                named = dict(zip(card.classes, chances, strict=True))
-                found = {"id": row.id, "class": guess, "probabilities": named}
-                file.write(json.dumps(found) + "\n")
-    said = f"{good:,} predictions" + f" in {out}" * (out is not None)
-    if labelled:
-        said += f"; {hits / labelled:.2%} of the {labelled:,} labels in the input agree"
-    if bad:
-        said += f"; {bad:,} rows were left out, see above"
-    if labelled and not known:
-        said += "\nnote: none of the labels in the input is a class of the model; are they labels?"
-    print(said, file=sys.stderr)
-    return 0 if skip or not bad else 2
+                named = dict(zip(classes, row.probabilities, strict=True))
+                line = {"id": row.id, "class": guess, "probabilities": named}
+                file.write(json.dumps(line) + "\n")
+    print(_summary(counts, out), file=sys.stderr)
+    return 0 if skip or not counts.bad else 2
+
+
+@dataclass
+class _Counts:
+    predicted: int = 0
+    bad: int = 0
+    # A file to predict may have labels, and they need not be classes of the model.
+    labelled: int = 0
+    hits: int = 0
+    in_classes: int = 0
+
+
+def _summary(counts: _Counts, out: Path | None) -> str:
+    text = f"{counts.predicted:,} predictions" + (f" in {out}" if out is not None else "")
+    if counts.labelled:
+        share = counts.hits / counts.labelled
+        text += f"; {share:.2%} of the {counts.labelled:,} labels in the input agree"
+    if counts.bad:
+        text += f"; {counts.bad:,} rows were left out, see above"
+    if counts.labelled and not counts.in_classes:
+        text += "\nnote: none of the labels in the input is a class of the model; are they labels?"
+    return text
 
 
 @contextmanager
 def _written(out: Path | None) -> Iterator[TextIO]:
-    """Give a text file that becomes `out` at the end, or standard output."""
+    """Give standard output, or a text file that becomes `out` at the end."""
     if out is None:
         yield sys.stdout
         return
@@ -212,90 +136,97 @@ def _written(out: Path | None) -> Iterator[TextIO]:
 
 
 def predict_rows(
-    model: LSTMClassifier, card: Architecture, rows: Iterable[Row | Bad]
-) -> Iterator[tuple[Row | Bad, list[float] | None]]:
-    """Yield each row with its classes' probabilities, or a bad one with None, in their order."""
-    known = {name: number for number, name in enumerate(card.tokens, 1)}
-    waiting: list[tuple[Row | Bad, Tensor | None]] = []
+    model: LSTMClassifier, architecture: Architecture, rows: Iterable[Row | BadRow]
+) -> Iterator[Prediction | BadRow]:
+    """Yield a prediction for each row, or a BadRow, in the order of the rows."""
+    token_numbers = {name: number for number, name in enumerate(architecture.tokens, 1)}
+    waiting: list[Row | BadRow] = []
+    values: list[Tensor] = []  # one for each Row that is waiting
     num_steps = 0
     for row in rows:
-        value = None if isinstance(row, Bad) else to_values(row, card, known)
-        if isinstance(value, str):
-            row, value = Bad(row.where, value), None
-        waiting.append((row, value))
-        num_steps += 0 if value is None else len(value)
-        if len(waiting) == AT_ONCE or num_steps > MAX_EVAL_STEPS:
-            yield from _predict_together(model, card, waiting)
-            waiting, num_steps = [], 0
-    yield from _predict_together(model, card, waiting)
+        if isinstance(row, Row):
+            value = to_values(row, architecture, token_numbers)
+            if isinstance(value, BadRow):
+                row = value
+            else:
+                values.append(value)
+                num_steps += len(value)
+        waiting.append(row)
+        if len(waiting) == MAX_ROWS or num_steps > MAX_EVAL_STEPS:
+            yield from _predict_together(model, architecture, waiting, values)
+            waiting = []
+            values = []
+            num_steps = 0
+    yield from _predict_together(model, architecture, waiting, values)
 
 
-def to_values(row: Row, card: Architecture, known: dict[str, int]) -> Tensor | str:
+def to_values(
+    row: Row, architecture: Architecture, token_numbers: dict[str, int]
+) -> Tensor | BadRow:
     """Return a row as the model's training data were, [T, F] or tokens [T], or what is wrong."""
     steps = row.steps
-    wanted = "features" if not card.num_tokens else "tokens" if card.tokens else "text"
     kind = "tokens" if isinstance(steps, tuple) else "text" if steps.ndim == 1 else "features"
-    if kind != wanted:
-        return f"{kind}, where the model reads {wanted}"
+    if not architecture.num_tokens:
+        expected = "features"
+    else:
+        expected = "tokens" if architecture.tokens else "text"
+    if kind != expected:
+        return BadRow(row.where, f"{kind}, where the model reads {expected}")
     if isinstance(steps, tuple):
-        return torch.tensor([known.get(token, 0) for token in steps])
-    if row.features and card.features and row.features != card.features:
-        if lacking := [name for name in card.features if name not in row.features]:
-            return f"no feature {', '.join(lacking)}, which the model was trained on"
-        steps = steps[:, [row.features.index(name) for name in card.features]]
+        # 0 stands for every token that the training data did not have.
+        return torch.tensor([token_numbers.get(token, 0) for token in steps])
+    if row.features and architecture.features and row.features != architecture.features:
+        # Features are found by their names: a file may have more of them, in another order.
+        missing = [name for name in architecture.features if name not in row.features]
+        if missing:
+            problem = f"no feature {', '.join(missing)}, which the model was trained on"
+            return BadRow(row.where, problem)
+        steps = steps[:, [row.features.index(name) for name in architecture.features]]
     value = torch.from_numpy(np.ascontiguousarray(steps))
     if kind == "features":
-        found = read_images(value[None], card.read).shape[2]
-        if found != card.input_size:
-            return f"{found} features a step, where the model reads {card.input_size}"
+        num_features = read_images(value[None], architecture.read).shape[2]
+        if num_features != architecture.input_size:
+            problem = (
+                f"{num_features} features a step, where the model reads {architecture.input_size}"
+            )
+            return BadRow(row.where, problem)
     return value
 
 
 def _predict_together(
-    model: LSTMClassifier, card: Architecture, waiting: list[tuple[Row | Bad, Tensor | None]]
-) -> Iterator[tuple[Row | Bad, list[float] | None]]:
-    values = [value for _, value in waiting if value is not None]
-    found: list[list[float]] = [[]] * len(values)
-    if values:
-        lengths = torch.tensor([len(value) for value in values])
-        sequences = Sequences(
-            torch.cat(values),
-            torch.zeros_like(lengths),
-            card.classes,
-            starts=lengths.cumsum(0) - lengths,
-            lengths=lengths,
-        ).cut(card.max_length, card.keep)
-        one_size = card.read == "rows" or bool((lengths == lengths[0]).all())
-        size = AT_ONCE if one_size else 1  # images of unequal sizes
-        for ids in evaluation_batches(sequences.lengths, 0, len(values), size):
-            chances = probabilities(model, *sequences.rows(ids)).tolist()
-            for place, row in zip(torch.arange(len(values))[ids].tolist(), chances, strict=True):
-                found[place] = row
-    good = iter(found)
-    for row, value in waiting:
-        yield row, None if value is None else next(good)
+    model: LSTMClassifier,
+    architecture: Architecture,
+    rows: list[Row | BadRow],
+    values: list[Tensor],
+) -> Iterator[Prediction | BadRow]:
+    probabilities_of_rows = iter(_predict_values(model, architecture, values) if values else [])
+    for row in rows:
+        if isinstance(row, BadRow):
+            yield row
+        else:
+            yield Prediction(row.id, row.label, next(probabilities_of_rows))
 
 
-# ---- for people
-
-
-def predictions_text(model: nn.Module, sequences: Sequences, count: int) -> str:
-    """Print as the tutorial does: the first predictions over the truth, errors marked."""
-    count = min(count, len(sequences))
-    guesses = probabilities(model, *sequences.rows(slice(count))).argmax(1).tolist()
-    truths = sequences.labels[:count].tolist()
-    names = sequences.classes
-    width = max(len(names[i]) for i in (*guesses, *truths))
-    marks = ["" if g == t else "^" for g, t in zip(guesses, truths, strict=True)]
-    titled = (
-        ("prediction ", [names[i] for i in guesses]),
-        ("truth      ", [names[i] for i in truths]),
-        ("           ", marks),
-    )
-    per_line = max(1, (WIDTH - len("prediction ")) // (width + 1))
-    lines = []
-    for start in range(0, count, per_line):
-        for title, words in titled:
-            row = " ".join(word.rjust(width) for word in words[start : start + per_line])
-            lines.append(f"{title} {row}".rstrip())
-    return "\n".join(lines).rstrip()
+def _predict_values(
+    model: LSTMClassifier, architecture: Architecture, values: list[Tensor]
+) -> list[list[float]]:
+    """Return the probabilities of all classes for each sequence, in the order of the sequences."""
+    lengths = torch.tensor([len(value) for value in values])
+    sequences = Sequences(
+        torch.cat(values),
+        torch.zeros_like(lengths),
+        architecture.classes,
+        starts=lengths.cumsum(0) - lengths,
+        lengths=lengths,
+    ).cut(architecture.max_length, architecture.keep)
+    # A batch pads images with rows, which changes what their columns and pixels are. So images of
+    # unequal sizes go one by one, unless the model reads them by rows.
+    one_size = architecture.read == "rows" or bool((lengths == lengths[0]).all())
+    batch_size = MAX_ROWS if one_size else 1
+    result: list[list[float]] = [[]] * len(values)
+    for ids in evaluation_batches(sequences.lengths, 0, len(values), batch_size):
+        places = torch.arange(len(values))[ids].tolist()
+        rows = probabilities(model, *sequences.rows(ids)).tolist()
+        for place, row in zip(places, rows, strict=True):
+            result[place] = row
+    return result

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqclf.config import Augment
+from seqclf.config.settings import Augment
 from seqclf.data.augment import add_noise, augment, flip_images, shift_images
 from seqclf.data.batches import mix, split_range
 from seqclf.data.sequences import Batch
@@ -104,10 +104,10 @@ def test_the_moves_depend_on_seed_and_step() -> None:
 
 def series(lengths: list[int]) -> Batch:
     """Make a batch of series, padded to the longest."""
-    given = torch.tensor(lengths)
-    values = torch.zeros(len(lengths), int(given.max()), 3)
-    labels = torch.zeros(len(lengths), dtype=torch.int64)
-    return Batch(values, labels, 3, 0, len(lengths), given, std=(1.0, 10.0, 0.1))
+    count = len(lengths)
+    values = torch.zeros(count, max(lengths), 3)
+    labels = torch.zeros(count, dtype=torch.int64)
+    return Batch(values, labels, 3, 0, count, torch.tensor(lengths), std=(1.0, 10.0, 0.1))
 
 
 @no_deadline

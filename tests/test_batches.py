@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqclf.data.batches import (
-    LIKE,
+    MIN_FILL,
     BatchPlan,
     count_steps,
     epoch_order,
     evaluation_batches,
     make_buckets,
     mix,
-    padding_share,
+    padding_fraction,
     split_range,
 )
 
@@ -89,7 +89,7 @@ def test_examples_counts_the_steps_before(plan: BatchPlan) -> None:
 
 @no_deadline
 @given(bucketed(), st.integers(0, 3), st.integers(1, 400))
-def test_a_bucketed_epoch_holds_every_example_once_beside_its_like(
+def test_a_bucketed_epoch_holds_every_example_once_beside_similar_ones(
     drawn: tuple[BatchPlan, Tensor], epoch: int, max_steps: int
 ) -> None:
     plan, lengths = drawn
@@ -101,14 +101,14 @@ def test_a_bucketed_epoch_holds_every_example_once_beside_its_like(
     assert sizes[0] == sizes[1] == sorted(map(len, batches))  # a matter of the lengths alone
     assert all(1 <= len(batch) <= plan.batch_size for batch in batches)
     assert plan.buckets is not None
-    for number in plan.buckets.bucket.unique():
-        members = plan.buckets.places[plan.buckets.bucket == number]
+    for number in plan.buckets.bucket_numbers.unique():
+        members = plan.buckets.positions[plan.buckets.bucket_numbers == number]
         inside = [batch for batch in batches if batch[0] in members]
         assert torch.cat(inside).sort().values.tolist() == members.sort().values.tolist()
         if len(inside) > 1:
             longest = int(lengths[members].max())
             full = [batch for batch in inside if len(batch) == max(map(len, inside))]
-            assert all(int(lengths[batch].min()) >= LIKE * longest for batch in full) or (
+            assert all(int(lengths[batch].min()) >= MIN_FILL * longest for batch in full) or (
                 len(inside) == 2 and len(full) == 1
             )
 
@@ -134,7 +134,9 @@ def test_buckets_of_skewed_lengths_have_little_padding_and_mix() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randn(5000, generator=generator).mul(0.8).add(3).exp().ceil().to(torch.int64)
     plan = BatchPlan(5000, 32, 0, 1, make_buckets(lengths, 32))
-    assert padding_share(lengths, plan) < 0.1 < padding_share(lengths, BatchPlan(5000, 32, 0, 1))
+    assert (
+        padding_fraction(lengths, plan) < 0.1 < padding_fraction(lengths, BatchPlan(5000, 32, 0, 1))
+    )
     assert plan.steps_per_epoch == BatchPlan(5000, 32, 0, 1).steps_per_epoch
     batches = [frozenset(plan.batch(s).tolist()) for s in range(2 * plan.steps_per_epoch)]
     first, second = batches[: plan.steps_per_epoch], batches[plan.steps_per_epoch :]

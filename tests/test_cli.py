@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from seqclf.cli import main
-from seqclf.config import Config, fields
-from seqclf.watch import Watch
+from seqclf.cli.main import main
+from seqclf.config.settings import Config, fields
+from seqclf.processes.signals import Signals
 
 Calls = list[tuple[Config, str | None, list[str]]]
 
@@ -23,7 +23,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Collect what training would be called with."""
     calls: Calls = []
 
-    def train(config: Config, path: str | None, flagged: list[str], _: Watch) -> int:
+    def train(config: Config, path: str | None, flagged: list[str], signals: Signals) -> int:
         calls.append((config, path, flagged))
         return 143
 
@@ -228,7 +228,7 @@ def test_what_an_encoding_lacks_is_written_in_plain_letters(
 ) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    monkeypatch.setattr("seqclf.runs.table", lambda _: "██ 0.5 ± 0.1 ü")
+    monkeypatch.setattr("seqclf.run.listing.runs_table", lambda _: "██ 0.5 ± 0.1 ü")
     assert main(["runs"]) == 0
     assert written.getvalue() == b"## 0.5 +- 0.1 ?\n"
 

@@ -10,20 +10,11 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from seqclf.config import (
-    NEUTRAL,
-    Config,
-    Data,
-    Optim,
-    Train,
-    UserError,
-    Value,
-    dump,
-    load_config,
-    read_yaml,
-    run_name,
-    settings,
-)
+from seqclf.config.load import load_config
+from seqclf.config.settings import NEUTRAL, Config, Data, Optim, Train, Value, settings_by_name
+from seqclf.config.yaml import dump, read_yaml
+from seqclf.errors import UserError
+from seqclf.settle import run_name
 
 no_deadline = hypothesis_settings(deadline=None)
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -86,9 +77,9 @@ def complaint(tmp_path: Path, text: str, flags: Mapping[str, str] | None = None)
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Value) -> None:
-    found = read_yaml(f"x: {text}", {}, "f")["x"]
-    assert found == value
-    assert type(found) is type(value)
+    parsed = read_yaml(f"x: {text}", "f").values["x"]
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +144,10 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Value) -> None:
         ("optim: {lr: slow}\n", {"optim.lr": "fast"}, "--optim.lr: ", "(found fast)"),
         ("seed: 1\nseed: 2\n", {}, "x.yaml:2:1: seed: stands twice (first at x.yaml:1:1)", ""),
         (
-            *("optim:\n  lr: 1\n  clip: 2\n  lr: 1\n", {}),
-            *("x.yaml:4:3: optim.lr: stands twice (first at x.yaml:2:3)", ""),
+            "optim:\n  lr: 1\n  clip: 2\n  lr: 1\n",
+            {},
+            "x.yaml:4:3: optim.lr: stands twice (first at x.yaml:2:3)",
+            "",
         ),
     ],
 )
@@ -185,15 +178,18 @@ def test_an_unknown_key_hints_at_the_nearest(tmp_path: Path, text: str, end: str
     ("text", "flags", "start"),
     [
         (
-            *("device: cpu\nprecision: fp16\n", {}),
+            "device: cpu\nprecision: fp16\n",
+            {},
             "x.yaml:2:1: precision: fp16 contradicts device: cpu (x.yaml:1:1): ",
         ),
         (
-            *("", {"data.emnist_split": "letters"}),
+            "",
+            {"data.emnist_split": "letters"},
             "--data.emnist_split: letters contradicts data.name: auto (the default): leave it out",
         ),
         (
-            *("device: cpu\n", {"precision": "fp16"}),
+            "device: cpu\n",
+            {"precision": "fp16"},
             "--precision: fp16 contradicts device: cpu (x.yaml:1:1): ",
         ),
     ],
@@ -207,9 +203,8 @@ def test_settings_that_contradict_each_other_name_both_places(
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     text = "seed: x\ntrain:\n  steps: 0\n  stpes: 1\noptim:\n  lr: 0\n"
     lines = complaint(tmp_path, text, {"optim.lr": "y", "log.every": "z"}).splitlines()
-    assert sorted(line.split(": ")[0] for line in lines) == [
-        *("--log.every", "--optim.lr", "x.yaml:1:1", "x.yaml:3:3", "x.yaml:4:3")
-    ]
+    places = ["x.yaml:1:1", "x.yaml:3:3", "x.yaml:4:3", "--optim.lr", "--log.every"]
+    assert [line.split(": ")[0] for line in lines] == places
 
 
 @pytest.mark.parametrize("text", ["train:\n", "train: {}\n", "data:\n  augment:\n", "# nothing\n"])
@@ -232,7 +227,7 @@ def test_flags_are_read_as_yaml_is(flags: Mapping[str, str], data: st.DataObject
     opened = "".join(f"{{{parent}: " for parent in parents)
     text = f"{opened}{{{leaf}: {flags[name]}}}" + "}" * len(parents)
     config, flagged = load_config(None, {name: flags[name]})
-    assert config == Config.model_validate(read_yaml(text, {}, "f"))
+    assert config == Config.model_validate(read_yaml(text, "f").values)
     assert flagged == [name]
 
 
@@ -244,7 +239,7 @@ def test_a_flag_that_takes_text_takes_any(text: str) -> None:
 @no_deadline
 @given(configs)
 def test_dump_reads_back_as_the_same_config(config: Config) -> None:
-    assert Config.model_validate(read_yaml(dump(config), {}, "f")) == config
+    assert Config.model_validate(read_yaml(dump(config), "f").values) == config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -301,7 +296,9 @@ def test_runs_of_different_results_never_share_a_name(
     one: Mapping[str, str], other: Mapping[str, str]
 ) -> None:
     def effect(config: Config) -> dict[str, Value]:
-        return {name: value for name, value in settings(config).items() if name not in NEUTRAL}
+        return {
+            name: value for name, value in settings_by_name(config).items() if name not in NEUTRAL
+        }
 
     (a, a_flagged), (b, b_flagged) = load_config(None, one), load_config(None, other)
     assume(effect(a) != effect(b))
@@ -309,7 +306,7 @@ def test_runs_of_different_results_never_share_a_name(
         assert run_name(a, path, a_flagged) != run_name(b, path, b_flagged)
 
 
-@pytest.mark.parametrize("module", ["seqclf.config", "seqclf.cli"])
+@pytest.mark.parametrize("module", ["seqclf.config", "seqclf.cli.main"])
 def test_reading_settings_imports_neither_torch_nor_accelerate(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'accelerate'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from conftest import launch
+from helpers.launching import launch
 from torch import nn
 
 

@@ -10,19 +10,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from disk import MEMORY, Mark, Recording, Tree, place, recording
+from helpers.disk import MEMORY, Mark, Recording, Tree, place, recording
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from seqclf import checkpoint
-from seqclf.config import UserError
+from seqclf.errors import UserError
+from seqclf.run.checkpoint import (
+    FILES,
+    checkpoint_name,
+    commit_checkpoint,
+    delete_leftovers,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_checkpoint,
+    step_of,
+)
+from seqclf.run.files import make_directory, read_json, replace_file
 
 RUN = Path("runs") / "mine"
 BEST = 10
 
 
 def content(step: int) -> dict[str, bytes]:
-    names = zip(checkpoint.NAMES, ("weights", "moments", "state"), strict=True)
+    names = zip(FILES, ("weights", "moments", "state"), strict=True)
     return {name: f"{kind} of step {step}, and so on".encode() for name, kind in names}
 
 
@@ -30,18 +40,18 @@ def save(record: Recording, step: int, *, keep_last: int) -> None:
     """Do what a run does at a checkpoint, noting when it is told of success."""
     run = record.root / RUN
     root = run / "checkpoints"
-    checkpoint.commit(root, step, content(step), world_size=1, versions={})
+    commit_checkpoint(root, step, content(step), world_size=1)
     record.mark("checkpoint", step)
     if step == BEST:
         record.mark("best", step)
-    checkpoint.prune(root, keep_last=keep_last, keep={BEST})
-    checkpoint.replace_file(run / "status.json", json.dumps({"step": step}).encode())
+    prune_checkpoints(root, keep_last=keep_last, keep={BEST})
+    replace_file(run / "status.json", json.dumps({"step": step}).encode())
     record.mark("status", step)
 
 
 def live(record: Recording) -> None:
     """Lead a run through what may happen to one: kills, a full disk, a damaged checkpoint."""
-    checkpoint.make_directory(record.root / RUN)
+    make_directory(record.root / RUN)
     root = record.root / RUN / "checkpoints"
     for step in (10, 20, 30):
         save(record, step, keep_last=1)
@@ -53,11 +63,11 @@ def live(record: Recording) -> None:
         patch.setattr(os, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             save(record, 50, keep_last=2)
-    checkpoint.sweep(root)
+    delete_leftovers(root)
     for step in (50, 60):
         save(record, step, keep_last=2)
     record.mark("checkpoint", 50)  # all that is promised once the newest is damaged
-    (root / checkpoint.directory_name(60) / "state.json").write_bytes(b"damaged")
+    (root / checkpoint_name(60) / "state.json").write_bytes(b"damaged")
     save(record, 60, keep_last=2)
 
 
@@ -115,25 +125,23 @@ def check(tree: Tree, confirmed: dict[str, int]) -> None:
         run = Path(folder) / "disk" / RUN
         place(tree, Path(folder) / "disk")
         root = run / "checkpoints"
-        found, _ = checkpoint.newest(root)
+        found, _ = newest_checkpoint(root)
         if found is None:
             assert "checkpoint" not in confirmed
         else:
-            step = checkpoint.step_of(found)
-            manifest, files = checkpoint.read(found)
+            step = step_of(found.path)
             assert step >= confirmed.get("checkpoint", 0)
-            assert (manifest.step, files) == (step, content(step))
+            assert (found.manifest.step, found.files) == (step, content(step))
         if "best" in confirmed:
-            _, files = checkpoint.read(root / checkpoint.directory_name(BEST))
-            assert files == content(BEST)
+            assert read_checkpoint(root / checkpoint_name(BEST)).files == content(BEST)
         if "status" in confirmed or (run / "status.json").exists():
-            status = checkpoint.read_json(run / "status.json")
+            status = read_json(run / "status.json")
             assert status["step"] >= confirmed.get("status", 0)
-        checkpoint.sweep(root)
-        checkpoint.commit(root, 70, content(70), world_size=1, versions={})
-        checkpoint.prune(root, keep_last=1)
+        delete_leftovers(root)
+        commit_checkpoint(root, 70, content(70), world_size=1)
+        prune_checkpoints(root, keep_last=1)
         assert os.listdir(root) == ["step-00000070"]
-        assert checkpoint.read(root / "step-00000070")[1] == content(70)
+        assert read_checkpoint(root / "step-00000070").files == content(70)
 
 
 @settings(deadline=None, max_examples=400)
@@ -153,8 +161,13 @@ def test_the_model_knows_all_that_happened(record: Recording) -> None:
 @pytest.mark.parametrize(
     "forgets",
     [
-        *("/disk", "/runs", "/mine", "/checkpoints", "/.tmp-step-00000020", "/.tmp-status.json"),
-        *(f"/.tmp-step-00000030/{name}" for name in (*checkpoint.NAMES, "manifest.json")),
+        "/disk",
+        "/runs",
+        "/mine",
+        "/checkpoints",
+        "/.tmp-step-00000020",
+        "/.tmp-status.json",
+        *(f"/.tmp-step-00000030/{name}" for name in (*FILES, "manifest.json")),
     ],
 )
 def test_every_sync_is_needed(forgets: str, tmp_path: Path) -> None:

@@ -8,37 +8,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import read_metrics
+from helpers.files import files_in, read_metrics, weights_of
+from helpers.training import train_tiny
 
-from seqclf import checkpoint
-from seqclf.config import UserError, load_config
-from seqclf.runtime import Runtime
-from seqclf.train import train
+from seqclf.errors import UserError
+from seqclf.run.checkpoint import FILES
 
-FLAGS = {
-    "data.name": "digits",
-    "data.augment.shift": "1",
-    "model.dropout": "0.3",
-    "model.hidden_size": "8",
-    "train.steps": "10",
-    "train.batch_size": "50",
-    "train.threads": "1",
-    "checkpoint.every": "4",
-    "log.every": "3",
-    "tracking.wandb": "disabled",
-    "quiet": "true",
+SETTINGS = {
+    "data.augment.shift": 1,
+    "model.dropout": 0.3,
+    "train.steps": 10,
+    "train.batch_size": 50,
+    "checkpoint.every": 4,
+    "log.every": 3,
+    "quiet": True,
 }
 NEWEST, OLDER = "checkpoints/step-00000008", "checkpoints/step-00000004"
-
-
-def run(path: Path) -> int:
-    return train(load_config(None, FLAGS | {"run_dir": str(path)})[0])
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "straight"
-    assert run(path) == 0
+    assert train_tiny(path, SETTINGS) == 0
     return path
 
 
@@ -46,9 +37,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped(straight: Path) -> Path:
     """A run that was stopped at step 8."""
     path = straight.with_name("stopped")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runtime, "agree", lambda _, step, save: (step == 8, save))
-        assert run(path) == 143
+    assert train_tiny(path, SETTINGS, stop_at=8) == 143
     return path
 
 
@@ -67,47 +56,39 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def files(path: Path) -> dict[Path, bytes]:
-    return {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}
-
-
-def weights(path: Path) -> bytes:
-    return (path / "model" / "model.safetensors").read_bytes()
-
-
 damaging = pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 Damage = Callable[[Path], None]
 
 
 @damaging
-@pytest.mark.parametrize("name", [*checkpoint.NAMES, "manifest.json"])
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_it_goes_on_from_the_checkpoint_before(
     copy: Path, straight: Path, name: str, damage: Damage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(copy / NEWEST / name)
-    assert run(copy) == 0
+    assert train_tiny(copy, SETTINGS) == 0
     out = capsys.readouterr().out
     [warning] = [line for line in out.splitlines() if "passed over" in line]
     assert f"{NEWEST}/{name}" in warning
     assert "resumed     step 4 " in out
-    assert weights(copy) == weights(straight)
+    assert weights_of(copy) == weights_of(straight)
     assert read_metrics(copy) == read_metrics(straight)
 
 
 @damaging
-@pytest.mark.parametrize("name", [*checkpoint.NAMES, "manifest.json"])
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_no_good_checkpoint_is_an_error_that_names_them_and_nothing_is_deleted(
     copy: Path, name: str, damage: Damage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in (NEWEST, OLDER):
         damage(copy / step / name)
     (copy / "checkpoints" / ".tmp-step-00000009").mkdir()
-    before = files(copy)
+    before = files_in(copy)
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
-        run(copy)
+        train_tiny(copy, SETTINGS)
     out = capsys.readouterr().out
     assert all(f"{step}/{name}" in out for step in (NEWEST, OLDER))
-    assert files(copy) == before
+    assert files_in(copy) == before
 
 
 @damaging
@@ -116,15 +97,15 @@ def test_other_files_do_no_harm_or_are_named(
     copy: Path, straight: Path, name: str, damage: Damage
 ) -> None:
     damage(copy / name)
-    before = files(copy)
+    before = files_in(copy)
     refusal = ""
     try:
-        run(copy)
+        train_tiny(copy, SETTINGS)
     except UserError as error:
         refusal = str(error)
     if refusal:
         assert str(copy) in refusal  # and what differs, if what is left of it can be read
-        assert files(copy) == before
+        assert files_in(copy) == before
     else:
-        assert weights(copy) == weights(straight)
+        assert weights_of(copy) == weights_of(straight)
         assert read_metrics(copy) == read_metrics(straight)

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import read_metrics, run_ranks
+from helpers.files import logged, read_facts, read_metrics, read_status
+from helpers.ranks import run_ranks
+from helpers.training import CONSTANT_RATE, tiny_config, train_tiny
 from sklearn.metrics import confusion_matrix, f1_score, log_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqclf import checkpoint
 from seqclf import loss as loss_module
-from seqclf import runtime as runtimes
-from seqclf import train as train_module
-from seqclf.config import Config, UserError, load_config
+from seqclf.config.settings import Config
 from seqclf.data import sources
 from seqclf.data.batches import BatchPlan
 from seqclf.data.sequences import Batch, Sequences
 from seqclf.data.sources import Splits
+from seqclf.errors import UserError
 from seqclf.evaluate import evaluate
 from seqclf.model import LSTMClassifier
-from seqclf.train import train, train_step
+from seqclf.processes.start import start_runtime
+from seqclf.run.checkpoint import checkpoint_directories, read_checkpoint
+from seqclf.step import train_step
 
-CLASSES, LENGTH, BATCH = (
-    7,
-    13 * 3 + 1,
-    13,
-)  # 13 splits evenly over no world size; the last batch is 1
+CLASSES, LENGTH = 7, 13 * 3 + 1
+BATCH = 13  # splits evenly over no world size, and the last batch is 1
 SMOOTHING = 0.1
 
 
@@ -63,42 +62,53 @@ def plan_of(length: int) -> BatchPlan:
     return BatchPlan(length, BATCH, seed=3, num_steps=-(-length // BATCH))
 
 
-def config_with(shift: int, micro: str, shards: str = "null") -> Config:
-    return load_config(
-        None,
+def config_with(shift: int, micro: int | None, shards: int | None = None) -> Config:
+    return tiny_config(
         {
-            "data.augment.shift": str(shift),
-            "loss.label_smoothing": str(SMOOTHING),
+            "data.augment.shift": shift,
+            "loss.label_smoothing": SMOOTHING,
             "train.micro_batch_size": micro,
             "train.shards": shards,
-            "optim.clip": "null",
-            "train.threads": "1",
-        },
-    )[0]
+            "optim.clip": None,
+        }
+    )
 
 
-def epoch_gradients(
-    shift: int, micro: str, shards: str = "null"
-) -> list[tuple[float, list[list[float]], list[int]]]:
-    """Return each step's loss and gradients in float64, and this rank's labels."""
+class StepResult(NamedTuple):
+    """What one rank finds of a step."""
+
+    loss: float
+    gradients: list[list[float]]
+    labels: list[int]
+    """Of this rank's share."""
+
+
+def epoch_gradients(shift: int, micro: int | None, shards: int | None = None) -> list[StepResult]:
+    """Return each step's loss and gradients, in float64."""
     torch.set_default_dtype(torch.float64)
     config = config_with(shift, micro, shards)
-    runtime = runtimes.start(config)
-    data = random_images(LENGTH)
+    runtime = start_runtime(config)
     model = tiny_model()
-    prepared = runtime.prepare(model, reduces=shards == "null")
+    prepared = runtime.prepare(model, reduces=shards is None)
     optimizer = Recorder(model.parameters(), lr=0.0)
     steps = []
-    for batch in runtime.loader(data, plan_of(LENGTH), start=0):
+    for batch in runtime.loader(random_images(LENGTH), plan_of(LENGTH), start=0):
         stats = train_step(runtime, prepared, optimizer, batch, config, lr=0.0)
         loss = float(runtime.sum(stats.loss))
-        steps.append((loss, optimizer.seen, batch.labels[batch.labels >= 0].tolist()))
+        steps.append(StepResult(loss, optimizer.seen, batch.labels[batch.labels >= 0].tolist()))
     runtime.close()
     return steps
 
 
+def assert_same_gradients(step: StepResult, expected: StepResult) -> None:
+    """Assert that loss and gradients are the same but for rounding in float64."""
+    assert step.loss == pytest.approx(expected.loss, rel=1e-12)
+    for ours, theirs in zip(step.gradients, expected.gradients, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-14)
+
+
 @pytest.fixture(scope="module")
-def reference() -> list[tuple[float, list[list[float]], list[int]]]:
+def reference() -> list[StepResult]:
     """The whole batches' mean losses and gradients, computed plainly."""
     torch.set_default_dtype(torch.float64)
     try:
@@ -111,94 +121,80 @@ def reference() -> list[tuple[float, list[list[float]], list[int]]]:
             )
             gradients = torch.autograd.grad(loss, list(model.parameters()))
             flat = [g.flatten().tolist() for g in gradients]
-            steps.append((loss.item(), flat, data.labels[ids].tolist()))
+            steps.append(StepResult(loss.item(), flat, data.labels[ids].tolist()))
         return steps
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("micro", ["null", "2"])
+@pytest.mark.parametrize("micro", [None, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_gradients_are_those_of_the_whole_batch(
-    world_size: int, micro: str, reference: list[tuple[float, list[list[float]], list[int]]]
+    world_size: int, micro: int | None, reference: list[StepResult]
 ) -> None:
     ranks = run_ranks(world_size, epoch_gradients, 0, micro)
-    for step, (loss, gradients, labels) in enumerate(reference):
-        assert [label for rank in ranks for label in rank[step][2]] == labels
+    for step, expected in enumerate(reference):
+        assert [label for rank in ranks for label in rank[step].labels] == expected.labels
         for rank in ranks:
-            assert rank[step][0] == pytest.approx(loss, rel=1e-12)
-            for ours, theirs in zip(rank[step][1], gradients, strict=True):
-                assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-14)
+            assert_same_gradients(rank[step], expected)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_shards_give_the_same_bits_and_the_whole_batchs_gradient(
-    world_size: int,
-    reference: list[tuple[float, list[list[float]], list[int]]],
-    sharded: list[tuple[float, list[list[float]], list[int]]],
+    world_size: int, reference: list[StepResult], sharded: list[StepResult]
 ) -> None:
-    for rank in run_ranks(world_size, epoch_gradients, 0, "2", "6"):
-        for (loss, gradients, _), ours, one in zip(reference, rank, sharded, strict=True):
-            assert ours[:2] == one[:2]
-            assert ours[0] == pytest.approx(loss, rel=1e-12)
-            for mine, theirs in zip(ours[1], gradients, strict=True):
-                assert mine == pytest.approx(theirs, rel=1e-12, abs=1e-14)
+    for rank in run_ranks(world_size, epoch_gradients, 0, 2, shards=6):
+        for expected, ours, one in zip(reference, rank, sharded, strict=True):
+            assert (ours.loss, ours.gradients) == (one.loss, one.gradients)
+            assert_same_gradients(ours, expected)
 
 
 @pytest.fixture(scope="module")
-def sharded() -> list[tuple[float, list[list[float]], list[int]]]:
-    return list(run_ranks(1, epoch_gradients, 0, "2", "6")[0])
+def sharded() -> list[StepResult]:
+    return run_ranks(1, epoch_gradients, 0, 2, shards=6)[0]
 
 
-def refusal(shards: str) -> str:
+def refusal(shards: int) -> str:
     with pytest.raises(UserError) as caught:
-        runtimes.start(config_with(0, "null", shards))
+        start_runtime(config_with(0, None, shards))
     return str(caught.value)
 
 
 def test_shards_that_cannot_be_dealt_evenly_are_refused() -> None:
-    for said in run_ranks(2, refusal, "3"):
-        assert said.startswith("train.shards: 3 parts cannot be dealt evenly to 2 processes")
+    for message in run_ranks(2, refusal, 3):
+        assert message.startswith("train.shards: 3 parts cannot be dealt evenly to 2 processes")
 
 
 def test_gradients_agree_with_augmentation_and_an_empty_share() -> None:
-    (one,) = run_ranks(1, epoch_gradients, 2, "null")
-    three = run_ranks(3, epoch_gradients, 2, "3")
-    assert [len(rank[-1][2]) for rank in three] == [0, 0, 1]  # the last batch has one example
-    plain = run_ranks(1, epoch_gradients, 0, "null")[0]
-    assert one[0][0] != plain[0][0]  # augmentation is on
-    for step, (loss, gradients, _) in enumerate(one):
+    (one,) = run_ranks(1, epoch_gradients, 2, None)
+    three = run_ranks(3, epoch_gradients, 2, 3)
+    assert [len(rank[-1].labels) for rank in three] == [0, 0, 1]  # the last batch has one example
+    (plain,) = run_ranks(1, epoch_gradients, 0, None)
+    assert one[0].loss != plain[0].loss  # augmentation is on
+    for step, expected in enumerate(one):
         for rank in three:
-            assert rank[step][0] == pytest.approx(loss, rel=1e-12)
-            for ours, theirs in zip(rank[step][1], gradients, strict=True):
-                assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-14)
-
-
-def train_digits(run_dir: str, flags: dict[str, str]) -> int:
-    """Train as the command line does; return the exit code."""
-    always = {"data.name": "digits", "tracking.wandb": "disabled", "run_dir": run_dir}
-    return train(load_config(None, {"train.threads": "1"} | always | flags)[0])
+            assert_same_gradients(rank[step], expected)
 
 
 def test_the_losses_of_100_steps_agree_between_world_sizes(tmp_path: Path) -> None:
-    flags = {
-        "optim.lr": "0.001",
-        "optim.schedule": "constant",
-        "optim.warmup": "0",
-        "train.steps": "100",
-        "train.batch_size": "47",
-        "log.every": "1",
-        "loss.label_smoothing": "0.1",
-        "data.augment.shift": "1",
+    settings = {
+        **CONSTANT_RATE,
+        "optim.lr": 0.001,
+        "model.hidden_size": 64,
+        "train.steps": 100,
+        "train.batch_size": 47,
+        "log.every": 1,
+        "loss.label_smoothing": 0.1,
+        "data.augment.shift": 1,
     }
     for world_size in (1, 2, 3):
-        assert set(run_ranks(world_size, train_digits, f"{tmp_path}/{world_size}", flags)) == {0}
-    runs = [read_metrics(tmp_path / str(world_size)) for world_size in (1, 2, 3)]
-    losses = [[line["train/loss"] for line in run if "train/loss" in line] for run in runs]
-    assert len(losses[0]) == 100
-    for other in losses[1:]:
-        assert other == pytest.approx(losses[0], rel=1e-5)
-    assert losses[0][-1] < 0.95 * losses[0][0]
+        path = tmp_path / str(world_size)
+        assert set(run_ranks(world_size, train_tiny, path, settings)) == {0}
+    one, *others = (logged(tmp_path / str(world_size), "train/loss") for world_size in (1, 2, 3))
+    assert len(one) == 100
+    for other in others:
+        assert other == pytest.approx(one, rel=1e-5)
+    assert one[100] < 0.95 * one[1]
 
 
 class Echo(nn.Module):
@@ -213,10 +209,11 @@ class Echo(nn.Module):
 
 
 def evaluate_ranks(count: int) -> tuple[float, float, float, list[list[int]], int]:
-    runtime = runtimes.start(Config())
-    found = evaluate(runtime, Echo(), random_images(count, seed=count), batch_size=5)
+    runtime = start_runtime(Config())
+    metrics = evaluate(runtime, Echo(), random_images(count, seed=count), batch_size=5)
     runtime.close()
-    return found.loss, found.accuracy, found.macro_f1, found.confusion.tolist(), found.count
+    confusion = metrics.confusion.tolist()
+    return metrics.loss, metrics.accuracy, metrics.macro_f1, confusion, metrics.count
 
 
 @pytest.mark.parametrize("count", [1, 2, 31])
@@ -241,21 +238,20 @@ def test_evaluation_counts_every_example_once(world_size: int, count: int) -> No
 def allow(precision: str) -> None:
     """Let this process train in a precision: any CPU can without oneDNN, if slowly."""
     torch.backends.mkldnn.set_flags(precision == "fp32")
-    vars(runtimes)["precision_problem"] = lambda *_: None
+    pytest.MonkeyPatch().setattr("seqclf.processes.start.precision_problem", lambda *_: None)
 
 
 POISONS = [
-    *(("values", "nan"), ("values", "inf"), ("loss", "nan"), ("loss", "inf")),
-    *(("gradient", "nan"), ("gradient", "inf")),
+    (where, value) for where in ("values", "loss", "gradient") for value in (math.nan, math.inf)
 ]
 
 
-def steps_on_poison(precision: str, shards: str) -> list[tuple[bool, float, float]]:
+def steps_on_poison(precision: str, shards: int | None) -> list[tuple[bool, float, float]]:
     """Train on each poison, on the last rank only, and without it: was all untouched, were the two
     steps skipped?"""
     allow(precision)
-    config = config_with(0, "null", shards).model_copy(update={"precision": precision})
-    runtime = runtimes.start(config)
+    config = config_with(0, None, shards).model_copy(update={"precision": precision})
+    runtime = start_runtime(config)
     assert runtime.precision == precision
     model = tiny_model()
     values = random_images(4).values.float()
@@ -269,11 +265,11 @@ def steps_on_poison(precision: str, shards: str) -> list[tuple[bool, float, floa
     def summed_loss(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
         return honest(logits, labels, **options) + poisoned["loss"]
 
-    vars(train_module)["summed_loss"] = summed_loss
+    pytest.MonkeyPatch().setattr("seqclf.step.summed_loss", summed_loss)
     dict(model.named_parameters())["rnn.weight_hh_l0"].register_hook(
         lambda gradient: gradient + poisoned["gradient"]
     )
-    prepared = runtime.prepare(model, reduces=shards == "null")
+    prepared = runtime.prepare(model, reduces=shards is None)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     batch = Batch(values, torch.arange(4), 0, 4 * runtime.rank, 4 * runtime.world_size)
     found = []
@@ -282,7 +278,7 @@ def steps_on_poison(precision: str, shards: str) -> list[tuple[bool, float, floa
         before = [p.detach().clone() for p in model.parameters()]
         states = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in model.parameters()]
         if runtime.rank == runtime.world_size - 1:
-            poisoned[where].fill_(float(poison))
+            poisoned[where].fill_(poison)
         stats = train_step(runtime, prepared, optimizer, batch, config, lr=0.01)
         same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
         same &= all(
@@ -292,20 +288,18 @@ def steps_on_poison(precision: str, shards: str) -> list[tuple[bool, float, floa
         )
         poisoned[where].zero_()
         after = train_step(runtime, prepared, optimizer, batch, config, lr=0.01)
-        found.append((same, float(stats.bad), float(after.bad)))
+        found.append((same, float(stats.skipped), float(after.skipped)))
     runtime.close()
     return found
 
 
-@pytest.mark.parametrize(
-    ("precision", "shards"), [("fp32", "null"), ("fp32", "4"), ("bf16", "null")]
-)
+@pytest.mark.parametrize(("precision", "shards"), [("fp32", None), ("fp32", 4), ("bf16", None)])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_step_that_is_not_finite_is_skipped_on_every_rank(
-    world_size: int, precision: str, shards: str
+    world_size: int, precision: str, shards: int | None
 ) -> None:
-    for found in run_ranks(world_size, steps_on_poison, precision, shards):
-        assert found == [(True, 1.0, 0.0)] * len(POISONS)
+    for results in run_ranks(world_size, steps_on_poison, precision, shards):
+        assert results == [(True, 1.0, 0.0)] * len(POISONS)
 
 
 POISONED = (4, 5, 6)  # steps
@@ -315,7 +309,7 @@ def poisoned_plan() -> BatchPlan:
     return BatchPlan(1438, 50, seed=0, num_steps=20)
 
 
-def train_on_poison(run_dir: str, what: str, precision: str) -> str:
+def train_on_poison(run_dir: Path, what: str, precision: str) -> str:
     """Train until too many steps were skipped, for their last example, which is the last rank's."""
     allow(precision)
     honest_load, honest_forward = sources.load, LSTMClassifier.forward
@@ -337,23 +331,22 @@ def train_on_poison(run_dir: str, what: str, precision: str) -> str:
             logits.register_hook(lambda gradient: gradient * torch.nan)
         return logits
 
-    sources.load = load
-    LSTMClassifier.forward = forward  # type: ignore[method-assign]
-    flags = {
-        "train.steps": "20",
-        "train.batch_size": "50",
-        "train.max_skipped": "3",
-        "optim.schedule": "constant",
-        "optim.warmup": "0",
-        "model.hidden_size": "8",
-        "checkpoint.every": "1",
-        "checkpoint.keep_last": "9",
-        "log.every": "1",
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sources, "load", load)
+    patch.setattr(LSTMClassifier, "forward", forward)
+    settings = {
+        **CONSTANT_RATE,
+        "train.steps": 20,
+        "train.batch_size": 50,
+        "train.max_skipped": 3,
+        "checkpoint.every": 1,
+        "checkpoint.keep_last": 9,
+        "log.every": 1,
         "precision": precision,
-        "quiet": "true",
+        "quiet": True,
     }
     with pytest.raises(UserError) as caught:
-        train_digits(run_dir, flags)
+        train_tiny(run_dir, settings)
     return str(caught.value)
 
 
@@ -364,27 +357,31 @@ def train_on_poison(run_dir: str, what: str, precision: str) -> str:
 def test_too_many_skipped_steps_name_the_examples_on_every_rank(
     world_size: int, precision: str, what: str, tmp_path: Path
 ) -> None:
-    said = run_ranks(world_size, train_on_poison, str(tmp_path), what, precision)
+    messages = run_ranks(world_size, train_on_poison, tmp_path, what, precision)
     ids = poisoned_plan().batch(POISONED[-1]).tolist()
-    found = {
+    reason = {
         "values": f"values are not finite, those of training examples {ids[-1]}",
         "loss": f"the loss is not finite, that of training examples {ids[-1]}",
         "gradient": "every loss is finite, so it is the gradient, that of training examples "
         f"{', '.join(map(str, ids[:10]))} and 40 more",
     }[what]
-    assert set(said) == {
+    assert set(messages) == {
         "step 7: the last 3 steps were skipped, because loss or gradient was not finite "
-        f"(learning rate 0.01); in the last batch {found}; lower optim.lr, set optim.clip, or "
+        f"(learning rate 0.01); in the last batch {reason}; lower optim.lr, set optim.clip, or "
         "look for extreme values in the data"
     }
     assert read_metrics(tmp_path)[-1]["train/skipped"] == 3
-    saved = [checkpoint.read(path)[1] for path in checkpoint.directories(tmp_path / "checkpoints")]
-    states = [checkpoint.read_state(files, tmp_path) for files in saved]
-    assert [(state.step, state.skipped) for state in states] == [
-        *((6, 2), (5, 1), (4, 0), (3, 0), (2, 0), (1, 0))
+    saved = [read_checkpoint(path) for path in checkpoint_directories(tmp_path / "checkpoints")]
+    assert [(each.state.step, each.state.skipped) for each in saved] == [
+        (6, 2),
+        (5, 1),
+        (4, 0),
+        (3, 0),
+        (2, 0),
+        (1, 0),
     ]
     for name in ("model.safetensors", "optimizer.safetensors"):
-        contents = [files[name] for files in saved]
+        contents = [each.files[name] for each in saved]
         assert contents[0] == contents[1] == contents[2] != contents[3]
-    assert json.loads((tmp_path / "run.json").read_text())["precision"] == precision
-    assert json.loads((tmp_path / "status.json").read_text())["error"] == said[0]
+    assert read_facts(tmp_path)["precision"] == precision
+    assert read_status(tmp_path).error == messages[0]

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from conftest import ROOT, launch
+from helpers.launching import ROOT, launch
 from torch.distributed.run import get_args_parser
 
-from seqclf import cli
-from seqclf.config import fields, load_config, run_name
+from seqclf.cli.commands import load_settings
+from seqclf.cli.main import main, parse
+from seqclf.config.load import load_config
+from seqclf.config.settings import fields
+from seqclf.settle import run_name
 
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
@@ -56,7 +59,7 @@ NOT_LAUNCHED = {  # a part of the command: the reason. Their settings are run al
     "--mixed_precision bf16": "tests/test_runtime.py tries bf16, where the CPU has it",
     "git clone": "needs a network",
     "python benchmarks/": "takes minutes",
-    "python -m seqclf.mirror wandb": "tests/test_tracking.py does",
+    "python -m seqclf.tracking.mirror wandb": "tests/test_tracking.py does",
     "-m venv": "tests run in an environment that is made",
     "pip install": "needs a network",
     "accelerate config": "asks questions",
@@ -64,7 +67,7 @@ NOT_LAUNCHED = {  # a part of the command: the reason. Their settings are run al
 }
 
 
-def commands() -> Iterator[str]:
+def read_commands() -> Iterator[str]:
     """Yield the commands of all pages; names (`seqclf predict`) and forms (`... X`) are none."""
     for text in PAGES.values():
         blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
@@ -76,7 +79,7 @@ def commands() -> Iterator[str]:
                 yield command
 
 
-COMMANDS = sorted(set(commands()))
+COMMANDS = sorted(set(read_commands()))
 
 
 def seqclf_words(command: str) -> tuple[str, ...]:
@@ -126,10 +129,10 @@ def test_a_command_is_understood_by_its_program(command: str) -> None:
         get_args_parser().parse_args([*words[1:], "launch/train.py"])
     elif words[0] == "make":
         assert re.search(f"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
-    if "--help" not in command and (given := seqclf_words(command)):
-        known = cli._parse(given)
-        if known.command == "train":
-            cli._load(known)
+    if "--help" not in command and (words_of_seqclf := seqclf_words(command)):
+        arguments = parse(words_of_seqclf)
+        if arguments.command == "train":
+            load_settings(arguments)
 
 
 def test_every_command_is_run_or_has_its_reason() -> None:
@@ -146,17 +149,17 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("launch", "configs"):
         (place / name).symlink_to(ROOT / name)
     debug = ["train", "--config", str(ROOT / "configs" / "debug.yaml"), *SMOKE]
-    assert cli.main([*debug, str(place / "runs" / "mnist_fast-optim.lr=0.005-seed=1")]) == 0
+    assert main([*debug, str(place / "runs" / "mnist_fast-optim.lr=0.005-seed=1")]) == 0
     lines = [f"{i},{t},{i % 2 + t},{'ab'[i % 2]}" for i in range(60) for t in range(1 + i % 5)]
     for name in ("recordings", "new"):
         (place / f"{name}.csv").write_text("\n".join(["recording,t,x,label", *lines]))
     words = [str(place / "recordings.csv"), "--id", "recording", "--out"]
-    assert cli.main(["prepare", *words, str(place / "data" / "mine")]) == 0
+    assert main(["prepare", *words, str(place / "data" / "mine")]) == 0
     recipe = str(ROOT / "configs" / "files.yaml")
     config = load_config(recipe, {"data.path": "data/mine"})[0]
     path = place / "runs" / run_name(config, recipe, ["data.path"])
     words = ["train", "--config", recipe, "--data.path", str(place / "data" / "mine")]
-    assert cli.main([*words, *SHORT, str(path)]) == 0
+    assert main([*words, *SHORT, str(path)]) == 0
     return place
 
 
@@ -167,13 +170,13 @@ def test_a_command_runs(
     monkeypatch.chdir(workplace)
     if "--help" in words:
         with pytest.raises(SystemExit) as left:
-            cli.main(words)
+            main(words)
         assert left.value.code == 0
         return
     smoke = [*(SHORT if "--data.path" in words else SMOKE), str(tmp_path / "run")]
     if words[0] == "prepare":
         (workplace / "data" / "mine").rename(tmp_path / "mine")
-    assert cli.main([*words, *(smoke if words[0] == "train" else [])]) == 0
+    assert main([*words, *(smoke if words[0] == "train" else [])]) == 0
 
 
 def test_a_launcher_runs(tmp_path: Path) -> None:
@@ -183,10 +186,10 @@ def test_a_launcher_runs(tmp_path: Path) -> None:
 
 
 def test_settings_and_links_exist() -> None:
-    known = {name for name, _, _ in fields()}
+    names = {name for name, _, _ in fields()}
     for name, text in PAGES.items():
         flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z]+\.[a-z_.-]*[a-z])", text)}
-        assert flags <= known, name
+        assert flags <= names, name
         for path in re.findall(r"\b(?:docs|configs|launch|tests|benchmarks)/[\w/]+\.\w+", text):
             assert (ROOT / path).is_file() or path == "configs/RECIPE.yaml", (name, path)
 
@@ -199,23 +202,31 @@ def literals(node: ast.AST) -> list[str]:
         if isinstance(part, ast.Constant) and isinstance(part.value, str)
     ]
     parts.sort(key=lambda part: (part.lineno, part.col_offset))
-    return [str(part.value).strip(" :;,.()'\n") for part in parts]
+    texts = [str(part.value).strip(" :;,.()'\n") for part in parts]
+    return [text for text in texts if text]
+
+
+def message_of(call: ast.Call) -> list[str]:
+    """Return the fixed parts of what a call complains of, if it does."""
+    name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+    first, *others = [literals(argument) for argument in call.args] or [[]]
+    if name in ("UserError", "RuntimeError", "OSError", "ValueError"):
+        return first
+    if name in ("say", "append") and first and first[0].startswith(("note", "warning")):
+        return first
+    return others[0] if name == "Decision" and first == ["note"] else []
 
 
 def messages() -> Iterator[tuple[str, str]]:
     """Yield (place, telling part) of all that the program complains of."""
     for path in sorted((ROOT / "seqclf").rglob("*.py")):
+        place = path.relative_to(ROOT / "seqclf").with_suffix("")
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or not node.args:
-                continue
-            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            parts = [part for part in literals(node.args[0]) if part]
-            said = name in ("say", "append") and parts and parts[0].startswith(("note", "warning"))
-            if parts and (said or name in ("UserError", "RuntimeError", "OSError", "ValueError")):
+            if isinstance(node, ast.Call) and (parts := message_of(node)):
                 # the first words that say something, else the longest
                 telling = next((p for p in parts if len(p) >= 10 and " " in p), max(parts, key=len))
                 telling = telling.removeprefix("note").strip(" :")
-                yield f"{path.stem}: {telling}", telling[:30].rstrip()
+                yield f"{place}: {telling}", telling[:30].rstrip()
 
 
 MESSAGES = dict(messages())
@@ -228,6 +239,6 @@ def test_a_message_is_in_troubleshooting(place: str) -> None:
 
 def test_the_messages_are_found() -> None:
     assert len(MESSAGES) >= 50
-    assert "config: not valid YAML" in MESSAGES
+    assert "config/yaml: not valid YAML" in MESSAGES
     assert any("GPUs here, 1 used" in place for place in MESSAGES)
     assert any("checkpoint passed over" in place for place in MESSAGES)

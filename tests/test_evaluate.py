@@ -1,21 +1,26 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.files import read_status
+from helpers.training import train_tiny
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import Tensor, nn
 
-from seqclf import cli, runtime
-from seqclf.config import Config, Data, Train, UserError, load_config
+from seqclf.cli import main
+from seqclf.cli.commands import evaluate_run
+from seqclf.config.load import load_config
+from seqclf.config.settings import Config, Data, Train
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
-from seqclf.evaluate import NUM_BINS, NUM_MISTAKES, Metrics, evaluate, evaluate_run
-from seqclf.predict import load_model, probabilities
-from seqclf.runtime import Runtime
-from seqclf.train import train
+from seqclf.errors import UserError
+from seqclf.evaluate import NUM_BINS, NUM_MISTAKES, Metrics, evaluate
+from seqclf.predict import probabilities
+from seqclf.processes.runtime import Runtime
+from seqclf.processes.start import start_runtime
+from seqclf.run.weights import load_model
 
 CONFIG = Config(device="cpu", data=Data(name="digits", val_fraction=0.1), train=Train(threads=1))
 
@@ -31,7 +36,7 @@ class Echo(nn.Module):
 
 @pytest.fixture(scope="module")
 def cpu() -> Runtime:
-    return runtime.start(CONFIG)
+    return start_runtime(CONFIG)
 
 
 def data(count: int, num_classes: int, occurring: int) -> Sequences:
@@ -125,31 +130,22 @@ def test_a_count_that_is_not_the_splits_is_an_error(
 def test_a_run_is_measured_and_predicted_again_as_it_was_read(
     read: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = {
-        "run_dir": str(tmp_path),
-        "data.name": "digits",
-        "data.read": read,
-        "data.augment.shift": "1",
-        "model.hidden_size": "8",
-        "train.steps": "12",
-        "train.threads": "1",
-        "tracking.wandb": "disabled",
-    }
-    assert train(load_config(None, flags)[0]) == 0
+    settings = {"data.augment.shift": 1, "train.steps": 12}
+    assert train_tiny(tmp_path, settings, data__read=read) == 0
     closing = capsys.readouterr().out
     shape = {"rows": "8 steps of 8 features (rows)", "columns": "8 steps of 8 features (columns)"}
     assert shape.get(read, f"64 steps of 1 feature ({read})") in closing
     config, _ = load_config(tmp_path / "config.yaml")
     found = evaluate_run(config, tmp_path)
-    assert found == json.loads((tmp_path / "status.json").read_text())["metrics"]
+    assert found == read_status(tmp_path).metrics
     capsys.readouterr()
-    assert cli.main(["predict", str(tmp_path)]) == 0
+    assert main.main(["predict", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() in closing
-    model, card = load_model(tmp_path)
-    assert (model.read, card.read) == (read, read)
+    model, architecture = load_model(tmp_path)
+    assert (model.read, architecture.read) == (read, read)
     test = sources.load(config.data, seed=0).test
     hits = probabilities(model, test.values).argmax(1) == test.labels
     assert int(hits.sum()) / len(test) == found["test/accuracy"]
-    other = {"data.read": "columns" if read == "rows" else "rows"}
-    with pytest.raises(UserError, match=rf"data\.read: '{read}' there, '{other['data.read']}' now"):
-        train(load_config(None, flags | other)[0])
+    other = "columns" if read == "rows" else "rows"
+    with pytest.raises(UserError, match=rf"data\.read: '{read}' there, '{other}' now"):
+        train_tiny(tmp_path, settings, data__read=other)

@@ -13,11 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from disk import MEMORY, watching
+from helpers.disk import MEMORY, watching
 
-from seqclf import checkpoint
-from seqclf.checkpoint import State
-from seqclf.config import UserError
+from seqclf.errors import UserError
+from seqclf.run.checkpoint import (
+    FILES,
+    checkpoint_directories,
+    commit_checkpoint,
+    delete_leftovers,
+    newest_checkpoint,
+    prune_checkpoints,
+    step_of,
+    verifies,
+)
+from seqclf.run.files import make_directory, replace_file
+from seqclf.run.records import State
 
 STEPS, EVERY = 8, 2
 
@@ -72,13 +82,12 @@ class Faults:
 def session(run: Path, faults: Faults, keep_last: int) -> None:
     """Train as a run does, the weights being a hash of all steps; raises what stops it."""
     root = run / "checkpoints"
-    checkpoint.make_directory(run)
-    checkpoint.sweep(root)
-    found, rejected = checkpoint.newest(root)
+    make_directory(run)
+    delete_leftovers(root)
+    checkpoint, rejected = newest_checkpoint(root)
     state, weights = State(), b"first weights"
-    if found is not None:
-        _, files = checkpoint.read(found)
-        state, weights = checkpoint.read_state(files, found), files["model.safetensors"]
+    if checkpoint is not None:
+        state, weights = checkpoint.state, checkpoint.files["model.safetensors"]
     elif rejected:
         raise UserError("no checkpoint is whole")
     dies_at = faults.chance.randrange(STEPS) if faults.kind == "lost" else -1
@@ -92,10 +101,10 @@ def session(run: Path, faults: Faults, keep_last: int) -> None:
                     os.fsync(metrics.fileno())
                     state.metrics_bytes = metrics.seek(0, os.SEEK_END)
                     content = (weights, weights[::-1], state.model_dump_json().encode())
-                    files = dict(zip(checkpoint.NAMES, content, strict=True))
-                    checkpoint.commit(root, step, files, world_size=1, versions={})
+                    files = dict(zip(FILES, content, strict=True))
+                    commit_checkpoint(root, step, files, world_size=1)
                     faults.confirmed = step
-                    checkpoint.prune(root, keep_last=keep_last, keep={EVERY})
+                    prune_checkpoints(root, keep_last=keep_last, keep={EVERY})
                     failures = 0
                 except OSError:
                     failures += 1
@@ -107,12 +116,12 @@ def session(run: Path, faults: Faults, keep_last: int) -> None:
             metrics.write(json.dumps({"step": step, "loss": weights[0]}).encode() + b"\n")
     if step < STEPS:
         raise Killed
-    checkpoint.replace_file(run / "weights", weights)
+    replace_file(run / "weights", weights)
 
 
 def damage(path: Path, chance: random.Random) -> None:
     """Flip a bit of one of a checkpoint's files, cut it, or delete it."""
-    file = path / chance.choice((*checkpoint.NAMES, "manifest.json"))
+    file = path / chance.choice((*FILES, "manifest.json"))
     content = bytearray(file.read_bytes())
     place = chance.randrange(len(content))
     kind = chance.choice(("flip", "cut", "delete"))
@@ -139,8 +148,8 @@ def survive(run: Path, seed: int, seen: Counter[str]) -> None:
         except (Killed, OSError) as error:
             seen[type(error).__name__] += 1
         seen[kind] += faults.happened
-        good = [path for path in checkpoint.directories(root) if checkpoint.verifies(path)]
-        assert max(map(checkpoint.step_of, good), default=0) >= faults.confirmed, f"seed {seed}"
+        good = [path for path in checkpoint_directories(root) if verifies(path)]
+        assert max(map(step_of, good), default=0) >= faults.confirmed, f"seed {seed}"
         all_bad = number == 1 and chance.random() < 0.2
         for path in chance.sample(good, len(good) if all_bad else max(0, len(good) - 1)):
             if all_bad or chance.random() < 0.5:
@@ -163,8 +172,9 @@ def test_a_thousand_fault_schedules_end_alike() -> None:
 
         def end(name: str) -> tuple[bytes, ...]:
             run = Path(folder) / name
-            found, rejected = checkpoint.newest(run / "checkpoints")
-            assert (found, rejected) == (run / "checkpoints" / "step-00000008", [])
+            checkpoint, rejected = newest_checkpoint(run / "checkpoints")
+            assert checkpoint is not None
+            assert (checkpoint.path, rejected) == (run / "checkpoints" / "step-00000008", [])
             assert not list(run.rglob(".tmp-*"))
             return tuple((run / name).read_bytes() for name in ("weights", "metrics.jsonl"))
 

@@ -6,39 +6,35 @@ import errno
 import json
 import os
 import resource
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import read_metrics
+from helpers.files import read_metrics, read_status, weights_of
+from helpers.mounts import mount, unmount
+from helpers.patches import before_step
+from helpers.training import train_tiny
 
-from seqclf import checkpoint
-from seqclf import train as train_module
-from seqclf.config import UserError, load_config
-from seqclf.run import Run
-from seqclf.runtime import Runtime
-from seqclf.train import train
+from seqclf.errors import UserError
+from seqclf.run.checkpoint import checkpoint_directories, newest_checkpoint
+from seqclf.run.files import FileEntry, replace_file, sync_directory
+from seqclf.run.metrics_log import MetricsLog
 
-FLAGS = {
-    "data.name": "digits",
-    "model.hidden_size": "8",
-    "model.dropout": "0.3",
-    "train.steps": "60",
-    "train.batch_size": "50",
-    "train.threads": "1",
-    "checkpoint.every": "10",
-    "eval.every": "20",
-    "log.every": "1",
-    "tracking.wandb": "disabled",
-    "quiet": "true",
+SETTINGS = {
+    "model.dropout": 0.3,
+    "train.steps": 60,
+    "train.batch_size": 50,
+    "checkpoint.every": 10,
+    "eval.every": 20,
+    "log.every": 1,
+    "quiet": True,
 }
 
 
-def run(run_dir: Path) -> int:
-    return train(load_config(None, FLAGS | {"run_dir": str(run_dir)})[0])
+def run(run_dir: Path, stop_at: int | None = None) -> int:
+    return train_tiny(run_dir, SETTINGS, stop_at=stop_at)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +45,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_ends_alike(run_dir: Path, straight: Path) -> None:
-    name = "model/model.safetensors"
-    assert (run_dir / name).read_bytes() == (straight / name).read_bytes()
+    assert weights_of(run_dir) == weights_of(straight)
     assert read_metrics(run_dir) == read_metrics(straight)
-    assert json.loads((run_dir / "status.json").read_text())["state"] == "finished"
+    assert read_status(run_dir).state == "finished"
 
 
 @dataclass
@@ -79,14 +74,6 @@ def limited(path: Path) -> Iterator[Disk]:
     free()
 
 
-def mount(path: Path, options: str) -> None:
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user may not mount a tmpfs")
-
-
 def mounted(path: Path) -> Iterator[Disk]:
     """A tmpfs of 64 pages, of which none is left."""
     mount(path, "size=256k")
@@ -98,22 +85,12 @@ def mounted(path: Path) -> Iterator[Disk]:
                 pass
 
     yield Disk(path / "run", fill, ballast.unlink)
-    subprocess.run(["umount", str(path)], check=True)
+    unmount(path)
 
 
 @pytest.fixture(params=[limited, mounted])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     yield from request.param(tmp_path)
-
-
-def before_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], None]]) -> None:
-    honest: Callable[..., object] = train_module.train_step
-
-    def step(*arguments: object) -> object:
-        actions.get(arguments[3].step, lambda: None)()  # type: ignore[attr-defined]
-        return honest(*arguments)
-
-    monkeypatch.setattr(train_module, "train_step", step)
 
 
 def warnings(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -146,7 +123,7 @@ def test_training_goes_on_and_room_mends_it(
     assert seen[0].endswith(b"}\n")
     assert 21 <= steps[-1] < 30
     assert_ends_alike(disk.run_dir, straight)
-    assert checkpoint.newest(disk.run_dir / "checkpoints")[1] == []
+    assert newest_checkpoint(disk.run_dir / "checkpoints")[1] == []
 
 
 def test_three_failed_saves_stop_it_with_a_good_checkpoint(
@@ -161,8 +138,8 @@ def test_three_failed_saves_stop_it_with_a_good_checkpoint(
             run(disk.run_dir)
     assert not list(disk.run_dir.rglob(".tmp-*"))
     assert any("metrics.jsonl lacks the last " in said for said in warnings(capsys))
-    found, rejected = checkpoint.newest(disk.run_dir / "checkpoints")
-    assert (found and found.name, rejected) == ("step-00000020", [])
+    checkpoint, rejected = newest_checkpoint(disk.run_dir / "checkpoints")
+    assert (checkpoint and checkpoint.path.name, rejected) == ("step-00000020", [])
     disk.free()
     assert run(disk.run_dir) == 0
     assert_ends_alike(disk.run_dir, straight)
@@ -183,10 +160,9 @@ def test_a_stop_without_room_says_where_the_same_command_goes_on(
 ) -> None:
     with monkeypatch.context() as patch:
         before_step(patch, {full_at: disk.fill})
-        patch.setattr(Runtime, "agree", lambda _, step, save: (step == stopped_at, save))
-        assert run(disk.run_dir) == 143
-    said = capsys.readouterr().out
-    assert f"NOT saved, see above; the same command goes on from {start}\n" in said
+        assert run(disk.run_dir, stop_at=stopped_at) == 143
+    where = f"NOT saved, see above; the same command goes on from {start}\n"
+    assert where in capsys.readouterr().out
     disk.free()
     assert run(disk.run_dir) == 0
     assert ("resumed" in capsys.readouterr().out) == (start != "the beginning")
@@ -197,18 +173,18 @@ def test_a_stop_without_room_says_where_the_same_command_goes_on(
 def test_a_torn_line_that_cannot_be_cut_away_is_later(
     disk: Disk, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Run._cut
+    honest = MetricsLog._cut
     torn: list[int] = []
 
-    def failing(run: Run) -> None:
+    def failing(log: MetricsLog) -> None:
         if not torn and not (disk.run_dir / "metrics.jsonl").read_bytes().endswith(b"\n"):
             torn.append(1)
             raise OSError(errno.EIO, "Input/output error")
-        honest(run)
+        honest(log)
 
     def start_failing() -> None:
         disk.fill()
-        monkeypatch.setattr(Run, "_cut", failing)
+        monkeypatch.setattr(MetricsLog, "_cut", failing)
 
     before_step(monkeypatch, {21: start_failing, 22: disk.free})
     assert run(disk.run_dir) == 0
@@ -220,9 +196,7 @@ def test_a_torn_line_that_cannot_be_cut_away_is_later(
 def test_a_torn_line_is_cut_away_from_a_file_that_was_cut_by_hand(
     disk: Disk, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(Runtime, "agree", lambda _, step, save: (step == 21, save))
-        assert run(disk.run_dir) == 143
+    assert run(disk.run_dir, stop_at=21) == 143
     (disk.run_dir / "metrics.jsonl").unlink()
     before_step(monkeypatch, {25: disk.fill, 28: disk.free})
     assert run(disk.run_dir) == 0
@@ -244,7 +218,7 @@ def test_lines_that_a_failed_sync_lost_are_written_again(
         if metrics.exists() and os.path.samestat(os.fstat(descriptor), metrics.stat()):
             calls.append(1)
             if len(calls) in (2, 3):
-                kept = checkpoint.directories(tmp_path / "checkpoints")[0] / "state.json"
+                kept = checkpoint_directories(tmp_path / "checkpoints")[0] / "state.json"
                 length = json.loads(kept.read_text())["metrics_bytes"]
                 lost = bytes(metrics.stat().st_size - length)
                 with metrics.open("r+b") as file:
@@ -268,15 +242,15 @@ def test_what_fails_after_a_commit_is_a_warning_of_its_own(
     def cannot_delete(*_: object, **options: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    honest = checkpoint.replace_file
+    honest = replace_file
 
-    def no_status(path: Path, content: bytes) -> checkpoint.FileEntry:
+    def no_status(path: Path, content: bytes) -> FileEntry:
         if path.name == "status.json" and b"running" in content and b'"step": 0' not in content:
             raise OSError(errno.ENOSPC, "No space left on device")
         return honest(path, content)
 
-    monkeypatch.setattr(checkpoint, "prune", cannot_delete)
-    monkeypatch.setattr(checkpoint, "replace_file", no_status)
+    monkeypatch.setattr("seqclf.run.saves.prune_checkpoints", cannot_delete)
+    monkeypatch.setattr("seqclf.run.files.replace_file", no_status)
     assert run(tmp_path) == 0
     said = warnings(capsys)
     assert len(said) == 12
@@ -291,11 +265,16 @@ def test_a_read_only_directory_is_refused_at_the_start(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot write the run directory: Read-only"):
             run(tmp_path / "run")
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        unmount(tmp_path)
 
 
 @pytest.mark.parametrize("disk", [mounted], indirect=True)
-def test_a_disk_without_room_at_the_start_is_the_users_to_mend(disk: Disk, straight: Path) -> None:
+@pytest.mark.parametrize("stopped_at", [None, 21])
+def test_a_disk_without_room_at_the_start_is_the_users_to_mend(
+    stopped_at: int | None, disk: Disk, straight: Path
+) -> None:
+    if stopped_at:
+        assert run(disk.run_dir, stop_at=stopped_at) == 143
     disk.fill()
     with pytest.raises(UserError, match="No space left on device; make room there"):
         run(disk.run_dir)
@@ -309,7 +288,7 @@ def test_what_a_killed_save_left_is_gone_at_the_next_start(
 ) -> None:
     leftover = tmp_path / "checkpoints" / ".tmp-step-00000010"
     leftover.mkdir(parents=True)
-    monkeypatch.setattr(train_module, "train_step", None)  # nothing is saved
+    monkeypatch.setattr("seqclf.train.train_step", None)  # nothing is saved
     with pytest.raises(TypeError):
         run(tmp_path)
     assert not leftover.exists()
@@ -327,7 +306,7 @@ def test_a_directory_that_cannot_be_synced_fails_no_save(
 
     monkeypatch.setattr(os, "fsync", failing)
     if ignored:
-        checkpoint.sync_directory(tmp_path)
+        sync_directory(tmp_path)
     else:
         with pytest.raises(OSError, match=os.strerror(number)):
-            checkpoint.sync_directory(tmp_path)
+            sync_directory(tmp_path)

@@ -9,31 +9,33 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from conftest import read_metrics, run_mortal_ranks
-from test_resume import EVERYTHING_ON
+from helpers.files import read_metrics, starts_of
+from helpers.patches import watch_calls, watch_steps
+from helpers.ranks import run_mortal_ranks
+from helpers.training import EVERYTHING_ON, tiny_config, train_tiny
 from torch import Tensor
 
-from seqclf import train as training
-from seqclf.config import load_config
 from seqclf.data import sources
 from seqclf.data.sequences import IGNORED, Batch
-from seqclf.train import make_plan, train
+from seqclf.settle import make_plan
 
 STEPS = 33
-FLAGS = EVERYTHING_ON | {  # three epochs of 11 steps, the last one of each short
-    "train.steps": str(STEPS),
-    "train.batch_size": "120",
-    "train.micro_batch_size": "40",
-    "checkpoint.every": "4",
-    "eval.every": "6",
-    "train.patience": "9",  # more than there are evaluations
+SETTINGS = {  # three epochs of 11 steps, the last one of each short
+    **EVERYTHING_ON,
+    "train.steps": STEPS,
+    "train.batch_size": 120,
+    "train.micro_batch_size": 40,
+    "checkpoint.every": 4,
+    "eval.every": 6,
+    "train.patience": 9,  # more than there are evaluations
 }
+# With shards the bits are the same in any number of processes, else the examples only.
+SHARDED = {**SETTINGS, "train.shards": 2}
 
 
 class Point(NamedTuple):
@@ -48,84 +50,90 @@ class Point(NamedTuple):
 
 Death = tuple[Point, int]
 DEATHS: list[Death] = [  # each with the step that the next start goes on from
-    (Point("seqclf.train.update", 2), 0),  # before there is a checkpoint
-    (Point("seqclf.train.update", 7), 6),  # mid-epoch; the first evaluation was the best
-    (Point("seqclf.train.update", 10), 8),  # the last step of an epoch
-    (Point("seqclf.train.update", 11), 8),  # the first step of an epoch
+    (Point("seqclf.step.update", 2), 0),  # before there is a checkpoint
+    (Point("seqclf.step.update", 7), 6),  # mid-epoch; the first evaluation was the best
+    (Point("seqclf.step.update", 10), 8),  # the last step of an epoch
+    (Point("seqclf.step.update", 11), 8),  # the first step of an epoch
     (Point("seqclf.train.evaluate", 12), 8),  # its metrics are not yet written ...
-    (Point("seqclf.train.Run.save", 12), 8),  # ... they are
+    (Point("seqclf.train.save", 12), 8),  # ... they are
     (Point("os.fsync", 12, call=2), 8),  # during a save: the weights are written
     (Point("os.fsync", 12, call=5), 8),  # the manifest
     (Point("os.rename", 12), 8),  # all is, under another name
-    (Point("seqclf.checkpoint.prune", 12), 12),  # the checkpoint stands, status.json is behind
+    # The checkpoint stands, but status.json is behind.
+    (Point("seqclf.run.saves.prune_checkpoints", 12), 12),
     (Point("os.replace", 16), 16),
     (Point("seqclf.train.evaluate", 18), 16),
     (Point("seqclf.train.train_step", 22), 20),
     (Point("seqclf.train.evaluate", 33, call=2), 33),  # between validation and test
-    (Point("seqclf.train.Run.finish", 0), 33),  # in a start that makes no step
+    (Point("seqclf.run.directory.Run.finish", 0), 33),  # in a start that makes no step
 ]
 DEATHS_OF_TWO: list[Death] = [
-    (Point("seqclf.train.update", 2, only=1), 0),
-    (Point("seqclf.train.update", 7, only=0), 6),
-    (Point("seqclf.train.update", 10), 8),
-    (Point("seqclf.train.update", 11), 8),
+    (Point("seqclf.step.update", 2, only=1), 0),
+    (Point("seqclf.step.update", 7, only=0), 6),
+    (Point("seqclf.step.update", 10), 8),
+    (Point("seqclf.step.update", 11), 8),
     (Point("seqclf.train.evaluate", 12, only=1), 8),
     (Point("os.fsync", 12, call=3), 8),
     (Point("os.rename", 12, only=0), 8),
-    (Point("seqclf.checkpoint.prune", 12), 12),
+    (Point("seqclf.run.saves.prune_checkpoints", 12), 12),
     (Point("seqclf.train.evaluate", 18), 16),
-    (Point("seqclf.train.Run.finish", 33), 33),
+    (Point("seqclf.run.directory.Run.finish", 33), 33),
 ]
 
 
-def train_mortally(folder: Path, session: int, flags: dict[str, str], point: Point | None) -> None:
+def train_mortally(
+    folder: Path, session: int, settings: Mapping[str, object], point: Point | None
+) -> None:
     """Train, writing down every example that is trained on, and die at a point."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     ledger = os.open(folder / f"ledger-{rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    now, calls, train_step = 0, 0, training.train_step
+    step = calls = 0
+    patch = pytest.MonkeyPatch()
 
-    def written_down(*args: Any) -> object:
-        nonlocal now
-        batch: Batch = args[3]
-        now = batch.step
+    def write_down(batch: Batch) -> None:
+        nonlocal step
+        step = batch.step
         rows = batch.values[batch.labels != IGNORED]
-        line = [session, world_size, batch.step, [name_of(row) for row in rows]]
+        line = [session, world_size, step, [name_of(row) for row in rows]]
         os.write(ledger, f"{json.dumps(line)}\n".encode())
-        stats = train_step(*args)
-        now += 1
-        return stats
 
-    training.train_step = written_down  # type: ignore[assignment]
+    def go_on() -> None:
+        nonlocal step
+        step += 1
+
+    def die(*_: object, **__: object) -> None:
+        nonlocal calls
+        assert point is not None
+        calls += step == point.step
+        if calls == point.call:
+            others = {*range(world_size)} - {rank} if point.only is None else ()
+            for other in others:
+                os.kill(int((folder / f"pid-{other}").read_text()), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch_steps(patch, write_down, go_on)
     if point is not None and point.only in (None, rank):
-        owner, _, name = point.function.rpartition(".")
-        whole: Callable[..., object] = getattr(resolve_name(owner), name)
-
-        def deadly(*args: Any, **kwargs: Any) -> object:
-            nonlocal calls
-            calls += now == point.step
-            if calls == point.call:
-                others = {*range(world_size)} - {rank} if point.only is None else ()
-                for other in others:
-                    os.kill(int((folder / f"pid-{other}").read_text()), signal.SIGKILL)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return whole(*args, **kwargs)
-
-        setattr(resolve_name(owner), name, deadly)
-    run_dir = {"run_dir": str(folder / "run")}
-    raise SystemExit(train(load_config(None, FLAGS | flags | run_dir)[0]))
+        watch_calls(patch, point.function, die)
+    raise SystemExit(train_tiny(folder / "run", settings))
 
 
 def name_of(row: Tensor) -> str:
     return hashlib.blake2b(row.numpy().tobytes(), digest_size=6).hexdigest()
 
 
-def live(folder: Path, world_sizes: list[int], deaths: list[Death], **flags: str) -> None:
+def live(
+    folder: Path,
+    world_sizes: list[int],
+    deaths: list[Death],
+    settings: Mapping[str, object] = SETTINGS,
+) -> None:
     """Train, with a death in every session but the last; check where each left off."""
     folder.mkdir()
     points = [*(point for point, _ in deaths), None]
     for session, (world_size, point) in enumerate(zip(world_sizes, points, strict=True)):
-        codes = run_mortal_ranks(world_size, train_mortally, folder, session, flags, point)
+        codes = run_mortal_ranks(world_size, train_mortally, folder, session, settings, point)
         if point is None:
             assert set(codes) == {0}
         elif point.only is None:
@@ -133,8 +141,7 @@ def live(folder: Path, world_sizes: list[int], deaths: list[Death], **flags: str
         else:  # the launcher kills the other, unless that has met the silence first
             assert codes[point.only] == -signal.SIGKILL, point
             assert 0 not in codes, point
-    sessions = (folder / "run" / "sessions.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in sessions] == [0, *(step for _, step in deaths)]
+    assert starts_of(folder / "run") == [0, *(step for _, step in deaths)]
     check_ledger(folder)
 
 
@@ -143,7 +150,7 @@ def check_ledger(folder: Path) -> None:
 
     Each time a process has trained on its share, and the last time all of them have.
     """
-    config = load_config(None, FLAGS)[0]
+    config = tiny_config(SETTINGS)
     data = sources.load(config.data, seed=config.seed).train
     names = [name_of(row) for row in data.values]
     assert len(set(names)) == len(names) == 1295
@@ -151,8 +158,7 @@ def check_ledger(folder: Path) -> None:
     trained: dict[int, dict[int, dict[int, list[str]]]] = {step: {} for step in range(STEPS)}
     for file in folder.glob("ledger-*"):
         rank = int(file.name.removeprefix("ledger-"))
-        for line in file.read_text().splitlines():
-            session, world_size, step, own = json.loads(line)
+        for session, world_size, step, own in map(json.loads, file.read_text().splitlines()):
             assert own == [names[i] for i in plan.share(step, rank, world_size).ids], (step, rank)
             trained[step].setdefault(session, {})[rank] = own
     for step, sessions in trained.items():
@@ -189,8 +195,7 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
 
 def test_killed_and_moved_to_other_world_sizes(tmp_path: Path) -> None:
     straight, moved = tmp_path / "straight", tmp_path / "moved"
-    shards = {"train.shards": "2"}  # or else the examples are the same, but not the bits
-    live(straight, [1], [], **shards)
-    deaths = [(Point("seqclf.train.update", 10), 8), (Point("os.fsync", 24, call=3), 20)]
-    live(moved, [2, 1, 2], deaths, **shards)
+    live(straight, [1], [], SHARDED)
+    deaths = [(Point("seqclf.step.update", 10), 8), (Point("os.fsync", 24, call=3), 20)]
+    live(moved, [2, 1, 2], deaths, SHARDED)
     check_same(moved, straight)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.launching import ROOT
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,8 +42,8 @@ def peak_of(*words: str | Path) -> float:
     peak = 0
     while process.poll() is None:
         status = Path(f"/proc/{process.pid}/status").read_text()
-        found = [int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line]
-        peak = max([peak, *found])
+        sizes = [int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line]
+        peak = max([peak, *sizes])
         time.sleep(0.02)
     out = process.stdout.read()
     process.stdout.close()
@@ -59,14 +59,9 @@ def test_twenty_million_steps_are_prepared_and_trained_on_in_little_memory(tmp_p
         words: list[str | Path] = [source / "x.npy", "--labels", source / "y.npy", "--out", data]
         peaks["prepare"].append(peak_of("prepare", *words, "--split", "0.98,0.01,0.01"))
         (source / "x.npy").unlink()
-        flags: list[str | Path] = [
-            "--tracking.wandb",
-            "disabled",
-            "--quiet",
-            "--run-dir",
-            tmp_path / f"run-{name}",
-        ]
-        peaks["train"].append(peak_of("train", "--data.path", data, "--train.steps", "40", *flags))
+        flags = ["--train.steps", "40", "--tracking.wandb", "disabled", "--quiet"]
+        run_dir = tmp_path / f"run-{name}"
+        peaks["train"].append(peak_of("train", "--data.path", data, "--run-dir", run_dir, *flags))
     for command, (few, many) in peaks.items():
         print(f"{command}: {few:.0f} MB, with a hundred times as many sequences {many:.0f} MB")
         assert many - few < MOST_MB, command

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from seqclf.config import UserError
 from seqclf.data.sequences import IGNORED
+from seqclf.errors import UserError
 from seqclf.loss import class_weights, summed_loss
 
 LOGITS = [[0.5, -1.0, 2.0], [3.0, 0.0, -0.5], [0.1, 0.2, 0.3], [-4.0, 4.0, 0.0]]

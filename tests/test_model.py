@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seqclf.model import Architecture, LSTMClassifier, Pooling, Read, permutation, read_images
+from seqclf.model import Architecture, ImageOrder, LSTMClassifier, Pooling, permutation, read_images
 
 
 class Tutorial(nn.Module):
@@ -126,18 +126,18 @@ def test_scale_divides_bytes() -> None:
     assert not torch.allclose(scaled(values), plain(values))
 
 
-def test_a_model_is_built_anew_from_its_card() -> None:
+def test_a_model_is_built_again_from_its_architecture() -> None:
     shape = {"hidden_size": 6, "num_layers": 2, "bidirectional": True, "dropout": 0.25}
     options = {"input_size": 5, "scale": 2.0, "read": "columns", "pooling": "max", **shape}
-    card = Architecture.model_validate({"classes": ("a", "b", "c"), **options})
-    again = Architecture.model_validate_json(card.model_dump_json())
+    architecture = Architecture.model_validate({"classes": ("a", "b", "c"), **options})
+    again = Architecture.model_validate_json(architecture.model_dump_json())
     torch.manual_seed(0)
     expected = LSTMClassifier(num_classes=3, init="orthogonal", **options)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model, copy = card.build("orthogonal"), again.build()
+    model, copy = architecture.build("orthogonal"), again.build()
     copy.load_state_dict(model.state_dict(), strict=True)
     values = torch.rand(2, 5, 4)
-    assert again == card
+    assert again == architecture
     assert torch.equal(model.eval()(values), expected.eval()(values))
     assert torch.equal(copy.eval()(values), expected(values))
     assert copy.dropout.p == 0.25
@@ -152,7 +152,7 @@ def test_a_model_is_built_anew_from_its_card() -> None:
         ("permuted", [[place + 1] for place in permutation(6, torch.device("cpu")).tolist()]),
     ],
 )
-def test_what_is_read_step_by_step(read: Read, steps: list[list[int]]) -> None:
+def test_what_is_read_step_by_step(read: ImageOrder, steps: list[list[int]]) -> None:
     images = torch.tensor([[[1, 2, 3], [4, 5, 6]]] * 2, dtype=torch.uint8)
     assert read_images(images, read).tolist() == [steps, steps]
     plain = LSTMClassifier(len(steps[0]), 4, scale=6.0)
@@ -176,8 +176,6 @@ def test_the_permutation_is_the_published_one() -> None:
     assert image.grad.flatten().nonzero().tolist() == [[int(published[3])]]
 
 
-# ---- unequal lengths
-
 LENGTHS = torch.tensor([7, 1, 4, 7, 2])
 POOLINGS: list[Pooling] = ["last", "mean", "max", "attention"]
 
@@ -187,7 +185,8 @@ def ragged_model(
 ) -> LSTMClassifier:
     torch.manual_seed(2)
     model = LSTMClassifier(
-        *(3, 4),
+        input_size=3,
+        num_classes=4,
         hidden_size=6,
         num_layers=num_layers,
         bidirectional=bidirectional,
@@ -217,7 +216,7 @@ def test_padding_is_invisible(
     torch.testing.assert_close(turned, alone[order], rtol=0, atol=1e-6)
     pair = model(values[[1, 4], :2], LENGTHS[[1, 4]])
     torch.testing.assert_close(pair, alone[[1, 4]], rtol=0, atol=1e-6)
-    shortest = model.along(values, LENGTHS.clamp(max=3)[:, None])[:, 0]
+    shortest = model.classify_prefixes(values, LENGTHS.clamp(max=3)[:, None])[:, 0]
     shorter = model(values[:, :3], LENGTHS.clamp(max=3))
     torch.testing.assert_close(shortest, shorter, rtol=0, atol=1e-6)
 
@@ -276,7 +275,7 @@ def test_attention_is_a_weighted_mean() -> None:
     torch.testing.assert_close(model(values), model.out(pooled), rtol=0, atol=1e-6)
 
 
-def test_features_are_normalised_with_what_the_card_says() -> None:
+def test_features_are_normalised_by_mean_and_std() -> None:
     model = ragged_model("last", False, 1)
     values = torch.tensor([[[2.5, 3.0, -0.5]]])
     assert model.embed(values).tolist() == [[[1.0, 3.0, 1.0]]]
@@ -299,7 +298,7 @@ def test_stacked_steps_are_read_side_by_side() -> None:
     )
     torch.testing.assert_close(stacked(values), plain(model_input), rtol=0, atol=1e-6)
     ends = torch.tensor([[1, 3, 4, 7], [2, 3, 6, 7]])
-    found = stacked.along(values, ends)
+    found = stacked.classify_prefixes(values, ends)
     for row in range(2):
         for place, end in enumerate(ends[row].tolist()):
             alone = stacked(values[row, None, :end])[0]
@@ -322,10 +321,10 @@ def test_tokens_are_embedded() -> None:
 @pytest.mark.parametrize("num_tokens", [0, 11])
 @pytest.mark.parametrize("stack", [1, 4])
 @pytest.mark.parametrize("pooling", get_args(Pooling))
-def test_a_card_counts_its_parameters(
+def test_an_architecture_counts_its_parameters(
     num_layers: int, bidirectional: bool, num_tokens: int, stack: int, pooling: Pooling
 ) -> None:
-    card = Architecture(
+    architecture = Architecture(
         input_size=1 if num_tokens else 5,
         classes=("a", "b", "c"),
         scale=1.0,
@@ -339,4 +338,4 @@ def test_a_card_counts_its_parameters(
         dropout=0.0,
         stack=stack,
     )
-    assert card.num_parameters == sum(p.numel() for p in card.build().parameters())
+    assert architecture.num_parameters == sum(p.numel() for p in architecture.build().parameters())

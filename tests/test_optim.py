@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seqclf.config import Optim
+from seqclf.config.settings import Optim
 from seqclf.optim import lr_at, make_optimizer, update
 
 no_deadline = settings(deadline=None)

@@ -8,29 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqclf import checkpoint
-from seqclf.config import UserError
 from seqclf.data.sequences import Sequences
-from seqclf.model import Architecture, LSTMClassifier, Pooling, Read, permutation
-from seqclf.predict import (
-    load_model,
-    predictions_text,
-    probabilities,
-)
-from seqclf.reading import read_along, reading_text
+from seqclf.errors import UserError
+from seqclf.model import Architecture, ImageOrder, LSTMClassifier, Pooling, permutation
+from seqclf.predict import probabilities
+from seqclf.prefixes import classify_prefixes
+from seqclf.run.checkpoint import encode_tensors
+from seqclf.run.weights import load_model
+from seqclf.terminal import predictions_text, reading_text
 
 
 class Adder(LSTMClassifier):
     """Logits are the sums of a sequence's features, or 0 and that of an image's pixels."""
 
-    def __init__(self, weight: float = 1.0, read: Read = "rows") -> None:
+    def __init__(self, weight: float = 1.0, read: ImageOrder = "rows") -> None:
         super().__init__(1, 1, read=read)
         self.weight = nn.Parameter(torch.tensor(weight))
 
     def forward(self, values: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.along(self.steps(values), None)[:, -1]
+        return self.classify_prefixes(self.steps(values), None)[:, -1]
 
-    def along(self, steps: Tensor, ends_BE: Tensor | None) -> Tensor:
+    def classify_prefixes(self, steps: Tensor, ends_BE: Tensor | None) -> Tensor:
         sums = steps.float().cumsum(1) * self.weight
         sums = sums if ends_BE is None else sums[:, ends_BE[0] - 1]
         return sums if sums.shape[2] > 1 else torch.cat([torch.zeros_like(sums), sums], 2)
@@ -47,12 +45,13 @@ DATA = Sequences(
 @pytest.mark.parametrize("pooling", get_args(Pooling))
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_reading_along_predicts_every_prefix(
+def test_every_prefix_is_classified_as_if_it_were_alone(
     bidirectional: bool, pooling: Pooling, num_layers: int
 ) -> None:
     torch.manual_seed(0)
     model = LSTMClassifier(
-        *(4, 3),
+        4,
+        3,
         bidirectional=bidirectional,
         pooling=pooling,
         hidden_size=8,
@@ -63,7 +62,7 @@ def test_reading_along_predicts_every_prefix(
     ends = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 1, 2, 2, 3, 4], [6, 5, 4, 3, 2, 1]])
     if model.attention is not None:
         model.attention.weight.data *= 200  # shares near 0 and near 1
-    found = read_along(model, values, ends)
+    found = classify_prefixes(model, values, ends)
     assert model.training
     model.eval()
     for value, rows, row_ends in zip(values, found, ends.tolist(), strict=True):
@@ -120,7 +119,7 @@ ORDER = permutation(6, torch.device("cpu")).tolist()
         ("permuted", "3 pixels in permuted order", ORDER),
     ],
 )
-def test_an_image_is_drawn_as_it_is_read(read: Read, unit: str, order: list[int]) -> None:
+def test_an_image_is_drawn_as_it_is_read(read: ImageOrder, unit: str, order: list[int]) -> None:
     image = torch.tensor([[0, 1, 2], [3, 4, 9]], dtype=torch.uint8)
     sequences = Sequences(image[None], torch.tensor([1]), ("zero", "one"), scale=9.0)
     model = Adder(0.1, read)
@@ -152,7 +151,7 @@ def test_a_model_that_diverged_can_still_be_shown() -> None:
 
 
 SHAPE = {"hidden_size": 5, "num_layers": 1, "bidirectional": False, "pooling": "last"}
-CARD = Architecture.model_validate(
+ARCHITECTURE = Architecture.model_validate(
     {
         "input_size": 3,
         "classes": DATA.classes,
@@ -164,43 +163,54 @@ CARD = Architecture.model_validate(
 )
 
 
-def save(run_dir: Path, card: str, content: bytes) -> None:
+def save(run_dir: Path, architecture: str, weights: bytes) -> None:
     (run_dir / "model").mkdir()
-    (run_dir / "model" / "config.json").write_text(card)
-    (run_dir / "model" / "model.safetensors").write_bytes(content)
+    (run_dir / "model" / "config.json").write_text(architecture)
+    (run_dir / "model" / "model.safetensors").write_bytes(weights)
 
 
 def test_a_result_is_loaded_ready_to_predict(tmp_path: Path) -> None:
-    model = CARD.build("orthogonal").eval()
-    save(tmp_path, CARD.model_dump_json(), checkpoint.encode(model.state_dict()))
-    for place in (tmp_path, str(tmp_path)):
-        loaded, card = load_model(place)
-        assert card == CARD
+    model = ARCHITECTURE.build("orthogonal").eval()
+    save(tmp_path, ARCHITECTURE.model_dump_json(), encode_tensors(model.state_dict()))
+    for run_dir in (tmp_path, str(tmp_path)):
+        loaded, architecture = load_model(run_dir)
+        assert architecture == ARCHITECTURE
         assert torch.equal(loaded(DATA.values), model(DATA.values))
 
 
 @pytest.mark.parametrize(
-    ("card", "part"),
+    ("content", "part"),
     [
         (None, "no trained model there"),
         ("{", r"config\.json: damaged"),
-        (CARD.model_dump_json() + " " * 2**20, r"config\.json: damaged: .* at most 1,048,576"),
-        (CARD.model_dump_json().replace("pooling", "poling"), r"config\.json: damaged"),
-        (CARD.model_dump_json().replace('"hidden_size":5', '"hidden_size":6'), "this model's is"),
-        (CARD.model_dump_json().replace('"num_layers":1', '"num_layers":2'), "other tensors"),
+        (
+            ARCHITECTURE.model_dump_json() + " " * 2**20,
+            r"config\.json: damaged: .* at most 1,048,576",
+        ),
+        (ARCHITECTURE.model_dump_json().replace("pooling", "poling"), r"config\.json: damaged"),
+        (
+            ARCHITECTURE.model_dump_json().replace('"hidden_size":5', '"hidden_size":6'),
+            "this model's is",
+        ),
+        (
+            ARCHITECTURE.model_dump_json().replace('"num_layers":1', '"num_layers":2'),
+            "other tensors",
+        ),
     ],
 )
-def test_a_missing_or_damaged_result_is_named(tmp_path: Path, card: str | None, part: str) -> None:
-    if card is not None:
-        save(tmp_path, card, checkpoint.encode(CARD.build().state_dict()))
+def test_a_missing_or_damaged_result_is_named(
+    tmp_path: Path, content: str | None, part: str
+) -> None:
+    if content is not None:
+        save(tmp_path, content, encode_tensors(ARCHITECTURE.build().state_dict()))
     with pytest.raises(UserError, match=part) as caught:
         load_model(tmp_path)
     assert str(tmp_path / "model") in str(caught.value)
 
 
 def test_a_link_is_no_result(tmp_path: Path) -> None:
-    save(tmp_path, CARD.model_dump_json(), b"")
-    card = tmp_path / "model" / "config.json"
-    card.symlink_to(card.rename(tmp_path / "elsewhere"))
+    save(tmp_path, ARCHITECTURE.model_dump_json(), b"")
+    file = tmp_path / "model" / "config.json"
+    file.symlink_to(file.rename(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match=r"no trained model there \(not a regular file\)"):
         load_model(tmp_path)

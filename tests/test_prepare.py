@@ -8,28 +8,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, toy_dataset, toy_rows
+from helpers.data import toy_dataset, toy_rows, write_rows
+from helpers.launching import ROOT, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seqclf import cli
-from seqclf.config import UserError
-from seqclf.data.prepared import INDEX, VALUES, open_parts, verify
-from seqclf.data.splits import by_group
+from seqclf.cli import main
+from seqclf.data.prepared import INDEX, VALUES, open_dataset, verify
+from seqclf.data.splits import deal_by_group
+from seqclf.errors import UserError
 
 
 def prepare(*words: str | Path) -> int:
-    return cli.main(["prepare", *map(str, words)])
+    return main.main(["prepare", *map(str, words)])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
@@ -37,72 +37,60 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     return capsys.readouterr().err
 
 
-def content(folder: Path, part: str) -> list[tuple[str, list[list[float]]]]:
-    """Return a part's labels and steps."""
-    _, parts, _ = open_parts(folder)
-    found = parts[part]
-    examples = [found[number] for number in range(len(found))]
-    return [(found.classes[int(label)], value.tolist()) for value, label in examples]
-
-
-def lines_of(rows: Sequence[Mapping[str, object]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def content(folder: Path, split: str) -> list[tuple[str, list[list[float]]]]:
+    """Return a split's labels and steps."""
+    sequences = open_dataset(folder).splits[split]
+    examples = [sequences[number] for number in range(len(sequences))]
+    return [(sequences.classes[int(label)], value.tolist()) for value, label in examples]
 
 
 # ---- what is written is what was read
 
 
-def test_parts_that_files_say_hold_their_rows_in_order(tmp_path: Path) -> None:
+def test_splits_of_files_hold_their_rows_in_order(tmp_path: Path) -> None:
     train, test = toy_rows(40), toy_rows(20, seed=1)
-    (tmp_path / "train.jsonl").write_text(lines_of(train))
-    (tmp_path / "test.jsonl").write_text(lines_of(test))
+    write_rows(tmp_path / "train.jsonl", train)
+    write_rows(tmp_path / "test.jsonl", test)
     out = tmp_path / "out"
-    assert (
-        prepare(
-            "--train", tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl", "--out", out
-        )
-        == 0
-    )
-    for part, rows in (("train", train), ("test", test)):
-        for (label, found), row in zip(content(out, part), rows, strict=True):
+    inputs = ("--train", tmp_path / "train.jsonl", "--test", tmp_path / "test.jsonl")
+    assert prepare(*inputs, "--out", out) == 0
+    for split, rows in (("train", train), ("test", test)):
+        for (label, steps), row in zip(content(out, split), rows, strict=True):
             assert label == row["label"]
-            np.testing.assert_array_equal(found, np.float32(row["steps"]))
-    card, parts, _ = open_parts(out)
-    steps = np.concatenate([np.array(row["steps"], np.float32) for row in train]).astype(float)
-    assert card.mean == pytest.approx(steps.mean(0), rel=1e-6)
-    assert card.std == pytest.approx(steps.std(0), rel=1e-6)
-    assert card.parts["train"].classes == Counter(row["label"] for row in train)
-    assert card.parts["train"].steps == len(steps)
+            np.testing.assert_array_equal(steps, np.array(row["steps"], np.float32))
+    info, splits, _ = open_dataset(out)
+    together = np.concatenate([np.array(row["steps"], np.float32) for row in train]).astype(float)
+    assert info.mean == pytest.approx(together.mean(0), rel=1e-6)
+    assert info.std == pytest.approx(together.std(0), rel=1e-6)
+    assert info.parts["train"].classes == Counter(row["label"] for row in train)
+    assert info.parts["train"].steps == len(together)
     assert sorted(path.name for path in out.iterdir()) == ["dataset.json", INDEX, VALUES]
     verify(out)
-    assert parts["train"].values.shape[1] == 3
+    assert splits["train"].values.shape[1] == 3
 
 
 def test_the_fingerprint_is_the_contents(tmp_path: Path) -> None:
     first, again = toy_dataset(tmp_path / "a"), toy_dataset(tmp_path / "b")
     other = toy_dataset(tmp_path / "c", seed=5)
-    prints = [open_parts(folder)[0].fingerprint for folder in (first, again, other)]
+    prints = [open_dataset(folder)[0].fingerprint for folder in (first, again, other)]
     assert prints[0] == prints[1] != prints[2]
 
 
 def test_a_split_is_stratified_and_a_function_of_the_seed(tmp_path: Path) -> None:
-    text = lines_of(toy_rows(200))
-    (tmp_path / "x.jsonl").write_text(text)
-    found = {}
+    write_rows(tmp_path / "x.jsonl", toy_rows(200))
+    splits = {}
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         out = tmp_path / name
-        assert (
-            prepare(tmp_path / "x.jsonl", "--out", out, "--split", "0.5,0.25,0.25", "--seed", seed)
-            == 0
-        )
-        found[name] = load_file(out / INDEX)["parts"]
-        card = open_parts(out)[0]
+        options = ("--split", "0.5,0.25,0.25", "--seed", seed)
+        assert prepare(tmp_path / "x.jsonl", "--out", out, *options) == 0
+        splits[name] = load_file(out / INDEX)["parts"]
+        info = open_dataset(out)[0]
         total = Counter(row["label"] for row in toy_rows(200))
-        for part, share in (("train", 0.5), ("val", 0.25), ("test", 0.25)):
-            for label, count in card.parts[part].classes.items():
-                assert abs(count - share * total[label]) <= 1
-    assert torch.equal(found["a"], found["b"])
-    assert not torch.equal(found["a"], found["c"])
+        for split, fraction in (("train", 0.5), ("val", 0.25), ("test", 0.25)):
+            for label, count in info.parts[split].classes.items():
+                assert abs(count - fraction * total[label]) <= 1
+    assert torch.equal(splits["a"], splits["b"])
+    assert not torch.equal(splits["a"], splits["c"])
 
 
 @settings(deadline=None)
@@ -112,50 +100,58 @@ def test_a_split_is_stratified_and_a_function_of_the_seed(tmp_path: Path) -> Non
 )
 def test_groups_stay_together(pairs: list[tuple[int, int]], seed: int) -> None:
     labels, groups = torch.tensor(pairs).unbind(1)
-    parts = by_group(labels, groups, (0.6, 0.2, 0.2), seed=seed)
+    splits = deal_by_group(labels, groups, (0.6, 0.2, 0.2), seed=seed)
     for group in groups.unique():
-        assert len(parts[groups == group].unique()) == 1
-    assert torch.equal(parts, by_group(labels, groups, (0.6, 0.2, 0.2), seed=seed))
+        assert len(splits[groups == group].unique()) == 1
+    assert torch.equal(splits, deal_by_group(labels, groups, (0.6, 0.2, 0.2), seed=seed))
 
 
-def test_groups_are_dealt_by_their_shares(tmp_path: Path) -> None:
-    rows = [row | {"group": f"person {i % 30}"} for i, row in enumerate(toy_rows(600))]
-    (tmp_path / "x.jsonl").write_text(lines_of(rows))
+def test_rows_may_come_before_the_first_one_that_names_a_group(tmp_path: Path) -> None:
+    rows = toy_rows(60)
+    grouped = [{**row, "group": "ab"[i % 2]} for i, row in enumerate(toy_rows(60, seed=1))]
+    write_rows(tmp_path / "x.jsonl", [*rows, *grouped])
     assert prepare(tmp_path / "x.jsonl", "--out", tmp_path / "out") == 0
-    card, _, groups = open_parts(tmp_path / "out")
-    members = {part: set(found.tolist()) for part, found in groups.items()}
+    groups = load_file(tmp_path / "out" / INDEX)["groups"]
+    assert groups.tolist() == [*range(60), *[60, 61] * 30]
+
+
+def test_groups_are_dealt_by_fractions(tmp_path: Path) -> None:
+    rows = [{**row, "group": f"person {i % 30}"} for i, row in enumerate(toy_rows(600))]
+    write_rows(tmp_path / "x.jsonl", rows)
+    assert prepare(tmp_path / "x.jsonl", "--out", tmp_path / "out") == 0
+    info, _, groups = open_dataset(tmp_path / "out")
+    members = {split: set(ids.tolist()) for split, ids in groups.items()}
     assert sum(map(len, members.values())) == len(set.union(*members.values())) == 30
-    assert abs(card.parts["train"].examples - 480) <= 30
+    assert abs(info.parts["train"].examples - 480) <= 30
 
 
-def test_windows_of_a_recording_stay_in_one_part(tmp_path: Path) -> None:
+def test_windows_of_a_recording_stay_in_one_split(tmp_path: Path) -> None:
     rows = [
         {"steps": [[100 * i + t] for t in range(10 + i)], "label": "ab"[i % 2]} for i in range(20)
     ]
-    (tmp_path / "x.jsonl").write_text(lines_of(rows))
+    write_rows(tmp_path / "x.jsonl", rows)
     out = tmp_path / "out"
     assert prepare(tmp_path / "x.jsonl", "--out", out, "--window", "8", "--stride", "3") == 0
     recordings: dict[str, set[int]] = {}
     count = 0
-    for part in ("train", "val", "test"):
-        for _, steps in content(out, part):
+    for split in ("train", "val", "test"):
+        for _, steps in content(out, split):
             first = int(steps[0][0])
             assert [int(step[0]) for step in steps] == list(range(first, first + 8))
             assert first % 100 % 3 == 0
-            recordings.setdefault(part, set()).add(first // 100)
+            recordings.setdefault(split, set()).add(first // 100)
             count += 1
     assert sum(map(len, recordings.values())) == len(set.union(*recordings.values())) == 20
     assert count == sum((10 + i - 8) // 3 + 1 for i in range(20))
 
 
 def test_a_split_column_is_followed(tmp_path: Path) -> None:
-    rows = [
-        row | {"split": ["train", "train", "test"][i % 3]} for i, row in enumerate(toy_rows(60))
-    ]
-    (tmp_path / "x.jsonl").write_text(lines_of(rows))
+    splits = ["train", "train", "test"] * 20
+    rows = [{**row, "split": split} for row, split in zip(toy_rows(60), splits, strict=True)]
+    write_rows(tmp_path / "x.jsonl", rows)
     assert prepare(tmp_path / "x.jsonl", "--out", tmp_path / "out") == 0
-    card = open_parts(tmp_path / "out")[0]
-    assert {name: part.examples for name, part in card.parts.items()} == {"train": 40, "test": 20}
+    info = open_dataset(tmp_path / "out")[0]
+    assert {name: split.examples for name, split in info.parts.items()} == {"train": 40, "test": 20}
 
 
 def test_tokens_are_numbered_by_training(tmp_path: Path) -> None:
@@ -164,34 +160,34 @@ def test_tokens_are_numbered_by_training(tmp_path: Path) -> None:
         {"tokens": ["c"], "label": "y", "split": "train"},
         {"tokens": ["a", "new", "c"], "label": "x", "split": "test"},
     ]
-    (tmp_path / "x.jsonl").write_text(lines_of(rows * 2))
+    write_rows(tmp_path / "x.jsonl", rows * 2)
     assert prepare(tmp_path / "x.jsonl", "--out", tmp_path / "out") == 0
-    card, parts, _ = open_parts(tmp_path / "out")
-    assert (card.tokens, card.num_tokens) == (("a", "b", "c"), 4)
-    assert [parts["train"][number][0].tolist() for number in range(2)] == [[2, 1], [3]]
-    assert parts["test"][0][0].tolist() == [1, 0, 3]
+    info, splits, _ = open_dataset(tmp_path / "out")
+    assert (info.tokens, info.num_tokens) == (("a", "b", "c"), 4)
+    assert [splits["train"][number][0].tolist() for number in range(2)] == [[2, 1], [3]]
+    assert splits["test"][0][0].tolist() == [1, 0, 3]
 
 
 def test_classes_stand_in_their_natural_order(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": label} for label in ["10", "9", "up", "-1", "Down"] * 20]
-    (tmp_path / "x.jsonl").write_text(lines_of(rows))
+    write_rows(tmp_path / "x.jsonl", rows)
     assert prepare(tmp_path / "x.jsonl", "--out", tmp_path / "out") == 0
-    assert open_parts(tmp_path / "out")[0].classes == ("-1", "9", "10", "Down", "up")
+    assert open_dataset(tmp_path / "out")[0].classes == ("-1", "9", "10", "Down", "up")
 
 
 # ---- what cannot be used
 
 
-def test_bad_rows_are_told_and_nothing_is_left(
+def test_bad_rows_are_named_and_nothing_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows: list[dict[str, object]] = [dict(row) for row in toy_rows(30)]
+    rows: list[dict[str, object]] = [{**row} for row in toy_rows(30)]
     rows[4]["steps"] = [[1.0, 2.0]]
     rows[9]["steps"] = [[1.0, None, 2.0]]
     rows[11]["label"] = None
     rows[13]["label"] = "typo"
-    (tmp_path / "x.jsonl").write_text(lines_of(rows))
-    said = refusal(capsys, tmp_path / "x.jsonl", "--out", tmp_path / "out")
+    write_rows(tmp_path / "x.jsonl", rows)
+    message = refusal(capsys, tmp_path / "x.jsonl", "--out", tmp_path / "out")
     for line in (
         "4 bad rows; mend them, or leave them out with --on-bad-row skip:",
         "x.jsonl:5: 2 features, where rows before have 3",
@@ -199,7 +195,7 @@ def test_bad_rows_are_told_and_nothing_is_left(
         "x.jsonl:12: no label; give it one, or name its column with --label",
         "x.jsonl:14: label 'typo': the only example of its class; give it more, or none",
     ):
-        assert line in said
+        assert line in message
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
     out = tmp_path / "out"
@@ -207,21 +203,19 @@ def test_bad_rows_are_told_and_nothing_is_left(
     printed = capsys.readouterr().out
     assert "left out    4 rows" in printed
     assert len((out / "skipped.txt").read_text().splitlines()) == 4
-    card = open_parts(out)[0]
-    assert (sum(part.examples for part in card.parts.values()), card.left_out) == (26, 4)
-    assert "typo" not in card.classes
+    info = open_dataset(out)[0]
+    assert (sum(split.examples for split in info.parts.values()), info.left_out) == (26, 4)
+    assert "typo" not in info.classes
 
 
 def test_a_class_unknown_to_training_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.jsonl").write_text(lines_of(toy_rows(10)))
-    (tmp_path / "b.jsonl").write_text(lines_of([{"steps": [[1, 2, 3]], "label": "left"}] * 2))
+    write_rows(tmp_path / "a.jsonl", toy_rows(10))
+    write_rows(tmp_path / "b.jsonl", [{"steps": [[1, 2, 3]], "label": "left"}] * 2)
     words = ("--train", tmp_path / "a.jsonl", "--test", tmp_path / "b.jsonl")
-    said = refusal(capsys, *words, "--out", tmp_path / "out")
-    assert (
-        "b.jsonl:1: label 'left': unknown to training (2 examples, none of them in train)" in said
-    )
+    problem = "label 'left': unknown to training (2 examples, none of them in train)"
+    assert f"b.jsonl:1: {problem}" in refusal(capsys, *words, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -244,50 +238,41 @@ def test_a_class_unknown_to_training_is_refused(
         (["TWO", "--out", "OUT"], "no example is left for test"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_named(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("X", "EMPTY", "TWO")}
-    places["X"].write_text(lines_of(toy_rows(60)))
-    places["EMPTY"].write_text("\n")
-    places["TWO"].write_text(lines_of([{"text": "a", "label": "b"}] * 2))
-    places |= {"OUT": tmp_path / "out", "FULL": tmp_path / "full"}
-    places["FULL"].mkdir()
-    (places["FULL"] / "thesis.tex").write_text("all of it")
-    assert message in refusal(capsys, *(places.get(word, word) for word in words))
-    assert not places["OUT"].exists()
-    assert (places["FULL"] / "thesis.tex").read_text() == "all of it"
+    paths = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("X", "EMPTY", "TWO")}
+    write_rows(paths["X"], toy_rows(60))
+    paths["EMPTY"].write_text("\n")
+    write_rows(paths["TWO"], [{"text": "a", "label": "b"}] * 2)
+    paths |= {"OUT": tmp_path / "out", "FULL": tmp_path / "full"}
+    paths["FULL"].mkdir()
+    (paths["FULL"] / "thesis.tex").write_text("all of it")
+    assert message in refusal(capsys, *(paths.get(word, word) for word in words))
+    assert not paths["OUT"].exists()
+    assert (paths["FULL"] / "thesis.tex").read_text() == "all of it"
 
 
 def test_overwriting_replaces_a_data_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = toy_dataset(tmp_path / "out")
-    (tmp_path / "x.jsonl").write_text(lines_of(toy_rows(60, seed=7)))
-    before = open_parts(out)[0].fingerprint
+    write_rows(tmp_path / "x.jsonl", toy_rows(60, seed=7))
+    before = open_dataset(out)[0].fingerprint
     assert "exists already" in refusal(capsys, tmp_path / "x.jsonl", "--out", out)
     assert prepare(tmp_path / "x.jsonl", "--out", out, "--overwrite") == 0
-    assert open_parts(out)[0].fingerprint != before
+    assert open_dataset(out)[0].fingerprint != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.jsonl"]
 
 
 def test_a_killed_preparation_leaves_no_data_set_and_is_swept(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jsonl")
-    words = [
-        sys.executable,
-        "-m",
-        "seqclf",
-        "prepare",
-        tmp_path / "x.jsonl",
-        "--out",
-        tmp_path / "out",
-    ]
-    process = subprocess.Popen(list(map(str, words)), cwd=ROOT)
+    words = ["prepare", f"{tmp_path}/x.jsonl", "--out", f"{tmp_path}/out"]
+    process = subprocess.Popen([sys.executable, "-m", "seqclf", *words], cwd=ROOT)
     with (tmp_path / "x.jsonl").open("w") as pipe:
-        pipe.write(lines_of(toy_rows(60)))
+        pipe.writelines(json.dumps(row) + "\n" for row in toy_rows(60))
         pipe.flush()
-        while not (tmp_path / ".out.partial" / VALUES).exists():
-            time.sleep(0.02)
+        wait_for((tmp_path / ".out.partial" / VALUES).exists)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "out").exists()
@@ -309,9 +294,9 @@ def test_every_file_cut_or_deleted_is_refused(tmp_path: Path) -> None:
             if path.suffix == ".json" and damaged == saved[:-1]:
                 continue  # its last line's end
             with pytest.raises(UserError, match=r"prepare"):
-                open_parts(out)
+                open_dataset(out)
             path.write_bytes(saved)
-    open_parts(out)
+    open_dataset(out)
 
 
 @settings(max_examples=60, deadline=None)
@@ -326,16 +311,16 @@ def test_flipped_bytes_are_a_clear_error_or_seen_by_verify(
     shutil.copytree(origin, out)
     path = data.draw(st.sampled_from([out / "dataset.json", out / INDEX, out / VALUES]))
     changed = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, len(changed) - 1))
-    changed[place] ^= data.draw(st.integers(1, 255))
+    offset = data.draw(st.integers(0, len(changed) - 1))
+    changed[offset] ^= data.draw(st.integers(1, 255))
     path.write_bytes(changed)
     try:
-        card, parts, _ = open_parts(out)
+        info, splits, _ = open_dataset(out)
     except UserError:
         return
-    for part in parts.values():
-        assert 0 <= int(part.labels.min()) <= int(part.labels.max()) < len(card.classes)
-        part.rows(torch.arange(len(part)))
+    for split in splits.values():
+        assert 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(info.classes)
+        split.rows(torch.arange(len(split)))
     if path.suffix == ".safetensors":
         with pytest.raises(UserError, match="another sha256"):
             verify(out)
@@ -354,9 +339,9 @@ def test_indexes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     for name, change in changes:
         save_file(good | {name: change(good[name]).contiguous()}, out / INDEX)
         with pytest.raises(UserError, match=r"index\.safetensors: .*prepare the data set again"):
-            open_parts(out)
+            open_dataset(out)
     save_file(good, out / INDEX)
-    open_parts(out)
+    open_dataset(out)
 
 
 # ---- looking at it
@@ -366,21 +351,21 @@ def test_describe_shows_lengths_classes_and_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = toy_dataset(tmp_path / "out")
-    assert cli.main(["describe", str(out), "--verify"]) == 0
-    said = capsys.readouterr().out
-    assert "3 features a step, 2 classes" in said
-    assert "1 to 15 steps each" in said
-    assert "feature 2" in said
-    assert said.endswith("verified: all files are as they were written\n")
+    assert main.main(["describe", str(out), "--verify"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 features a step, 2 classes" in printed
+    assert "1 to 15 steps each" in printed
+    assert "feature 2" in printed
+    assert printed.endswith("verified: all files are as they were written\n")
     with (out / VALUES).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
-    assert cli.main(["describe", str(out), "--verify"]) == 2
+    assert main.main(["describe", str(out), "--verify"]) == 2
     assert "values.safetensors: damaged (another sha256)" in capsys.readouterr().err
 
 
 def test_describe_a_folder_without_a_data_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["describe", str(tmp_path)]) == 2
+    assert main.main(["describe", str(tmp_path)]) == 2
     assert "no prepared data set there" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Users' files: every format is read right, and what is wrong with one is said where it is."""
+"""Users' files: every format is read right, and a message names a mistake and its place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seqclf.config import UserError
-from seqclf.data.readers import Bad, Reading, Row, read
+from seqclf.data.readers import read_rows
+from seqclf.data.readers.rows import BadRow, ReadOptions, Row
+from seqclf.errors import UserError
 
 TS = """\
 # a comment
@@ -42,25 +43,25 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
-def rows(path: Path, **how: object) -> list[Row]:
-    found = list(read(path, Reading(**how)))  # type: ignore[arg-type]
-    good = [row for row in found if isinstance(row, Row)]
-    assert good == found, found
+def rows(path: Path, **options: object) -> list[Row]:
+    everything = list(read_rows(path, ReadOptions(**options)))  # type: ignore[arg-type]
+    good = [row for row in everything if isinstance(row, Row)]
+    assert good == everything, everything
     return good
 
 
-def problems(path: Path, **how: object) -> list[str]:
-    """Say all that is wrong, without the folder."""
-    found = read(path, Reading(**how))  # type: ignore[arg-type]
-    texts = [f"{bad.where}: {bad.problem}" for bad in found if isinstance(bad, Bad)]
+def problems(path: Path, **options: object) -> list[str]:
+    """Return all that is wrong, without the folder."""
+    everything = read_rows(path, ReadOptions(**options))  # type: ignore[arg-type]
+    texts = [f"{bad.where}: {bad.problem}" for bad in everything if isinstance(bad, BadRow)]
     return [text.replace(f"{path.parent}/", "") for text in texts]
 
 
 def numbers(row: Row) -> list[list[float]]:
     assert isinstance(row.steps, np.ndarray)
     assert row.steps.dtype == np.float32
-    found: list[list[float]] = row.steps.tolist()
-    return found
+    steps: list[list[float]] = row.steps.tolist()
+    return steps
 
 
 # ---- the same two sequences in every format
@@ -119,9 +120,8 @@ def as_parquet(folder: Path) -> Path:
 def test_every_format_gives_the_same_sequences(
     make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    path = make(tmp_path)
-    found = rows(path, id="id" if make is as_long_csv else None)
-    assert [(row.label, numbers(row)) for row in found] == SEQUENCES
+    sequences = rows(make(tmp_path), id="id" if make is as_long_csv else None)
+    assert [(row.label, numbers(row)) for row in sequences] == SEQUENCES
 
 
 # ---- each format's own
@@ -159,7 +159,7 @@ def test_long_form_problems_name_line_and_column(text: str, problem: str, tmp_pa
 
 def test_a_bad_step_spoils_its_sequence_alone(tmp_path: Path) -> None:
     text = "id,x\na,1\na,oops\na,oops\nb,1\n"
-    _, good = read(write(tmp_path, "x.csv", text), Reading(id="id"))
+    _, good = read_rows(write(tmp_path, "x.csv", text), ReadOptions(id="id"))
     assert isinstance(good, Row)
     assert good.id == "b"
 
@@ -186,6 +186,10 @@ def test_wide_form_with_and_without_a_header(tmp_path: Path) -> None:
 def test_a_first_line_with_a_slip_is_no_header(tmp_path: Path) -> None:
     path = write(tmp_path, "x.csv", "a,1,oops,3\nb,1,2,3\n")
     assert problems(path) == ["x.csv:1: column 3: 'oops' is not a number"]
+
+
+def test_labels_are_no_values_where_a_table_has_no_others(tmp_path: Path) -> None:
+    assert problems(write(tmp_path, "x.csv", "id,label\na,1\n")) == ["x.csv:2: an empty sequence"]
 
 
 def test_gaps_are_filled_on_demand(tmp_path: Path) -> None:
@@ -229,7 +233,7 @@ def test_ts_problems_name_dimension_and_value(line: str, problem: str, tmp_path:
 )
 def test_ts_headers_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        list(read(write(tmp_path, "x.ts", text), Reading()))
+        list(read_rows(write(tmp_path, "x.ts", text), ReadOptions()))
 
 
 def test_jsonl_of_every_kind(tmp_path: Path) -> None:
@@ -270,17 +274,17 @@ def test_jsonl_of_every_kind(tmp_path: Path) -> None:
     ],
 )
 def test_jsonl_problems(line: str, problem: str, tmp_path: Path) -> None:
-    (said,) = problems(write(tmp_path, "x.jsonl", '\n{"text": "good"}\n' + line))
-    assert said.startswith("x.jsonl:3: ")
-    assert problem in said
+    (message,) = problems(write(tmp_path, "x.jsonl", '\n{"text": "good"}\n' + line))
+    assert message.startswith("x.jsonl:3: ")
+    assert problem in message
 
 
 def test_npy_takes_labels_from_a_file_beside_it(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(12).reshape(3, 2, 2))
     labels = write(tmp_path, "y.txt", "a\nb\na\n")
-    found = rows(tmp_path / "x.npy", labels=labels)
-    assert [row.label for row in found] == ["a", "b", "a"]
-    assert numbers(found[2]) == [[8, 9], [10, 11]]
+    sequences = rows(tmp_path / "x.npy", labels=labels)
+    assert [row.label for row in sequences] == ["a", "b", "a"]
+    assert numbers(sequences[2]) == [[8, 9], [10, 11]]
     np.save(tmp_path / "y.npy", np.array([1.0, 2.0, 1.0]))
     assert [row.label for row in rows(tmp_path / "x.npy", labels=tmp_path / "y.npy")] == [
         "1",
@@ -306,8 +310,8 @@ def test_npz_of_parts(tmp_path: Path) -> None:
         x_test=np.ones((1, 3)),
         y_test=np.array([1]),
     )
-    found = rows(tmp_path / "x.npz")
-    assert [(row.split, row.label) for row in found] == [
+    sequences = rows(tmp_path / "x.npz")
+    assert [(row.split, row.label) for row in sequences] == [
         ("train", "0"),
         ("train", "1"),
         ("test", "1"),
@@ -322,13 +326,13 @@ def pickled(folder: Path) -> bytes:
 def test_pickles_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "x.npy", pickled(tmp_path))
     with pytest.raises(UserError, match="only pickle could read"):
-        list(read(tmp_path / "x.npy", Reading()))
+        list(read_rows(tmp_path / "x.npy", ReadOptions()))
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x.npy", pickled(tmp_path))
     with pytest.raises(UserError, match="only pickle could read"):
-        list(read(tmp_path / "x.npz", Reading()))
-    (said,) = problems(write(tmp_path, "manifest.csv", "path,label\nx.npy,a\n"))
-    assert "x.npy: holds Python objects" in said
+        list(read_rows(tmp_path / "x.npz", ReadOptions()))
+    (message,) = problems(write(tmp_path, "manifest.csv", "path,label\nx.npy,a\n"))
+    assert "x.npy: holds Python objects" in message
 
 
 @pytest.mark.parametrize(
@@ -348,15 +352,15 @@ def test_npz_that_cannot_be_used(
 ) -> None:
     np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=message):
-        list(read(tmp_path / "x.npz", Reading()))
+        list(read_rows(tmp_path / "x.npz", ReadOptions()))
 
 
 def test_array_problems_name_the_place(tmp_path: Path) -> None:
     values = np.zeros((3, 4, 2))
     values[1, 2, 1] = np.nan
     np.save(tmp_path / "x.npy", values)
-    (said,) = problems(tmp_path / "x.npy")
-    assert said.startswith("x.npy[1]: step 3, feature 2: a missing value")
+    (message,) = problems(tmp_path / "x.npy")
+    assert message.startswith("x.npy[1]: step 3, feature 2: a missing value")
 
 
 def test_manifest_problems_name_line_file_and_column(tmp_path: Path) -> None:
@@ -367,8 +371,7 @@ def test_manifest_problems_name_line_file_and_column(tmp_path: Path) -> None:
     np.save(tmp_path / "deep.npy", np.zeros((2, 2, 2)))
     names = ["bad.csv", "short.csv", "nan.csv", "x.wav", "gone.npy", "deep.npy", ""]
     text = "path,label\n" + "".join(f"{name},a\n" for name in names)
-    said = problems(write(tmp_path, "manifest.csv", text))
-    assert said == [
+    assert problems(write(tmp_path, "manifest.csv", text)) == [
         "manifest.csv:2: bad.csv:3, column b: 'oops' is not a number",
         "manifest.csv:3: short.csv:2: 1 cells, where the first line has 2",
         "manifest.csv:4: nan.csv:3, column b: a missing value; --fill-missing fills such gaps",
@@ -384,17 +387,17 @@ def test_parquet_in_long_form(tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     table = {"who": [1, 1, 2], "x": [0.5, 1.5, 2.5], "label": ["a", "a", "b"]}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
-    found = rows(tmp_path / "x.parquet", id="who")
-    assert [(row.id, row.label, numbers(row)) for row in found] == [
+    sequences = rows(tmp_path / "x.parquet", id="who")
+    assert [(row.id, row.label, numbers(row)) for row in sequences] == [
         ("1", "a", [[0.5], [1.5]]),
         ("2", "b", [[2.5]]),
     ]
     with pytest.raises(UserError, match="not a parquet file"):
-        list(read(write(tmp_path, "y.parquet", "PAR1 and so on"), Reading()))
+        list(read_rows(write(tmp_path, "y.parquet", "PAR1 and so on"), ReadOptions()))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "how", "message"),
+    ("name", "content", "options", "message"),
     [
         ("x.doc", "", {}, "expected a file that ends in csv, tsv"),
         ("x.csv", "id,x\na,1\nb,1\na,2\n", {"id": "id"}, "x.csv:4: id 'a' comes again"),
@@ -410,38 +413,39 @@ def test_parquet_in_long_form(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_cannot_be_read(
-    name: str, content: str | bytes, how: dict[str, str], message: str, tmp_path: Path
+    name: str, content: str | bytes, options: dict[str, str], message: str, tmp_path: Path
 ) -> None:
+    path = write(tmp_path, name, content)
     with pytest.raises(UserError, match=message):
-        list(read(write(tmp_path, name, content), Reading(**how)))  # type: ignore[arg-type]
+        list(read_rows(path, ReadOptions(**options)))  # type: ignore[arg-type]
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.csv: cannot read it: No such file"):
-        list(read(tmp_path / "x.csv", Reading()))
+        list(read_rows(tmp_path / "x.csv", ReadOptions()))
     (tmp_path / "y.csv").mkdir()
     with pytest.raises(UserError, match="a folder; name the files in it"):
-        list(read(tmp_path / "y.csv", Reading()))
+        list(read_rows(tmp_path / "y.csv", ReadOptions()))
     with pytest.raises(UserError, match="say what standard input holds"):
-        list(read(Path("-"), Reading()))
+        list(read_rows(Path("-"), ReadOptions()))
 
 
 def test_a_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
     header = io.BytesIO()
-    about = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 10**6)}
-    np.lib.format.write_array_header_1_0(header, about)
+    fields = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 10**6)}
+    np.lib.format.write_array_header_1_0(header, fields)
     with pytest.raises(UserError, match="where its header asks for"):
-        list(read(write(tmp_path, "x.npy", header.getvalue() + b"\0" * 64), Reading()))
+        list(read_rows(write(tmp_path, "x.npy", header.getvalue() + b"\0" * 64), ReadOptions()))
 
 
 # ---- malformed files: a clear error or a right result
 
 
-VALID: dict[str, tuple[bytes, Reading]] = {
-    "x.ts": (TS.encode(), Reading()),
-    "x.csv": (LONG.encode(), Reading(id="id", time="time")),
-    "y.csv": (b"label,t0,t1\na,1,2\nb,3,\n", Reading()),
-    "x.jsonl": (b'{"steps": [[1, 2], [3, 4]], "label": "x"}\n{"tokens": ["a"]}\n', Reading()),
+VALID: dict[str, tuple[bytes, ReadOptions]] = {
+    "x.ts": (TS.encode(), ReadOptions()),
+    "x.csv": (LONG.encode(), ReadOptions(id="id", time="time")),
+    "y.csv": (b"label,t0,t1\na,1,2\nb,3,\n", ReadOptions()),
+    "x.jsonl": (b'{"steps": [[1, 2], [3, 4]], "label": "x"}\n{"tokens": ["a"]}\n', ReadOptions()),
 }
 
 
@@ -457,7 +461,7 @@ def saved() -> bytes:
     return file.getvalue()
 
 
-VALID |= {"x.npz": (compressed(), Reading()), "x.npy": (saved(), Reading())}
+VALID |= {"x.npz": (compressed(), ReadOptions()), "x.npy": (saved(), ReadOptions())}
 
 
 @pytest.mark.parametrize("keyword", ["@timestamps", "@targetLabel", "@classLabel"])
@@ -480,18 +484,18 @@ def test_a_ts_keyword_without_a_value_is_false(keyword: str, tmp_path: Path) -> 
 def test_damaged_files_never_raise_anything_else(
     name: str, edits: list[tuple[float, int, bytes]], tmp_path: Path
 ) -> None:
-    content, reading = VALID[name]
-    for where, removed, added in edits:
-        place = int(where * len(content))
-        content = content[:place] + added + content[place + removed :]
+    content, options = VALID[name]
+    for fraction, num_removed, added in edits:
+        offset = int(fraction * len(content))
+        content = content[:offset] + added + content[offset + num_removed :]
     path = write(tmp_path, name, content)
-    found: list[Row | Bad] = []
-    with suppress(UserError):  # whose text can be printed
-        found += read(path, reading)
-    for row in found:
+    everything: list[Row | BadRow] = []
+    with suppress(UserError):
+        everything += read_rows(path, options)
+    for row in everything:
         if isinstance(row, Row) and isinstance(row.steps, np.ndarray):
             assert len(row.steps)
             assert np.isfinite(row.steps).all()
-        elif isinstance(row, Bad):
+        elif isinstance(row, BadRow):
             row.problem.encode()
             assert row.problem.isprintable()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, read_metrics
+from helpers.files import read_metrics
+from helpers.launching import ROOT
 
-from seqclf.config import load_config
+from seqclf.config.load import load_config
 from seqclf.data.prepare import Input, Preparation, prepare
 from seqclf.train import train
 
@@ -62,11 +63,11 @@ def test_accuracy_over_5_seeds(
     mnist_root: str,
 ) -> None:
     flags = {"data.root": mnist_root}
-    found = [
+    accuracies = [
         run(recipe, tmp_path / str(seed), seed=str(seed), **flags)["test/accuracy"]
         for seed in range(5)
     ]
-    assert middle(found) >= promised
+    assert middle(accuracies) >= promised
 
 
 def test_real_mnist_learns_within_200_steps(tmp_path: Path, mnist_root: str) -> None:
@@ -83,9 +84,9 @@ def test_japanese_vowels_over_5_seeds(tmp_path: Path) -> None:
     inputs = [Input(file, part) for file, part in zip(files, ("train", "test"), strict=True)]
     prepare(inputs, tmp_path / "vowels", Preparation(), print)
     flags = {"data.path": str(tmp_path / "vowels")}
-    found = [
+    accuracies = [
         run("japanese_vowels", tmp_path / str(seed), seed=str(seed), **flags)["test/accuracy"]
         for seed in range(5)
     ]
     # 0.9812 over 20 runs (5 seeds, 4 ways of rounding); a mean of five scatters by 0.0013 about it
-    assert statistics.mean(found) >= 0.978
+    assert statistics.mean(accuracies) >= 0.978

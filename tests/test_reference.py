@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.launching import ROOT
 
-from seqclf.cli import main
-from seqclf.config import Config, Optim, Train, fields, load_config, read_yaml, settings
-from seqclf.reference import SECTIONS, STARTER, commented_yaml, kind, markdown
+from seqclf.cli.main import main
+from seqclf.config.load import load_config
+from seqclf.config.reference import SECTIONS, STARTER, commented_yaml, kind, markdown
+from seqclf.config.settings import Config, Optim, Train, fields, settings_by_name
+from seqclf.config.yaml import read_yaml
 
 CHANGED = Config(
     run_dir="no",  # text that YAML 1.1 takes for something else
@@ -22,13 +24,11 @@ CHANGED = Config(
 
 def written(text: str) -> set[str]:
     """Return the names of the settings that stand in a YAML text."""
-    where: dict[str, str] = {}
-    read_yaml(text, where, "f")
-    return set(where) & {name for name, _, _ in fields()}
+    return set(read_yaml(text, "f").places) & {name for name, _, _ in fields()}
 
 
 def test_the_page_of_settings_is_the_code_s() -> None:
-    remedy = "python -m seqclf.reference > docs/settings.md"
+    remedy = "python -m seqclf.config.reference > docs/settings.md"
     assert (ROOT / "docs" / "settings.md").read_text() == markdown(), remedy
 
 
@@ -46,7 +46,7 @@ def test_a_commented_config_reads_back_as_the_same(config: Config, tmp_path: Pat
     path = tmp_path / "x.yaml"
     path.write_text(commented_yaml(config))
     assert load_config(path)[0] == config
-    assert written(path.read_text()) == set(settings(config))
+    assert written(path.read_text()) == set(settings_by_name(config))
 
 
 def test_every_setting_is_explained_above_it() -> None:

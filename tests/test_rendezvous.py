@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
-from seqclf.rendezvous import choose_name, meet
+from seqclf.processes.rendezvous import choose_name, meet
 
 SOON = timedelta(seconds=20)
 

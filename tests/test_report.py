@@ -7,53 +7,69 @@ import math
 import random
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import toy_dataset
+from helpers.data import toy_dataset, write_rows
+from helpers.files import change_json, read_status
+from helpers.pages import FOCUS, LINES, LOOK, Scheme, opened
+from helpers.training import Settings, train_tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from playwright.sync_api import Browser, Page, sync_playwright
-from scipy.stats import binomtest
+from playwright.sync_api import Browser, sync_playwright
 from sklearn.metrics import f1_score
 from torch import Tensor
 
-from seqclf import cli, reading
-from seqclf.config import UserError
+from seqclf.cli.main import main
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
-from seqclf.evaluate import macro_f1_interval, wilson
-from seqclf.figures import in_blocks
+from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
-from seqclf.predict import load_model, probabilities
-from seqclf.reading import decided_at, read_shares, spread, token_lines
-from seqclf.report import read_run, write_report
+from seqclf.predict import probabilities
+from seqclf.prefixes import classify_prefixes, decided_at, token_lines
+from seqclf.report.figures import in_blocks
+from seqclf.report.intervals import macro_f1_interval, wilson
+from seqclf.report.page import write_report
+from seqclf.report.reading import choose_evenly, classify_shares
+from seqclf.report.run_record import read_run
+from seqclf.run.weights import load_model
 
-Scheme = Literal["light", "dark"]
 HOSTILE = '"><script>alert(1)</script>$\\frac{'
-FLAGS = ["--train.steps", "30", "--log.every", "10", "--tracking.wandb", "disabled", "--quiet"]
+SETTINGS: Settings = {
+    "model.hidden_size": 64,
+    "train.steps": 30,
+    "log.every": 10,
+    "report": True,
+    "quiet": True,
+}
 
 
-def train(run_dir: Path, *words: str) -> Path:
-    assert cli.main(["train", "--run-dir", str(run_dir), *FLAGS, *words]) == 0
+def train(run_dir: Path, settings: Mapping[str, object] = {}) -> Path:
+    assert train_tiny(run_dir, {**SETTINGS, **settings}) == 0
     return run_dir
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("runs") / "digits", "--data.name", "digits")
+    return train(tmp_path_factory.mktemp("runs") / "digits")
 
 
 @given(st.integers(1, 500), st.data())
-def test_intervals_are_scipys(n: int, data: st.DataObject) -> None:
-    hits = data.draw(st.integers(0, n))
-    expected = binomtest(hits, n).proportion_ci(method="wilson")
-    assert wilson(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+def test_the_ends_of_an_interval_are_196_deviations_from_the_share(
+    n: int, data: st.DataObject
+) -> None:
+    share = (hits := data.draw(st.integers(0, n))) / n
+    low, high = wilson(hits, n)
+    assert 0 <= low <= share <= high <= 1
+    for end in (low, high):  # Wilson's definition: the deviation is that of the end, not the share
+        assert abs(share - end) == pytest.approx(
+            1.959964 * math.sqrt(end * (1 - end) / n), rel=1e-5, abs=1e-9
+        )
+    assert wilson(0, 0) == (0.0, 1.0)
 
 
 def test_the_interval_of_macro_f1_is_that_of_resampled_examples() -> None:
@@ -106,12 +122,12 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
 def test_the_last_share_of_the_reading_is_the_accuracy(digits: Path) -> None:
     run, (model, _) = read_run(digits), load_model(digits)
     test = sources.load(run.config.data, seed=run.config.seed).test
-    ids = spread(model, test)
+    ids = choose_evenly(model, test)
     assert ids.tolist() == list(range(359))
-    shares, chances = read_shares(model, test, ids)
+    shares, chances = classify_shares(model, test, ids)
     assert shares == [step / 8 for step in range(1, 9)]
     hits = int((chances[:, -1].argmax(1) == test.labels).sum())
-    assert hits / 359 == run.evaluations["test"]["test/accuracy"]
+    assert hits / 359 == run.evaluations["test"].metrics["test/accuracy"]
 
 
 def test_shares_of_sequences_are_rounded_up_to_a_step() -> None:
@@ -120,7 +136,7 @@ def test_shares_of_sequences_are_rounded_up_to_a_step() -> None:
     starts = lengths.cumsum(0) - lengths
     some = Sequences(values, torch.zeros(3).long(), ("a", "b"), starts=starts, lengths=lengths)
     model = LSTMClassifier(3, 2, hidden_size=4)
-    shares, chances = read_shares(model, some, torch.arange(3))
+    shares, chances = classify_shares(model, some, torch.arange(3))
     assert shares == [step / 7 for step in range(1, 8)]
     for row, length in enumerate(lengths.tolist()):
         for place in range(7):
@@ -138,9 +154,9 @@ def test_a_run_without_a_result_is_read_by_its_newest_checkpoint(
         write_report([path], None, {}).read_text() for path in (tmp_path / "run", digits)
     )
     assert "those of step-00000030, as the run has no result yet" in page
-    told = re.findall(r"says [0-9] .*? for good", page)
-    assert len(told) >= 6
-    assert told == re.findall(r"says [0-9] .*? for good", whole)
+    stories = re.findall(r"says [0-9] .*? for good", page)
+    assert len(stories) >= 6
+    assert stories == re.findall(r"says [0-9] .*? for good", whole)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     page = write_report([tmp_path / "run"], None, {}).read_text()
     assert "Not shown: " in page
@@ -149,7 +165,7 @@ def test_a_run_without_a_result_is_read_by_its_newest_checkpoint(
 
 def test_where_the_data_are_gone_the_rest_is_shown(tmp_path: Path) -> None:
     data = toy_dataset(tmp_path / "data")
-    run_dir = train(tmp_path / "run", "--data.path", str(data))
+    run_dir = train(tmp_path / "run", {"data.name": "files", "data.path": data})
     assert "The model reading" in write_report([run_dir], None, {}).read_text()
     data.rename(tmp_path / "moved")
     page = write_report([run_dir], None, {}).read_text()
@@ -163,26 +179,45 @@ def test_an_unfinished_run_has_a_page(digits: Path, tmp_path: Path) -> None:
     shutil.copytree(digits, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
     shutil.rmtree(tmp_path / "run" / "evaluation")
-    status = json.loads((digits / "status.json").read_text())
-    status |= {"state": "failed", "error": "no <more>"}
-    (tmp_path / "run" / "status.json").write_text(json.dumps(status))
+    change_json(tmp_path / "run" / "status.json", state="failed", error="no <more>")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "train/lo')
     page = write_report([tmp_path / "run"], None, {}).read_text()
     assert "<strong>failed</strong>: no &lt;more&gt;" in page
 
 
+def test_a_damaged_file_is_as_good_as_a_missing_one(digits: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(digits, run_dir)
+    with (run_dir / "evaluation" / "test.json").open("a") as file:
+        file.write(" " * 2**20)  # long, but whole
+    assert list(read_run(run_dir).evaluations) == ["test"]
+    for name in ("status.json", "run.json", "evaluation/test.json"):
+        (run_dir / name).write_text('{"step": ')
+    for name in ("metrics.jsonl", "sessions.jsonl"):
+        text = (run_dir / name).read_text()
+        (run_dir / name).write_text(f'\n[3]\n{text}{{"step": ')
+    run = read_run(run_dir)
+    assert (run.state, run.metrics, run.evaluations) == ("unknown", {}, {})
+    assert run.metric_lines == read_run(digits).metric_lines
+    assert run.sessions == read_run(digits).sessions
+    page = write_report([run_dir], None, {}).read_text()
+    assert "<strong>unknown</strong>" in page
+    assert "0 of 0" in page
+    assert "Learning curves" in page
+    assert (
+        "<td>unknown</td>" in write_report([digits, run_dir], tmp_path / "2.html", {}).read_text()
+    )
+
+
 def test_runs_are_compared(digits: Path, tmp_path: Path) -> None:
-    other = train(tmp_path / "other", "--data.name", "digits", "--seed", "1")
-    third = train(tmp_path / "third", "--data.name", "digits", "--optim.lr", "0.002")
+    other = train(tmp_path / "other", {"seed": 1})
+    third = train(tmp_path / "third", {"optim.lr": 0.002})
     out = tmp_path / "all.html"
     page = write_report([digits, other, third], out, {}).read_text()
     for name in ("optim.lr", "seed", "other", "third", "n = 2"):
         assert name in page
-    accuracies = [
-        json.loads((path / "status.json").read_text())["metrics"]["test/accuracy"]
-        for path in (digits, other)
-    ]
+    accuracies = [read_run(path).metrics["test/accuracy"] or 0 for path in (digits, other)]
     assert f"{sum(accuracies) / 2:.4f} ± " in page
     assert {"train-loss", "test-accuracy"} < {f.stem for f in (tmp_path / "all-figures").iterdir()}
 
@@ -204,18 +239,10 @@ def test_a_file_of_the_users_is_not_replaced(digits: Path, tmp_path: Path) -> No
 
 
 def test_what_a_run_lacks_is_not_what_diverged(digits: Path, tmp_path: Path) -> None:
-    other = train(
-        tmp_path / "a-very-long-name-that-differs-in-its-middle-only",
-        "--data.name",
-        "digits",
-        "--seed",
-        "1",
-    )
-    status = json.loads((other / "status.json").read_text())
-    status["metrics"] |= {"val/accuracy": None}
-    (other / "status.json").write_text(json.dumps(status))
-    facts = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(facts | {"data_fingerprint": "5ca1ab1e" * 8}))
+    other = train(tmp_path / "a-very-long-name-that-differs-in-its-middle-only", {"seed": 1})
+    metrics = read_status(other).metrics | {"val/accuracy": None}
+    change_json(other / "status.json", metrics=metrics)
+    change_json(other / "run.json", data_fingerprint="5ca1ab1e" * 8)
     out = tmp_path / "all.html"
     page = write_report([digits, other], out, {}).read_text()
     assert page.count("not finite") == 1
@@ -236,7 +263,9 @@ def test_the_training_time_is_that_of_the_examples_seen(digits: Path) -> None:
 def test_a_letter_stands_on_the_line_of_its_last_byte() -> None:
     text = torch.tensor(list("aé日b".encode()))
     some = Sequences(
-        *(text, torch.zeros(1).long(), ("a", "b")),
+        text,
+        torch.zeros(1).long(),
+        ("a", "b"),
         starts=torch.zeros(1).long(),
         lengths=torch.tensor([7]),
         num_tokens=256,
@@ -250,22 +279,22 @@ def test_long_sequences_are_read_a_few_at_a_time(
 ) -> None:
     run, (model, _) = read_run(digits), load_model(digits)
     test = sources.load(run.config.data, seed=run.config.seed).test
-    shares, expected = read_shares(model, test, torch.arange(30))
-    monkeypatch.setattr("seqclf.reading.MAX_EVAL_STEPS", 20)  # two of eight steps
+    shares, expected = classify_shares(model, test, torch.arange(30))
+    monkeypatch.setattr("seqclf.report.reading.MAX_EVAL_STEPS", 20)  # two of eight steps
     read: list[int] = []
-    honest = reading.read_along
+    honest = classify_prefixes
 
     def counted(model: LSTMClassifier, values: Tensor, ends: Tensor) -> Tensor:
         read.append(len(values))
         return honest(model, values, ends)
 
-    monkeypatch.setattr("seqclf.reading.read_along", counted)
-    found = read_shares(model, test, torch.arange(30))
+    monkeypatch.setattr("seqclf.report.reading.classify_prefixes", counted)
+    found = classify_shares(model, test, torch.arange(30))
     assert read == [2] * 15
     assert found[0] == shares
     torch.testing.assert_close(found[1], expected)
-    monkeypatch.setattr("seqclf.reading.MOST_FLOP", 1)
-    assert len(spread(model, test)) == 20
+    monkeypatch.setattr("seqclf.report.reading.MOST_FLOP", 1)
+    assert len(choose_evenly(model, test)) == 20
 
 
 @pytest.fixture(scope="module")
@@ -276,27 +305,9 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium on this machine")
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *quiet])
-        yield opened
-        opened.close()
-
-
-@contextmanager
-def opened(
-    browser: Browser, file: Path, width: int = 1200, scheme: Scheme = "light"
-) -> Iterator[Page]:
-    """Open a page; it may say nothing on the console and ask for nothing but itself."""
-    said: list[str] = []
-    asked: list[str] = []
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(file.as_uri())
-    yield page
-    page.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *quiet])
+        yield browser
+        browser.close()
 
 
 @pytest.mark.parametrize("kind", ["series", "text"])
@@ -309,7 +320,7 @@ def test_hostile_names_are_only_names_in_a_browser(
         else {"text": f"{HOSTILE} {n}" * (1 + n % 2), "label": [HOSTILE, "ok"][n % 2]}
         for n in range(60)
     ]
-    run_dir = train(tmp_path / "run", "--data.path", str(prepared(rows, tmp_path)))
+    run_dir = train(tmp_path / "run", {"data.name": "files", "data.path": prepared(rows, tmp_path)})
     out = write_report([run_dir], None, {})
     assert "<script>alert" not in out.read_text()
     for figure in (run_dir / "report-figures").iterdir():
@@ -321,30 +332,9 @@ def test_hostile_names_are_only_names_in_a_browser(
 
 
 def prepared(rows: list[dict[str, Any]], folder: Path, *words: str) -> Path:
-    source = folder / "rows.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert cli.main(["prepare", str(source), "--out", str(folder / "data"), *words]) == 0
+    source = write_rows(folder / "rows.jsonl", rows)
+    assert main(["prepare", str(source), "--out", str(folder / "data"), *words]) == 0
     return folder / "data"
-
-
-# what a reader sees: [px beyond the right edge, px of the smallest letters, texts not in ink]
-LOOK = """() => {
-  const ink = getComputedStyle(document.body).color;
-  const texts = [...document.querySelectorAll("svg text")].filter((one) => one.textContent.trim());
-  const sizes = texts.map((text) => {
-    return parseFloat(getComputedStyle(text).fontSize) * text.ownerSVGElement.getScreenCTM().a;
-  });
-  const others = texts.filter((text) => getComputedStyle(text).fill !== ink);
-  const page = document.documentElement;
-  return [page.scrollWidth - page.clientWidth, Math.min(...sizes), others.length];
-}"""
-
-
-LINES = """cell => {
-  const range = document.createRange();
-  range.selectNodeContents(cell);
-  return [...new Set([...range.getClientRects()].map((box) => box.top))];
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -359,10 +349,10 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in list(range(100)) * 5
     ]
     data = prepared(rows, folder, "--split", "0.4,0.2,0.4")
-    words = ("--train.steps", "2", "--model.hidden_size", "8", "--report", "false")
-    run_dir = train(folder / "run", "--data.path", str(data), *words)
-    status = json.loads((run_dir / "status.json").read_text())
-    (run_dir / "status.json").write_text(json.dumps(status | {"step": 1000}))
+    settings = {"train.steps": 2, "data.name": "files", "data.path": data}
+    run_dir = folder / "run"
+    assert train_tiny(run_dir, settings) == 0
+    change_json(run_dir / "status.json", step=1000)
     noise = random.Random(0)
     with (run_dir / "metrics.jsonl").open("w") as file:
         for step in range(1, 1001):
@@ -379,7 +369,7 @@ def test_a_page_is_legible_at_any_width_in_both_schemes(
 ) -> None:
     found = request.getfixturevalue(which)
     file = found / "report.html" if found.is_dir() else found
-    with opened(browser, file, width, scheme) as page:
+    with opened(browser, file, width=width, scheme=scheme) as page:
         beyond, smallest, unlike = page.evaluate(LOOK)
         assert beyond <= 0
         assert smallest >= 7
@@ -430,28 +420,25 @@ def test_tables_sort_by_mouse_and_by_keyboard(digits: Path, browser: Browser) ->
         assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "test classes"
 
 
-FOCUS = "document.activeElement.textContent"
-
-
 def test_a_run_ends_with_its_page(digits: Path, tmp_path: Path) -> None:
     assert (digits / "report.html").is_file()
-    run_dir = train(tmp_path / "run", "--data.name", "digits", "--report", "false")
+    run_dir = train(tmp_path / "run", {"report": False})
     assert not (run_dir / "report.html").exists()
 
 
 def test_nothing_to_do_leaves_the_page_alone(tmp_path: Path) -> None:
-    run_dir = train(tmp_path / "run", "--data.name", "digits")
+    run_dir = train(tmp_path / "run")
     (run_dir / "report.html").write_text("mine")
-    train(run_dir, "--data.name", "digits")
+    train(run_dir)
     assert (run_dir / "report.html").read_text() == "mine"
     (run_dir / "report.html").unlink()
-    train(run_dir, "--data.name", "digits")
+    train(run_dir)
     assert (run_dir / "report.html").is_file()
 
 
 def test_no_page_of_a_sweeps_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    run_dir = train(tmp_path / "run", "--data.name", "digits")
+    run_dir = train(tmp_path / "run")
     assert not (run_dir / "report.html").exists()
 
 
@@ -461,7 +448,7 @@ def test_a_page_that_fails_is_told_and_fails_no_run(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("no luck")
 
-    monkeypatch.setattr("seqclf.report.write_report", fail)
-    run_dir = train(tmp_path / "run", "--data.name", "digits")
+    monkeypatch.setattr("seqclf.report.page.write_report", fail)
+    run_dir = train(tmp_path / "run")
     assert "warning: no report: no luck; try again: seqclf report" in capfd.readouterr().out
-    assert json.loads((run_dir / "status.json").read_text())["state"] == "finished"
+    assert read_status(run_dir).state == "finished"

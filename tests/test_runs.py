@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import run_ranks
+from helpers.ranks import run_ranks
 
-from seqclf import checkpoint, runs
-from seqclf.cli import main
-from seqclf.config import UserError
+from seqclf.cli.main import main
+from seqclf.errors import UserError
+from seqclf.run import listing
+from seqclf.run.checkpoint import FILES, commit_checkpoint
+from seqclf.run.records import State
 
 
 def make(path: Path, state: str = "finished", *, age_s: float = 0, **words: object) -> Path:
@@ -21,17 +23,18 @@ def make(path: Path, state: str = "finished", *, age_s: float = 0, **words: obje
     (path / "config.yaml").write_text(f"seed: {seed}\noptim:\n  lr: {words.get('lr', 0.01)}\n")
     facts = {"num_steps": 200, "data_fingerprint": words.get("data", "a")}
     (path / "run.json").write_text(json.dumps(facts))
-    (path / "status.json").write_text(json.dumps({"state": state, "step": 50, "metrics": metrics}))
+    status = {"state": state, "step": 50, "epoch": 0.5, "metrics": metrics, "error": None}
+    (path / "status.json").write_text(json.dumps(status))
     (path / ".lock").touch()
     then = time.time() - age_s
     os.utime(path / "status.json", (then, then))
     return path
 
 
-def hold_and_list(root: str) -> list[str]:
+def hold_and_list(root: Path) -> list[str]:
     """On rank 0 hold the lock as a training process does, and let rank 1 list the runs."""
-    file = (Path(root) / "busy" / ".lock").open("a+")
-    flag = Path(root) / "held"
+    file = (root / "busy" / ".lock").open("a+")
+    flag = root / "held"
     if os.environ["RANK"] == "0":
         fcntl.lockf(file, fcntl.LOCK_EX)
         flag.touch()
@@ -40,7 +43,7 @@ def hold_and_list(root: str) -> list[str]:
         return []
     while not flag.exists():
         time.sleep(0.01)
-    states = [f"{run.path.name} {run.state}" for run in runs.find(Path(root))]
+    states = [f"{run.path.name} {run.state}" for run in listing.list_runs(root)]
     flag.unlink()
     return states
 
@@ -49,7 +52,7 @@ def test_a_list_is_one_line_per_run_the_latest_first(tmp_path: Path) -> None:
     make(tmp_path / "old", age_s=3 * 86_400 + 100, metrics={})
     make(tmp_path / "a" / "b", age_s=7_300, metrics={"val/accuracy": 0.12345, "test/loss": 2.0})
     make(tmp_path / "stopped", "preempted", age_s=125, metrics={"test/accuracy": 1.0})
-    assert runs.table(tmp_path).splitlines() == [
+    assert listing.runs_table(tmp_path).splitlines() == [
         "state               step  val acc  test acc     age  run",
         f"preempted         50/200            100.00%   2 min  {tmp_path}/stopped",
         f"finished          50/200   12.35%               2 h  {tmp_path}/a/b",
@@ -59,9 +62,9 @@ def test_a_list_is_one_line_per_run_the_latest_first(tmp_path: Path) -> None:
 
 def test_running_is_what_holds_its_lock(tmp_path: Path) -> None:
     make(tmp_path / "busy", "running")
-    assert runs.find(tmp_path)[0].state == "crashed"
+    assert listing.list_runs(tmp_path)[0].state == "crashed"
     make(tmp_path / "killed", "running", age_s=60)
-    _, states = run_ranks(2, hold_and_list, str(tmp_path))
+    _, states = run_ranks(2, hold_and_list, tmp_path)
     assert states == ["busy running", "killed crashed"]
 
 
@@ -79,22 +82,22 @@ def test_running_is_what_holds_its_lock(tmp_path: Path) -> None:
 )
 def test_what_is_damaged_is_listed_as_such(name: str, text: str, tmp_path: Path) -> None:
     (make(tmp_path / "x") / name).write_text(text)
-    [run] = runs.find(tmp_path)
+    [run] = listing.list_runs(tmp_path)
     assert (run.state, run.step, run.metrics) == ("damaged", 0, {})
 
 
 def test_a_model_that_diverged_is_listed(tmp_path: Path) -> None:
     for seed in (0, 1):
         make(tmp_path / str(seed), seed=seed, metrics={"test/accuracy": 0.1, "test/loss": None})
-    assert [run.state for run in runs.find(tmp_path)] == ["finished", "finished"]
-    assert "  test/loss      nan ± nan" in runs.table(tmp_path)
+    assert [run.state for run in listing.list_runs(tmp_path)] == ["finished", "finished"]
+    assert "  test/loss      nan ± nan" in listing.runs_table(tmp_path)
 
 
 def test_a_config_of_another_version_is_listed_but_in_no_group(tmp_path: Path) -> None:
     for seed in (1, 2):
         (make(tmp_path / str(seed)) / "config.yaml").write_text(f"seed: {seed}\nnew: 1\n")
-    assert [run.state for run in runs.find(tmp_path)] == ["finished", "finished"]
-    assert "±" not in runs.table(tmp_path)
+    assert [run.state for run in listing.list_runs(tmp_path)] == ["finished", "finished"]
+    assert "±" not in listing.runs_table(tmp_path)
 
 
 def test_runs_that_differ_in_their_seed_only_show_mean_and_deviation(tmp_path: Path) -> None:
@@ -105,7 +108,7 @@ def test_runs_that_differ_in_their_seed_only_show_mean_and_deviation(tmp_path: P
     make(tmp_path / "x-seed=3", "preempted", seed=3, metrics={"test/accuracy": 0.0})
     make(tmp_path / "other-rate", seed=4, lr=0.5)
     make(tmp_path / "other-data", seed=5, data="b")
-    _, _, group = runs.table(tmp_path).partition("seed only: mean ± standard deviation\n")
+    _, _, group = listing.runs_table(tmp_path).partition("seed only: mean ± standard deviation\n")
     assert group.splitlines() == [
         f"{tmp_path}/x-again and 2 more, n = 3",
         "  test/accuracy  0.7000 ± 0.2000",
@@ -115,7 +118,7 @@ def test_runs_that_differ_in_their_seed_only_show_mean_and_deviation(tmp_path: P
 
 def test_the_same_seed_twice_is_no_group(tmp_path: Path) -> None:
     make(tmp_path / "a"), make(tmp_path / "b")
-    assert "±" not in runs.table(tmp_path)
+    assert "±" not in listing.runs_table(tmp_path)
 
 
 def test_checkpoints_are_listed_newest_first_with_what_is_wrong(
@@ -127,9 +130,9 @@ def test_checkpoints_are_listed_newest_first_with_what_is_wrong(
         (20, {"val/accuracy": 0.98765, "test/accuracy": 0.5}),
         (100, {}),
     ):
-        state = checkpoint.State(step=step, metrics=metrics).model_dump_json().encode()
-        content = dict(zip(checkpoint.NAMES, (bytes(900_000), bytes(step), state), strict=True))
-        path = checkpoint.commit(root, step, content, world_size=1, versions={})
+        state = State(step=step, metrics=metrics).model_dump_json().encode()
+        content = dict(zip(FILES, (bytes(900_000), bytes(step), state), strict=True))
+        path = commit_checkpoint(root, step, content, world_size=1)
         if step == 100:
             (path / "state.json").unlink()
         then = time.time() - step * 3_600
@@ -158,4 +161,4 @@ def test_nothing_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
     with pytest.raises(UserError, match=r"absent: no such directory; runs are under runs/"):
-        runs.find(tmp_path / "absent")
+        listing.list_runs(tmp_path / "absent")

@@ -10,16 +10,26 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import launch, run_ranks
+from helpers.launching import as_words, launch
+from helpers.ranks import run_ranks
 
-from seqclf import runtime as runtimes
-from seqclf.config import Config, UserError, load_config
+from seqclf.config.load import load_config
+from seqclf.config.settings import Config
+from seqclf.errors import UserError
+from seqclf.processes.runtime import Runtime
+from seqclf.processes.start import start_runtime
 
-DEBUG = ("--data.name", "digits", "--tracking.wandb", "disabled", "--train.steps", "3")
+FLAGS = {
+    "data.name": "digits",
+    "train.steps": "3",
+    "tracking.wandb": "disabled",
+    "report": "false",
+}
+THREE_STEPS = ["launch/train.py", *as_words(FLAGS)]
 
 
-def start(**flags: str) -> runtimes.Runtime:
-    return runtimes.start(load_config(None, flags)[0])
+def start(**flags: str) -> Runtime:
+    return start_runtime(load_config(None, flags)[0])
 
 
 @pytest.fixture(autouse=True)
@@ -57,25 +67,46 @@ def test_a_precision_nobody_here_knows_is_refused(monkeypatch: pytest.MonkeyPatc
         start()
 
 
+def test_the_loss_scale_of_fp16_is_applied_and_kept() -> None:
+    runtime = start()
+    runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    weight = torch.nn.Parameter(torch.ones(1))
+    runtime.backward(weight.sum(), torch.tensor(3.0))
+    assert weight.grad == 24
+    runtime.unscale(torch.optim.SGD([weight], lr=0.1))
+    assert weight.grad == 3
+    runtime.update_scale()
+    runtime.load_scaler_state(runtime.scaler_state() | {"scale": 2.0})
+    runtime.load_scaler_state({})
+    assert runtime.scaler_state()["scale"] == 2.0
+
+
+def test_without_fp16_there_is_no_loss_scale() -> None:
+    runtime = start()
+    runtime.load_scaler_state({"scale": 2.0})
+    runtime.unscale(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+    runtime.update_scale()
+    assert runtime.scaler_state() == {}
+
+
 @pytest.mark.parametrize("problem", ["this CPU runs it 9.0 times slower than fp32", None])
 def test_what_cannot_run_is_replaced_loudly(
     problem: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtimes, "precision_problem", lambda *_: problem)
+    monkeypatch.setattr("seqclf.processes.start.precision_problem", lambda *_: problem)
     runtime = start(precision="bf16", device="cpu")
     assert runtime.precision == ("fp32" if problem else "bf16")
     assert runtime.accelerator.mixed_precision == ("no" if problem else "bf16")
-    said = next(line for line in runtime.decisions if line.startswith("precision"))
-    assert (f"fp32, NOT bf16 as asked: {problem}" in said) == bool(problem)
+    decision = next(d for d in runtime.decisions if d.subject == "precision")
+    assert (decision.value == f"fp32, NOT bf16 as asked: {problem}") == bool(problem)
+    assert (decision.remedy == "leave precision at auto or fp32") == bool(problem)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONEDNN_MAX_CPU_ISA is for x86")
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_bf16_where_the_cpus_lstm_cannot_do_it_trains_in_fp32(isa: str, tmp_path: Path) -> None:
-    done = launch(
-        *("python", "launch/train.py", *DEBUG, "--precision", "bf16", "--run-dir", tmp_path),
-        ONEDNN_MAX_CPU_ISA=isa,
-    )
+    words: list[str | Path] = [*THREE_STEPS, "--precision", "bf16", "--run-dir", tmp_path]
+    done = launch("python", *words, ONEDNN_MAX_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
     assert "fp32, NOT bf16 as asked:" in done.stdout
     assert json.loads((tmp_path / "run.json").read_text())["precision"] == "fp32"
@@ -85,7 +116,7 @@ def test_bf16_trains_where_it_runs(tmp_path: Path) -> None:
     runtime = start(precision="bf16", device="cpu")
     if runtime.precision != "bf16":
         pytest.skip("this CPU has no fast bf16 LSTM")
-    done = launch("python", "launch/train.py", *DEBUG, "--precision", "bf16", "--run-dir", tmp_path)
+    done = launch("python", *THREE_STEPS, "--precision", "bf16", "--run-dir", tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run.json").read_text())["precision"] == "bf16"
 
@@ -116,9 +147,11 @@ def test_threads_are_all_cores_whatever_the_launcher_exports(
 def test_a_smaller_world_than_asked_for_is_said(
     variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not any(line.startswith("note") for line in start().decisions)
+    assert not any(decision.subject == "note" for decision in start().decisions)
     monkeypatch.setenv(variable, value)
-    assert any(said in line for line in start().decisions if line.startswith("note"))
+    [note] = [decision for decision in start().decisions if decision.subject == "note"]
+    assert said in note.value
+    assert note.remedy is not None
 
 
 @pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
@@ -131,16 +164,16 @@ def test_other_ways_to_distribute_are_refused_by_name(
 
 
 def agree(case: str) -> Any:
-    runtime = runtimes.start(Config())
+    runtime = start_runtime(Config())
     try:
         if case == "value":
-            return runtime.from_main(lambda: {"said by": runtime.rank})
+            return runtime.from_main(lambda: {"rank": runtime.rank})
         if case == "user error":
             return runtime.from_main(lambda: _fail(UserError("your mistake")))
         if case == "failure":
             return runtime.from_main(lambda: _fail(OSError("disk full")))
         # one rank alone is told to stop, and the main process's clock asks for a checkpoint
-        runtime.watch.requested = 15 if runtime.rank == 1 else None
+        runtime.signals.requested = 15 if runtime.rank == 1 else None
         save = runtime.is_main
         agreed = [runtime.agree(step, save=save) for step in range(200)]
         return [agreed.index((True, True)), len(set(agreed))]
@@ -157,7 +190,7 @@ def _fail(error: Exception) -> None:
 @pytest.mark.parametrize(
     ("case", "answers"),
     [
-        ("value", [{"said by": 0}] * 2),
+        ("value", [{"rank": 0}] * 2),
         ("user error", [("UserError", "your mistake")] * 2),
         ("failure", [("OSError", "disk full"), ("RuntimeError", "disk full")]),
         ("stopping", [[1, 2]] * 2),

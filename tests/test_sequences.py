@@ -71,8 +71,8 @@ RAGGED = Sequences(
 
 
 def rows_of(sequences: Sequences, number: int) -> list[list[float]]:
-    found: list[list[float]] = sequences[number][0].tolist()
-    return found
+    rows: list[list[float]] = sequences[number][0].tolist()
+    return rows
 
 
 def test_rows_repeat_their_last_step_up_to_the_longest() -> None:
@@ -115,7 +115,7 @@ def test_long_sequences_are_cut(keep: str, kept: list[list[float]]) -> None:
     assert images.values.tolist() == DATA.values[:, [0 if keep == "first" else 1]].tolist()
 
 
-def test_parts_share_the_values_of_all() -> None:
+def test_selections_share_the_values_of_all() -> None:
     chosen = RAGGED.select(torch.tensor([3, 0]))
     assert chosen.values.data_ptr() == RAGGED.values.data_ptr()
     assert (rows_of(chosen, 0), chosen.labels.tolist()) == ([[12, 13], [14, 15], [16, 17]], [0, 0])

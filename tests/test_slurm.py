@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, launch, read_metrics
-from test_launch import wait_for, weights_of
+from helpers.files import read_facts, read_metrics, read_status, same_end
+from helpers.launching import PROGRAMS, ROOT, clean_environment, wait_for
+
+from seqclf.cli.main import main
 
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
-LONG = ("--config", "configs/debug.yaml", "--train.steps", "1000")
+LONG = ("--config", "configs/debug.yaml", "--train.steps", "1000", "--train.threads", "1")
 # Answers the code it was told to at a SIGTERM, or at once if it is a failure of its own.
 STAND_IN = """\
 #!/bin/bash
@@ -55,15 +56,13 @@ def stub(job: Path, name: str, text: str) -> None:
 
 def start(job: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
     """Start the batch script as slurmd does: by bash, in the directory of the sbatch command."""
-    path = f"{job / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    ours = ("WANDB", "ACCELERATE", "OMP", "SLURM")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    slurm = {"SLURM_JOB_ID": "7"} | variables
+    path = f"{job / 'bin'}:{PROGRAMS}:{os.environ['PATH']}"
+    environment = clean_environment("SLURM") | {"PATH": path, "PYTHONPATH": str(ROOT)}
     with (job / "log").open("a") as log:
         return subprocess.Popen(
             ["bash", str(SCRIPT), *words],
             cwd=job,
-            env=clean | {"PATH": path, "PYTHONPATH": str(ROOT)} | slurm,
+            env=environment | {"SLURM_JOB_ID": "7"} | variables,
             stdout=log,
             stderr=log,
             text=True,
@@ -72,12 +71,8 @@ def start(job: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
 
 def requeued(job: Path) -> list[str]:
     """Return what scontrol was told."""
-    told = job / "requeued"
-    return told.read_text().splitlines() if told.exists() else []
-
-
-def state_of(run_dir: Path) -> str:
-    return str(json.loads((run_dir / "status.json").read_text())["state"])
+    file = job / "requeued"
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def stop_and_go_on(job: Path, run_dir: Path, told: str, code: int, **variables: str) -> None:
@@ -86,10 +81,10 @@ def stop_and_go_on(job: Path, run_dir: Path, told: str, code: int, **variables: 
     wait_for(lambda: len(read_metrics(run_dir)) > 9)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == code
-    assert state_of(run_dir) == "preempted"
+    assert read_status(run_dir).state == "preempted"
     assert requeued(job) == [told]
     assert start(job, *LONG, SLURM_RESTART_COUNT="1", **variables).wait(120) == 0
-    assert state_of(run_dir) == "finished"
+    assert read_status(run_dir).state == "finished"
     assert requeued(job) == [told]
     assert re.findall(r"^== job (\S+) .*: start (\d)", (job / "log").read_text(), re.M) == [
         (told.split()[1], "1"),
@@ -97,28 +92,29 @@ def stop_and_go_on(job: Path, run_dir: Path, told: str, code: int, **variables: 
     ]
 
 
-def test_at_its_time_limit_a_task_of_an_array_saves_and_is_requeued(job: Path) -> None:
+def test_at_its_time_limit_a_task_of_an_array_saves_and_is_requeued(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
-    run_dir = job / "runs" / "debug-seed=3-train.steps=1000"
+    run_dir = job / "runs" / "debug-seed=3-train.steps=1000-train.threads=1"
     stop_and_go_on(job, run_dir, "requeue 7_3", 143, **task)
-    straight = launch("python", "launch/train.py", *LONG, "--seed=3", "--run-dir", job / "straight")
-    assert straight.returncode == 0, straight.stderr
-    assert weights_of(run_dir) == weights_of(job / "straight")
-    assert read_metrics(run_dir) == read_metrics(job / "straight")
+    monkeypatch.chdir(ROOT)
+    assert main(["train", *LONG, "--seed=3", "--run-dir", str(job / "straight")]) == 0
+    assert same_end(run_dir, job / "straight")
 
 
 @pytest.mark.slow
 def test_two_processes_save_at_the_time_limit(job: Path) -> None:
-    run_dir = job / "runs" / "debug-train.steps=1000"
+    run_dir = job / "runs" / "debug-train.steps=1000-train.threads=1"
     two = {"SLURM_GPUS_ON_NODE": "2", "ACCELERATE_USE_CPU": "true"}
     stop_and_go_on(job, run_dir, "requeue 7", 1, **two)
-    assert json.loads((run_dir / "run.json").read_text())["world_size"] == 2
+    assert read_facts(run_dir)["world_size"] == 2
     again = start(job, *LONG, **two)
     assert again.wait(60) == 0
     assert "is finished: nothing to do" in (job / "log").read_text()
     straight = [*LONG, "--run-dir", str(job / "straight")]
     assert start(job, *straight, **two).wait(120) == 0
-    assert weights_of(run_dir) == weights_of(job / "straight")
+    assert same_end(run_dir, job / "straight")
 
 
 def test_a_mistake_is_not_requeued(job: Path) -> None:

@@ -19,8 +19,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision import datasets
 
-from seqclf.config import Data, UserError
-from seqclf.data.sources import fetch, load, missing, read_idx
+from seqclf.config.settings import Data
+from seqclf.data.idx import fetch, missing, read_idx
+from seqclf.data.sources import load
+from seqclf.errors import UserError
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -224,7 +226,7 @@ def test_emnist_stands_upright_and_names_its_classes(
     assert splits.test.values.tolist() == upright[6:].tolist()
     assert splits.train.labels.tolist() == [0, 1, 2] * 4
     assert len(splits.train.classes) == num_classes
-    assert {place: splits.train.classes[place] for place in some} == some
+    assert {index: splits.train.classes[index] for index in some} == some
     torchvisions = datasets.EMNIST.classes_split_dict[split][first_label:]
     assert list(splits.train.classes) == list(torchvisions)
 
@@ -341,10 +343,11 @@ def test_an_archive_without_the_set_leaves_nothing_behind(mirror: Path, tmp_path
 
 @pytest.mark.usefixtures("mirror")
 def test_files_are_downloaded_once(tmp_path: Path) -> None:
-    root, said = tmp_path / "a" / "data", list[str]()
+    root = tmp_path / "a" / "data"
+    lines: list[str] = []
     for _ in range(2):
-        fetch(Data(name="mnist", root=str(root)), said.append)
-    assert said == [f"downloading mnist to {root}/MNIST/raw ..."]
+        fetch(Data(name="mnist", root=str(root)), lines.append)
+    assert lines == [f"downloading mnist to {root}/MNIST/raw ..."]
     assert {p.name: p.read_bytes() for p in (root / "MNIST/raw").iterdir()} == FILES
     assert [p.name for p in root.iterdir()] == ["MNIST"]
 
@@ -372,12 +375,10 @@ def test_mnist_is_the_known_one(mnist_root: str) -> None:
     splits = load(Data(name="mnist", root=mnist_root), seed=0)
     assert splits.train.values.shape == (60000, 28, 28)
     assert splits.test.values.shape == (10000, 28, 28)
-    assert splits.train.labels.bincount().tolist() == [
-        *(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
-    ]
-    assert splits.test.labels.bincount().tolist() == [
-        *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
-    ]
+    train_counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    test_counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert splits.train.labels.bincount().tolist() == train_counts
+    assert splits.test.labels.bincount().tolist() == test_counts
     assert splits.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert round(float(splits.train.values.double().mean()) / 255, 4) == 0.1307
 

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.training import tiny_config, train_tiny
 from torch import Tensor, nn
 
 from seqclf import loss as loss_module
-from seqclf import runtime as runtimes
-from seqclf import train as train_module
-from seqclf.config import Config, UserError, load_config
+from seqclf.config.settings import Config
 from seqclf.data.sequences import Batch
+from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
-from seqclf.runtime import Runtime
-from seqclf.train import train, train_step
-
-FLAGS = {
-    "data.augment.shift": "2",
-    "loss.label_smoothing": "0.1",
-    "model.dropout": "0.5",
-    "train.micro_batch_size": "3",
-}
+from seqclf.processes.runtime import Runtime
+from seqclf.processes.start import start_runtime
+from seqclf.step import train_step
 
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config(None, FLAGS)[0]
+    return tiny_config(
+        {
+            "data.augment.shift": 2,
+            "loss.label_smoothing": 0.1,
+            "model.dropout": 0.5,
+            "train.micro_batch_size": 3,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
 def runtime(config: Config) -> Runtime:
-    return runtimes.start(config)
+    return start_runtime(config)
 
 
 class Unfused(torch.optim.AdamW):
@@ -51,8 +53,8 @@ def step_on_meta(runtime: Runtime, config: Config) -> None:
         batch = Batch(values, torch.zeros(8, dtype=torch.int64), 5, 0, 8)
     optimizer = Unfused(model.parameters(), fused=False)
     stats = train_step(runtime, model, optimizer, batch, config, lr=0.01)
-    found = (stats.loss, stats.norm, stats.bad)
-    assert {tensor.device.type for tensor in found} == {"meta"}
+    results = (stats.loss, stats.norm, stats.skipped)
+    assert {tensor.device.type for tensor in results} == {"meta"}
 
 
 def test_a_step_never_reads_the_device(runtime: Runtime, config: Config) -> None:
@@ -72,7 +74,7 @@ def test_that_test_fails_when_a_step_reads(
         read(loss.detach())  # type: ignore[operator]
         return loss
 
-    monkeypatch.setattr(train_module, "summed_loss", reading)
+    monkeypatch.setattr("seqclf.step.summed_loss", reading)
     with pytest.raises((RuntimeError, NotImplementedError, TypeError)):
         step_on_meta(runtime, config)
 
@@ -95,12 +97,12 @@ def test_an_infinite_loss_with_a_finite_gradient_is_skipped(runtime: Runtime) ->
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     batch = Batch(torch.ones(2, 2, 2), torch.zeros(2, dtype=torch.int64), 0, 0, 2)
     stats = train_step(runtime, model, optimizer, batch, Config(), lr=0.1)
-    assert (stats.loss.item(), stats.bad.item()) == (torch.inf, 1.0)
+    assert (stats.loss.item(), stats.skipped.item()) == (torch.inf, 1.0)
     assert torch.equal(model.out.weight, before)
 
 
 def test_dropout_depends_on_the_step_and_the_micro_batch_only(runtime: Runtime) -> None:
-    config = load_config(None, {"model.dropout": "0.5", "train.micro_batch_size": "2"})[0]
+    config = tiny_config({"model.dropout": 0.5, "train.micro_batch_size": 2})
     values = torch.rand(4, 5, 6)
     losses = []
     for step in (1, 1, 2):
@@ -114,22 +116,15 @@ def test_dropout_depends_on_the_step_and_the_micro_batch_only(runtime: Runtime) 
 
 
 def test_a_run_stops_after_too_many_skipped_steps(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = {
-        "data.name": "digits",
-        "run_dir": str(tmp_path),
-        "tracking.wandb": "disabled",
-        "train.max_skipped": "7",
-        "log.every": "5",
-    }
     honest = loss_module.summed_loss
 
     def poisoned(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
         return honest(logits, labels, **options) * torch.nan
 
-    monkeypatch.setattr(train_module, "summed_loss", poisoned)
+    monkeypatch.setattr("seqclf.step.summed_loss", poisoned)
     with pytest.raises(
         UserError, match=r"step 10: the last 10 steps .* and 54 more; lower optim\.lr"
     ):
-        train(load_config(None, flags)[0])
+        train_tiny(tmp_path, {"train.max_skipped": 7, "log.every": 5})

@@ -1,4 +1,7 @@
-"""Augmentation on the device, drawn for the whole global batch and sliced: f(seed, step, place)."""
+"""Augmentation on the device: f(seed, step, index in the global batch), so ranks do not matter.
+
+Moves and mirrors are drawn for the whole global batch, and a share takes its rows of the draw.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqclf.config import Augment
+from seqclf.config.settings import Augment
 from seqclf.data.batches import mix
 from seqclf.data.sequences import Batch
 
 
-def augment(batch: Batch, how: Augment, seed: int) -> Batch:
-    """Return a batch whose values are changed as training asks for."""
-    if not (how.flip or how.shift or how.noise):
+def augment(batch: Batch, settings: Augment, seed: int) -> Batch:
+    """Return a batch with its values mirrored, moved and with noise, as the settings ask."""
+    if not (settings.flip or settings.shift or settings.noise):
         return batch
-    if how.flip:
+    if settings.flip:
         batch = batch._replace(values=flip_images(batch, seed))
-    batch = batch._replace(values=shift_images(batch, how.shift, seed))
-    return batch._replace(values=add_noise(batch, float(how.noise), seed))
+    batch = batch._replace(values=shift_images(batch, settings.shift, seed))
+    return batch._replace(values=add_noise(batch, float(settings.noise), seed))
 
 
 def add_noise(batch: Batch, deviations: float, seed: int) -> Tensor:
-    """Return features [B, T, F] with normal noise of so many of their standard deviations.
+    """Return features [B, T, F] plus normal noise of `deviations` of their standard deviations.
 
-    A row's noise depends on the seed, the step, its place in the global batch and its own length
-    only. Drawn on the CPU, so that it is the same on every device.
+    The noise of a row depends only on the seed, the step, the row's index in the global batch and
+    its length. It is drawn on the CPU, so that every device gets the same.
     """
     values = batch.values
     if deviations == 0:
@@ -33,8 +36,8 @@ def add_noise(batch: Batch, deviations: float, seed: int) -> Tensor:
     noise_BTF = torch.zeros(values.shape)
     lengths = [values.shape[1]] * len(values) if batch.lengths is None else batch.lengths.tolist()
     generator = torch.Generator()
-    for place, (row_TF, length) in enumerate(zip(noise_BTF, lengths, strict=True), batch.first):
-        generator.manual_seed(mix(seed, "noise", batch.step, place))
+    for index, (row_TF, length) in enumerate(zip(noise_BTF, lengths, strict=True), batch.first):
+        generator.manual_seed(mix(seed, "noise", batch.step, index))
         row_TF[:length].normal_(generator=generator)
     noise_BTF *= deviations * torch.tensor(batch.std)
     return values + noise_BTF.to(values.device, non_blocking=True)
@@ -43,27 +46,26 @@ def add_noise(batch: Batch, deviations: float, seed: int) -> Tensor:
 def flip_images(batch: Batch, seed: int) -> Tensor:
     """Return a batch's images [B, T, F], half of them mirrored left to right.
 
-    Which ones depends on the seed, the step and an image's place in the global batch only.
+    Which ones depends only on the seed, the step and an image's index in the global batch.
     """
     generator = torch.Generator().manual_seed(mix(seed, "flip", batch.step))
-    flipped = torch.randint(0, 2, (batch.total,), generator=generator).bool()
-    flipped_B = rows_of(batch, flipped)
-    return torch.where(flipped_B[:, None, None], batch.values.flip(2), batch.values)
+    is_flipped = torch.randint(0, 2, (batch.total,), generator=generator).bool()
+    is_flipped_B = rows_of(batch, is_flipped)
+    return torch.where(is_flipped_B[:, None, None], batch.values.flip(2), batch.values)
 
 
-def rows_of(batch: Batch, drawn: Tensor) -> Tensor:
-    """Return a share's part of what was drawn for the global batch, [..., total], on its device."""
-    # an empty share's filler row has a place outside of it: the last one's stands for it
+def rows_of(batch: Batch, draw: Tensor) -> Tensor:
+    """Return a share's rows of a draw for the global batch, [..., total], on the share's device."""
     count = len(batch.values)
+    # The filler row of an empty share may lie behind the global batch. It takes the last row's.
     first = min(batch.first, batch.total - count)
-    return drawn[..., first : first + count].to(batch.values.device, non_blocking=True)
+    return draw[..., first : first + count].to(batch.values.device, non_blocking=True)
 
 
 def shift_images(batch: Batch, limit: int, seed: int) -> Tensor:
     """Return a batch's images [B, T, F], each moved by up to `limit` rows and columns.
 
-    The moves depend on the seed, the step and an image's place in the global batch only, so any
-    number of processes sees the same ones.
+    The moves depend only on the seed, the step and an image's index in the global batch.
     """
     values = batch.values
     if limit == 0 or len(values) == 0:
@@ -75,9 +77,9 @@ def shift_images(batch: Batch, limit: int, seed: int) -> Tensor:
     padded = F.pad(values, (limit,) * 4)
     line = padded.shape[2]
     size = padded.shape[1] * line
-    # A view of every window, by the place in memory where it begins; one index a window is twice as
-    # fast as three.
+    # A moved image is a window of its padded image. Take a view of all windows, by the offset in
+    # memory where each begins: to select by one index is twice as fast as by three.
     last = padded.numel() - (height - 1) * line - width
     windows = padded.as_strided((last + 1, height, width), (1, line, 1))
-    begins = torch.arange(0, count * size, size, device=values.device) + down * line + right
-    return windows.index_select(0, begins)
+    offsets = torch.arange(0, count * size, size, device=values.device) + down * line + right
+    return windows.index_select(0, offsets)

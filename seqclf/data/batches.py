@@ -1,7 +1,7 @@
 """BatchPlan: which examples make step s, and which of them are this process's. Pure arithmetic.
 
-The order of epoch e is f(seed, e) and the batch of step s a slice of it, so there is no sampler
-state: a plan can start at any step, at any world size, at no cost.
+The order of epoch e is f(seed, e), and the batch of step s is a slice of that order. So there is
+no sampler state: a plan can start at any step, at any world size, at no cost.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from seqclf.data.sequences import Share
 
-MIN_STEPS = 1000  # of a run whose length nobody chose
-LIKE = 0.93  # of a bucket's longest sequence, the least that its shortest has
-MAX_EVAL_STEPS = 2**18  # of a batch of an evaluation, the padding included
+MIN_STEPS = 1000  # a run whose length nobody chose has at least this many steps
+MIN_FILL = 0.93  # a bucket's shortest sequence is at least this fraction of its longest
+MAX_EVAL_STEPS = 2**18  # a batch of an evaluation has at most this many steps, with its padding
 
 
 def mix(*parts: int | str) -> int:
@@ -29,7 +29,7 @@ def mix(*parts: int | str) -> int:
 
 
 def split_range(length: int, index: int, count: int) -> tuple[int, int]:
-    """Return part `index` of `count` contiguous parts of range(length), sizes within one."""
+    """Cut range(length) into `count` ranges whose sizes differ by at most 1; return one of them."""
     return length * index // count, length * (index + 1) // count
 
 
@@ -42,64 +42,69 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Buckets:
-    """Examples of like length, cut into batches: a function of the lengths alone.
+    """Examples of similar length, cut into batches: a function of the lengths alone.
 
-    In the order of `places`, longest first, bucket follows bucket and batch follows batch.
+    The examples are sorted by length, the longest first. So a bucket is a range of them, and a
+    batch is a range of its bucket.
     """
 
-    places: Tensor  # int64 [N]: positions in the data set
-    bucket: Tensor  # int64 [N]: the bucket of each place, not decreasing
-    edges: Tensor  # int64 [batches + 1]: where each batch begins, and the last one ends
+    positions: Tensor  # int64 [N]: the sorted examples, by position in the data set
+    bucket_numbers: Tensor  # int64 [N]: the bucket of each sorted example, never decreasing
+    edges: Tensor  # int64 [batches + 1]: where each batch begins, and where the last one ends
 
 
 def make_buckets(lengths: Tensor, batch_size: int, max_steps: int | None = None) -> Buckets:
-    """Sort examples into buckets whose shortest has at least LIKE of the longest's steps.
+    """Sort examples into buckets whose shortest has at least MIN_FILL of the longest's steps.
 
-    A bucket holds full batches, at least one, of `batch_size` examples, or as many as make up to
-    `max_steps` steps with their padding; only the last batch of all may be short. Raises
-    ValueError if an example alone is longer than that.
+    A bucket holds one or more full batches of `batch_size` examples, or of as many as make up to
+    `max_steps` steps with their padding. Only the last batch of all may be short. Raises
+    ValueError if an example alone has more steps.
     """
-    descending, places = lengths.sort(descending=True, stable=True)
+    descending, positions = lengths.sort(descending=True, stable=True)
     longest_first = descending.numpy()
-    bucket, edges = torch.empty_like(places), [0]
+    bucket_numbers = torch.empty_like(positions)
+    edges = [0]
     number = 0
-    while edges[-1] < len(places):
-        first, longest = edges[-1], int(longest_first[edges[-1]])
+    while edges[-1] < len(positions):
+        first = edges[-1]
+        longest = int(longest_first[first])
         size = min(batch_size, max_steps // longest if max_steps else batch_size)
         if size == 0:
             raise ValueError(
-                f"example {int(places[first])} has {longest} steps, more than {max_steps}"
+                f"example {int(positions[first])} has {longest} steps, more than {max_steps}"
             )
-        alike = int((-longest_first).searchsorted(-LIKE * longest, side="right")) - first
-        end = min(len(places), first + size * max(1, alike // size))
-        bucket[first:end] = number
+        # searchsorted wants ascending numbers.
+        num_similar = int((-longest_first).searchsorted(-MIN_FILL * longest, side="right")) - first
+        # A batch is full before it is homogeneous, so the first one may reach below MIN_FILL.
+        end = min(len(positions), first + size * max(1, num_similar // size))
+        bucket_numbers[first:end] = number
         edges += [*range(first + size, end, size), end]
         number += 1
-    return Buckets(places, bucket, torch.tensor(edges))
+    return Buckets(positions, bucket_numbers, torch.tensor(edges))
 
 
 @lru_cache(maxsize=2)
 def bucketed_order(buckets: Buckets, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Return an epoch's positions, int64 [N], batch after batch, and the order of the batches."""
-    shuffled = epoch_order(len(buckets.places), seed, epoch)
-    by_bucket = shuffled[buckets.bucket[shuffled].argsort(stable=True)]
+    shuffled = epoch_order(len(buckets.positions), seed, epoch)
+    by_bucket = shuffled[buckets.bucket_numbers[shuffled].argsort(stable=True)]
     batches = epoch_order(len(buckets.edges) - 1, mix(seed, "batches"), epoch)
-    return buckets.places[by_bucket], batches
+    return buckets.positions[by_bucket], batches
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The batches of a whole run: `length` examples, `batch_size` a step over all processes."""
+    """The batches of a whole run."""
 
-    length: int
-    batch_size: int
+    length: int  # the number of training examples
+    batch_size: int  # of the global batch
     seed: int
     num_steps: int
-    buckets: Buckets | None = None  # what the batches are cut from, where lengths differ
+    buckets: Buckets | None = None  # the batches are cut from these, if lengths differ
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps per epoch; the last one may be short, none is dropped."""
+        """The number of steps of an epoch; its last batch may be short, and none is dropped."""
         if self.buckets is not None:
             return len(self.buckets.edges) - 1
         return math.ceil(self.length / self.batch_size)
@@ -123,7 +128,7 @@ class BatchPlan:
         return order[self.buckets.edges[number] : self.buckets.edges[number + 1]]
 
     def share(self, step: int, rank: int, world_size: int) -> Share:
-        """Return one process's part of the global batch of a step."""
+        """Return a process's share of the global batch of a step."""
         ids = self.batch(step)
         first, end = split_range(len(ids), rank, world_size)
         return Share(step, ids[first:end], first, len(ids), int(ids[0]))
@@ -144,27 +149,28 @@ def count_steps(
     return steps_per_epoch * max(2, math.ceil(MIN_STEPS / steps_per_epoch))
 
 
-def padding_share(lengths: Tensor, plan: BatchPlan) -> float:
-    """Return the share of an epoch's steps that is padding, on one process."""
+def padding_fraction(lengths: Tensor, plan: BatchPlan) -> float:
+    """Return the fraction of an epoch's steps that is padding, on one process."""
     batches = [lengths[plan.batch(step)] for step in range(plan.steps_per_epoch)]
-    padded = sum(len(batch) * int(batch.max()) for batch in batches)
-    return 1 - int(lengths.sum()) / padded
+    num_padded = sum(len(batch) * int(batch.max()) for batch in batches)
+    return 1 - int(lengths.sum()) / num_padded
 
 
 def evaluation_batches(
     lengths: Tensor | None, first: int, end: int, batch_size: int
 ) -> Iterator[Tensor | slice]:
-    """Yield positions `first` to `end`, up to `batch_size` at once, those of like length together.
+    """Yield positions `first` to `end`, up to `batch_size` at once; similar lengths go together.
 
-    Of unequal lengths a batch has, with its padding, up to MAX_EVAL_STEPS steps, or one example.
+    If lengths differ, a batch with its padding has up to MAX_EVAL_STEPS steps, or it is a single
+    example.
     """
     if lengths is None:
         for start in range(first, end, batch_size):
             yield slice(start, min(start + batch_size, end))
         return
-    descending, places = lengths[first:end].sort(descending=True, stable=True)
+    descending, positions = lengths[first:end].sort(descending=True, stable=True)
     start = 0
-    while start < len(places):
+    while start < len(positions):
         size = min(batch_size, max(1, MAX_EVAL_STEPS // int(descending[start])))
-        yield first + places[start : start + size]
+        yield first + positions[start : start + size]
         start += size

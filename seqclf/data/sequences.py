@@ -17,28 +17,28 @@ IGNORED = -100  # the label of a row that fills an empty share: no loss, no grad
 
 
 class Share(NamedTuple):
-    """A process's contiguous part of the global batch of one step."""
+    """A process's part of the global batch of one step: which examples, and where in the batch."""
 
     step: int
     ids: Tensor  # int64 [B]: positions in the training set; may be empty
-    first: int  # place of ids[0] in the global batch
-    total: int  # examples in the global batch
-    filler: int  # an example of the global batch, standing in where the share is empty
+    first: int  # the index of ids[0] in the global batch
+    total: int  # the number of examples in the global batch
+    filler: int  # an example of the global batch; an empty share fetches it instead
 
 
 class Batch(NamedTuple):
     """A share with its data. An empty share holds one row with the label IGNORED."""
 
-    values: Tensor  # [B, T, F], or tokens [B, T], in the data set's own dtype
+    values: Tensor  # features [B, T, F] or tokens [B, T], in the data set's own dtype
     labels: Tensor  # int64 [B]
     step: int
-    first: int
-    total: int
+    first: int  # the index of row 0 in the global batch
+    total: int  # the number of examples in the global batch
     lengths: Tensor | None = None  # int64 [B] on the CPU; None: every row has T steps
-    std: tuple[float, ...] = ()  # of each feature over the training set, if it is known
+    std: tuple[float, ...] = ()  # of each feature, over the training set; empty: not known
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device; from pinned memory without waiting."""
+        """Return the batch on a device; a copy from pinned memory does not wait."""
         if self.values.device.type == device.type:
             return self
         values = self.values.to(device, non_blocking=True)
@@ -46,40 +46,46 @@ class Batch(NamedTuple):
         return self._replace(values=values, labels=labels)
 
     def part(self, first: int, end: int) -> Batch:
-        """Return rows `first` to `end`, cut to the longest of them."""
+        """Return rows `first` to `end`, such as a micro batch, cut to the longest of them."""
         rows = self._replace(values=self.values[first:end], labels=self.labels[first:end])
         if self.lengths is None:
             return rows
-        longest, lengths = unequal(self.lengths[first:end])
+        longest, lengths = unequal_lengths(self.lengths[first:end])
         return rows._replace(values=rows.values[:, :longest], lengths=lengths)
 
 
-def unequal(lengths: Tensor) -> tuple[int, Tensor | None]:
-    """Return the longest length, and all of them, or None if they are equal."""
+def unequal_lengths(lengths: Tensor) -> tuple[int, Tensor | None]:
+    """Return the longest length, and all lengths, or None in their place if they are equal."""
     longest = int(lengths.max())
     return longest, None if int(lengths.min()) == longest else lengths
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """N sequences of steps, with their labels and what the numbers mean.
+    """N sequences of steps, their labels, and the meaning of the numbers.
 
-    Images are [N, T, F]. Else `starts` and `lengths` say where in the steps of all, [S, F], or
-    tokens [S], each one lies; then parts of a data set share their values, which may be a file's
-    mapped into memory.
+    Images are one tensor [N, T, F]. Prepared data are the steps of all sequences one after the
+    other, [S, F] (or tokens [S]), with the start and length of each sequence. Splits of prepared
+    data share one tensor of values, which may be a file that is mapped into memory.
     """
 
     values: Tensor  # images stay uint8
     labels: Tensor  # int64 [N]
     classes: tuple[str, ...]
-    scale: float = 1.0  # the model divides values by it,
-    mean: tuple[float, ...] = ()  # ... or takes this off each feature
-    std: tuple[float, ...] = ()  # ... and divides it by this
-    num_tokens: int = 0  # values are tokens below it; 0: they are features
-    tokens: tuple[str, ...] = ()  # the names of token 1, 2 ...; none, if they are bytes of text
-    features: tuple[str, ...] = ()  # their names
-    starts: Tensor | None = None  # int64 [N], on the CPU, and so are
-    lengths: Tensor | None = None  # int64 [N]
+
+    scale: float = 1.0  # images: the model divides pixel values by this
+
+    # Prepared data: the model subtracts mean and divides by std, per feature.
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    num_tokens: int = 0  # values are token ids below this number; 0: values are features
+    tokens: tuple[str, ...] = ()  # the names of token 1, 2 ...; empty if tokens are a text's bytes
+    features: tuple[str, ...] = ()  # the names of the features
+
+    # Prepared data, int64 [N], on the CPU:
+    starts: Tensor | None = None
+    lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.starts is None and (self.values.ndim != 3 or len(self.values) != len(self.labels)):
@@ -108,18 +114,18 @@ class Sequences:
     def rows(self, ids: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         """Return sequences as [B, T, F], or tokens [B, T], and their lengths unless all are equal.
 
-        Shorter ones repeat their last step up to the longest.
+        A shorter sequence repeats its last step up to the longest.
         """
         if self.starts is None or self.lengths is None:
             if isinstance(ids, slice):
                 return self.values[ids], None
             return self.values.index_select(0, ids.to(self.values.device, non_blocking=True)), None
         starts, lengths = self.starts[ids, None], self.lengths[ids]
-        longest, given = unequal(lengths)
+        longest, lengths_if_unequal = unequal_lengths(lengths)
         steps = starts + torch.arange(longest).minimum(lengths[:, None] - 1)
         steps = steps.flatten().to(self.values.device, non_blocking=True)
         values = self.values.index_select(0, steps)
-        return values.view(len(lengths), longest, *self.values.shape[1:]), given
+        return values.view(len(lengths), longest, *self.values.shape[1:]), lengths_if_unequal
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -129,7 +135,7 @@ class Sequences:
         return int(self.lengths.max()), math.prod(self.values.shape[1:])
 
     def select(self, ids: Tensor) -> Sequences:
-        """Return the examples with these positions, as a data set."""
+        """Return the examples at these positions, as a data set."""
         if self.starts is None or self.lengths is None:
             return replace(self, values=self.values[ids], labels=self.labels[ids])
         starts, lengths = self.starts[ids], self.lengths[ids]
@@ -143,17 +149,17 @@ class Sequences:
             steps = slice(max_length) if keep == "first" else slice(-max_length, None)
             return replace(self, values=self.values[:, steps])
         lengths = self.lengths.clamp(max=max_length)
-        skipped = self.lengths - lengths if keep == "last" else 0
-        return replace(self, starts=self.starts + skipped, lengths=lengths)
+        num_skipped = self.lengths - lengths if keep == "last" else 0
+        return replace(self, starts=self.starts + num_skipped, lengths=lengths)
 
     def to(self, device: torch.device) -> Sequences:
-        """Return the data set held in a device's memory."""
+        """Return the data set in a device's memory."""
         return replace(self, values=self.values.to(device), labels=self.labels.to(device))
 
     def fingerprint(self) -> str:
-        """Return a sha256 over everything that a model sees of it."""
-        about = (tuple(self.values.shape), str(self.values.dtype), self.classes, self.scale)
-        digest = hashlib.sha256(repr(about).encode())
+        """Return a sha256 over everything of an image data set that a model sees."""
+        header = (tuple(self.values.shape), str(self.values.dtype), self.classes, self.scale)
+        digest = hashlib.sha256(repr(header).encode())
         for tensor in (self.values, self.labels):
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -10,39 +10,58 @@ from torch import Tensor
 from seqclf.data.batches import mix
 
 
-def stratified(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Split positions into (kept, held out), `fraction` of every class held out, in data order."""
+def hold_out_by_class(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Hold out `fraction` of every class; return the positions of the others, and these."""
     generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    is_held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]
         chosen = torch.randperm(len(members), generator=generator)[: round(fraction * len(members))]
-        held_out[members[chosen]] = True
-    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+        is_held_out[members[chosen]] = True
+    return (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]
 
 
-def by_group(labels: Tensor, groups: Tensor, fractions: Sequence[float], *, seed: int) -> Tensor:
-    """Return each example's part, int64 [N]; parts have about their fraction of every class.
+def deal_by_class(labels: Tensor, fractions: Sequence[float], *, seed: int) -> Tensor:
+    """Return the split of each example, int64 [N]; a split gets its fraction of every class."""
+    splits = torch.zeros_like(labels)
+    rest = torch.arange(len(labels))
+    fraction_left = 1.0
+    for split in (2, 1):
+        if fraction := fractions[split]:
+            kept, held_out = hold_out_by_class(
+                labels[rest], fraction / fraction_left, seed=mix(seed, "prepare", split)
+            )
+            splits[rest[held_out]] = split
+            rest = rest[kept]
+            fraction_left -= fraction
+    return splits
 
-    Examples with the same number in `groups`, int64 [N], stay together: groups are dealt one by
-    one, the largest first, each to the part that lacks most of its classes.
+
+def deal_by_group(
+    labels: Tensor, groups: Tensor, fractions: Sequence[float], *, seed: int
+) -> Tensor:
+    """Return the split of each example, int64 [N]; a split gets about its fraction of every class.
+
+    Examples with the same number in `groups`, int64 [N], stay together. Groups are dealt one by
+    one, the largest first, each to the split that lacks most of the group's classes.
     """
     groups = groups.unique(return_inverse=True)[1]
-    num_classes, num_groups = int(labels.max()) + 1, int(groups.max()) + 1
+    num_classes = int(labels.max()) + 1
+    num_groups = int(groups.max()) + 1
     counts = torch.zeros(num_groups * num_classes, dtype=torch.float64)
     pairs = groups * num_classes + labels
     counts.scatter_add_(0, pairs, torch.ones(len(labels), dtype=torch.float64))
     counts = counts.view(num_groups, num_classes)
     totals = counts.sum(0).clamp(min=1)
-    wanted = torch.tensor(fractions, dtype=torch.float64)[:, None] * totals
+    num_lacking = torch.tensor(fractions, dtype=torch.float64)[:, None] * totals
     generator = torch.Generator().manual_seed(mix(seed, "groups"))
     shuffled = torch.randperm(num_groups, generator=generator)
     order = shuffled[counts[shuffled].sum(1).argsort(descending=True, stable=True)]
-    part_of = torch.zeros(num_groups, dtype=torch.int64)
+    split_of_group = torch.zeros(num_groups, dtype=torch.int64)
     for group in order.tolist():
-        # a class that is rare counts as much as one that is not
-        lacking = (wanted / totals) @ (counts[group] / totals)
-        part = int(lacking.argmax())
-        part_of[group] = part
-        wanted[part] -= counts[group]
-    return part_of[groups]
+        # Divided by the totals, so that a rare class counts as much as a common one.
+        need = (num_lacking / totals) @ (counts[group] / totals)
+        split = int(need.argmax())
+        split_of_group[group] = split
+        num_lacking[split] -= counts[group]
+    return split_of_group[groups]

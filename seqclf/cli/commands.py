@@ -1,0 +1,269 @@
+"""The commands, one function each: from its arguments to its exit code.
+
+Each imports what it needs when it is called, so that help and mistakes need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqclf.cli.parser import build_parser
+from seqclf.config.load import load_config
+from seqclf.config.reference import STARTER, commented_yaml
+from seqclf.config.settings import Config, fields
+from seqclf.errors import UserError
+from seqclf.processes.signals import Signals, end_with_launcher
+from seqclf.run.records import CONFIG, FACTS, Facts, read_record
+
+if TYPE_CHECKING:
+    from seqclf.data.readers.rows import ReadOptions
+
+
+def train_command(arguments: Namespace) -> int:
+    """Train; or print the settings that result, if --print-config asks for them."""
+    config, flagged = load_settings(arguments)
+    if arguments.print_config:
+        print(commented_yaml(config), end="")
+        return 0
+    signals = Signals(owns_process=True)
+    with signals.listening():
+        end_with_launcher()
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        from seqclf.train import train
+
+        return int(record(train)(config, arguments.config, flagged=flagged, signals=signals) or 0)
+
+
+def load_settings(arguments: Namespace) -> tuple[Config, list[str]]:
+    """Return the config of --config and the flags, and the names of the settings in flags."""
+    flags = {name: getattr(arguments, name) for name, _, _ in fields()}
+    return load_config(
+        arguments.config, {name: text for name, text in flags.items() if text is not None}
+    )
+
+
+def evaluate_command(arguments: Namespace) -> int:
+    """Measure a run's result again."""
+    config, run_dir = _load_run(arguments)
+    for name, value in evaluate_run(config, run_dir).items():
+        print(f"{name:<14} {value:.6f}")
+    return 0
+
+
+def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
+    """Measure a run's result again on the data of its config, in the precision it was trained in.
+
+    Collective. Raises UserError if model or data are missing or do not belong together.
+    """
+    import torch
+
+    from seqclf.data import sources
+    from seqclf.evaluate import evaluate
+    from seqclf.processes.start import start_runtime
+    from seqclf.run.weights import load_model
+
+    model, architecture = load_model(run_dir)
+    precision = read_record(run_dir / FACTS, Facts).precision
+    if precision != "bf16" and not torch.cuda.is_available():
+        precision = "fp32"  # fp16 exists on a GPU only
+    runtime = start_runtime(config.model_copy(update={"precision": precision}))
+    try:
+        splits = sources.load(config.data, seed=config.seed)
+        if splits.test.classes != architecture.classes:
+            raise UserError(f"{run_dir}: trained on other classes than '{splits.name}' has")
+        model = model.to(runtime.device)
+        runtime.prepare(model)
+        metrics: dict[str, float] = {}
+        for split, sequences in splits.measured.items():
+            result = evaluate(runtime, model, sequences, batch_size=config.eval.batch_size)
+            metrics |= result.named(split)
+        return metrics
+    finally:
+        runtime.close()
+
+
+def predict_command(arguments: Namespace) -> int:
+    """Name the classes of the sequences in a file, or of test examples beside the truth."""
+    if arguments.count < 1:
+        raise UserError(f"--count {arguments.count}: must be at least 1")
+    if arguments.input is not None:
+        from seqclf.predict import predict_file
+
+        return predict_file(
+            _run_dir(arguments),
+            arguments.input,
+            out=arguments.out,
+            options=_read_options(arguments),
+            file_format=arguments.format,
+            skip=arguments.on_bad_row == "skip",
+        )
+    config, run_dir = _load_run(arguments)
+    from seqclf.data import sources
+    from seqclf.run.weights import load_model
+    from seqclf.terminal import predictions_text, reading_text
+
+    model, _ = load_model(run_dir)
+    test = sources.load(config.data, seed=config.seed).test
+    print(predictions_text(model, test, arguments.count))
+    print(f"\n{reading_text(model, test, 0)}")
+    return 0
+
+
+def report_command(arguments: Namespace) -> int:
+    """Write a page of a run, or of several."""
+    from seqclf.report.page import write_report
+
+    page = write_report(arguments.run_dirs, arguments.out, flags=_data_folders(arguments))
+    print(f"report      {page}")
+    return 0
+
+
+def prepare_command(arguments: Namespace) -> int:
+    """Turn files into a data set, and describe it."""
+    files = _files_of_splits(arguments)
+    from seqclf.data.describe import describe_dataset
+    from seqclf.data.prepare import Input, Preparation, parse_fractions, prepare
+
+    preparation = Preparation(
+        options=_read_options(arguments),
+        format=arguments.format,
+        fractions=parse_fractions(arguments.split),
+        seed=arguments.seed,
+        window=arguments.window,
+        stride=arguments.stride,
+        skip_bad=arguments.on_bad_row == "skip",
+        overwrite=arguments.overwrite,
+    )
+    inputs = [Input(path, split) for split, paths in files.items() for path in paths]
+    prepare(inputs, arguments.out, preparation, say=partial(print, flush=True))
+    print(describe_dataset(arguments.out))
+    print(f"\ntry next    seqclf train --data.path {arguments.out}")
+    return 0
+
+
+def _files_of_splits(arguments: Namespace) -> dict[str | None, list[Path]]:
+    """Return the files of each split; those under None are split by `prepare`."""
+    inputs: list[Path] = arguments.inputs
+    split_files: dict[str | None, list[Path]] = {
+        split: getattr(arguments, split) for split in ("train", "val", "test")
+    }
+    if inputs and any(split_files.values()) and not split_files["train"]:
+        inputs, split_files["train"] = [], inputs
+    if bool(inputs) == any(split_files.values()):
+        raise UserError("name INPUT files to split, or --train and --test, and maybe --val")
+    if arguments.split and any(split_files.values()):
+        raise UserError(f"--split {arguments.split}: the files say already which part they are")
+    return {None: inputs, **split_files}
+
+
+def _read_options(arguments: Namespace) -> ReadOptions:
+    from seqclf.data.readers.rows import ReadOptions
+
+    return ReadOptions(
+        id=arguments.id,
+        time=arguments.time,
+        label=arguments.label,
+        group=arguments.group,
+        split=arguments.split_column,
+        labels=arguments.labels,
+        fill_missing=arguments.fill_missing,
+    )
+
+
+def describe_command(arguments: Namespace) -> int:
+    """Show what a prepared data set holds."""
+    from seqclf.data.describe import describe_dataset
+    from seqclf.data.prepared import verify
+
+    if arguments.verify:
+        verify(arguments.path)
+    print(describe_dataset(arguments.path))
+    if arguments.verify:
+        print("\nverified: all files are as they were written")
+    return 0
+
+
+def runs_command(arguments: Namespace) -> int:
+    """List runs."""
+    from seqclf.run.listing import runs_table
+
+    print(runs_table(arguments.dir))
+    return 0
+
+
+def checkpoints_command(arguments: Namespace) -> int:
+    """List a run's checkpoints, each verified."""
+    from seqclf.run.listing import checkpoints_table
+
+    print(checkpoints_table(_run_dir(arguments)))
+    return 0
+
+
+def init_command(arguments: Namespace) -> int:
+    """Write a commented config to edit; never over a file that is there."""
+    path: Path = arguments.path
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write("# Settings of a run: `seqclf train --config THIS_FILE`. Off is null.\n")
+            file.write("# Take a # away to change what follows it.\n\n")
+            file.write(commented_yaml(Config(), active=STARTER))
+    except FileExistsError:
+        raise UserError(f"{path} exists already; name another file: seqclf init PATH") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it: {error.strerror}") from None
+    print(f"wrote {path}; edit it, then: seqclf train --config {path}")
+    return 0
+
+
+def doctor_command(arguments: Namespace) -> int:
+    """Check machine and set-up for a run of these settings."""
+    config, _ = load_settings(arguments)
+    from seqclf.cli.doctor import check
+
+    return check(config)
+
+
+def completion_command(arguments: Namespace) -> int:
+    """Print a shell's completion script."""
+    import shtab
+
+    print(shtab.complete(build_parser(completing=True), arguments.shell))
+    return 0
+
+
+def _run_dir(arguments: Namespace) -> Path:
+    run_dir: Path = arguments.run_dir
+    if not (run_dir / CONFIG).is_file():
+        raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
+    return run_dir
+
+
+def _load_run(arguments: Namespace) -> tuple[Config, Path]:
+    """Return a run's config, with the data folders that the flags name, and its directory."""
+    run_dir = _run_dir(arguments)
+    return load_config(run_dir / CONFIG, _data_folders(arguments))[0], run_dir
+
+
+def _data_folders(arguments: Namespace) -> dict[str, str]:
+    folders = {name: getattr(arguments, name) for name in ("data.root", "data.path")}
+    return {name: folder for name, folder in folders.items() if folder}
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "predict": predict_command,
+    "report": report_command,
+    "prepare": prepare_command,
+    "describe": describe_command,
+    "runs": runs_command,
+    "checkpoints": checkpoints_command,
+    "init": init_command,
+    "doctor": doctor_command,
+    "completion": completion_command,
+}

@@ -1,0 +1,112 @@
+"""The command line: `seqclf train`, `evaluate`, `predict` ..."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import errno
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+from seqclf.cli.commands import COMMANDS
+from seqclf.cli.parser import build_parser
+from seqclf.config.load import closest
+from seqclf.errors import DISK_FULL, FAILED, PREEMPTED, USAGE_ERROR, UserError
+
+PLAIN_LETTERS = {"█": "#", "±": "+-"}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0, 2 for what the user can mend, 143 when preempted."""
+    _shorten_openmp_waits()
+    _replace_letters_that_an_encoding_lacks()
+    try:
+        try:
+            arguments = parse(sys.argv[1:] if words is None else words)
+            return COMMANDS[arguments.command](arguments)
+        finally:
+            sys.stdout.flush()  # here, where a failure can be reported
+    except UserError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            # Most mistakes meet every rank: rank 0 reports them, and the launcher stops the others
+            # before they can repeat it. What only this rank has met is reported after the wait.
+            time.sleep(2)
+        print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("stopped before training began; nothing was changed", file=sys.stderr)
+        return PREEMPTED
+    except OSError as error:
+        if error.errno not in DISK_FULL | {errno.EPIPE}:
+            raise
+        # The output's end is gone (`seqclf runs | head`), or its disk is full. Python flushes
+        # stdout again when it exits: what is left goes to the null device.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            return FAILED
+        print(f"error: cannot write the output: {error.strerror}; make room", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _shorten_openmp_waits() -> None:
+    """Let OpenMP's threads spin for a fifteenth of the usual time at a barrier.
+
+    Else two runs on the same cores get nowhere (docs/design.md). OpenMP reads the variable when
+    torch is imported, which comes after this.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def _replace_letters_that_an_encoding_lacks() -> None:
+    """Write plain letters where the output's encoding lacks one, such as a bar in ASCII."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    missing = error.object[error.start : error.end]
+    return "".join(PLAIN_LETTERS.get(letter, "?") for letter in missing), error.end
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return a command line's arguments, of which `command` is the name of its command.
+
+    Raises UserError that names every unknown argument and the one that was probably meant.
+    """
+    arguments, unknown = build_parser().parse_known_args(_normalise(words))
+    if not unknown:
+        return arguments
+    names = [name for name in vars(arguments) if name != "command"]
+    mistakes = []
+    follows_flag = False
+    for word in unknown:
+        flag, equals, _ = word.partition("=")
+        is_value = follows_flag and not word.startswith("-")
+        if not is_value:
+            near = closest(flag.lstrip("-"), names)
+            hint = f"did you mean --{near}?" if near else f"see seqclf {arguments.command} --help"
+            mistakes.append(f"unknown argument {flag}; {hint}")
+        follows_flag = word.startswith("--") and not equals
+    raise UserError("\n".join(mistakes))
+
+
+def _normalise(words: Sequence[str]) -> list[str]:
+    """Read --train.batch-size as --train.batch_size, and -1e-3 as a value, not a flag."""
+    normal: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            normal.append("--" + flag[2:].replace("-", "_") + equals + value)
+        elif normal and normal[-1].startswith("--") and re.fullmatch(r"-[\d.][\d.eE+-]*", word):
+            normal[-1] += "=" + word
+        else:
+            normal.append(word)
+    return normal

@@ -1,0 +1,253 @@
+"""The commands and their arguments."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from seqclf.config.reference import SECTIONS, kind
+from seqclf.config.settings import Config, choices, fields, is_switch, settings_by_name
+from seqclf.config.yaml import dump_value
+from seqclf.errors import UserError
+
+STARTER_FILE = "seqclf.yaml"
+READABLE = "a manifest, .csv, .tsv, .ts, .jsonl, .npy, .npz or .parquet (docs/data.md)"
+EPILOG = """\
+seqclf COMMAND --help says more. Every launcher takes what `seqclf train` takes:
+  accelerate launch launch/train.py --config configs/mnist.yaml --optim.lr 0.005
+
+exit codes: 0 done; 2 a mistake that the message says how to mend; 143 stopped
+by a signal, the same command goes on from the step that the last line names;
+1 a failure, with traceback
+"""
+
+
+class _Parser(ArgumentParser):
+    """argparse whose errors are ours, so that several processes print them once."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser(*, completing: bool = False) -> ArgumentParser:
+    """Build the parser; for shell completion with the words that each setting may be."""
+    parser = _Parser(
+        "seqclf",
+        usage="seqclf COMMAND ...",
+        description="Train sequence classifiers, exactly, on any number of processes.",
+        epilog=EPILOG,
+        formatter_class=_formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"seqclf {version('seqclf')}")
+    subparsers = parser.add_subparsers(
+        dest="command", required=True, title="commands", metavar="COMMAND", prog="seqclf"
+    )
+    commands = _Commands(subparsers, completing)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_report(commands)
+    _add_prepare(commands)
+    _add_describe(commands)
+    _add_runs(commands)
+    _add_checkpoints(commands)
+    _add_init(commands)
+    _add_doctor(commands)
+    _add_completion(commands)
+    return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26)
+
+
+class _Commands(NamedTuple):
+    """The list to which each function below adds its command."""
+
+    subparsers: argparse._SubParsersAction[_Parser]
+    completing: bool
+
+    def add(self, name: str, summary: str, *, usage: str, description: str = "") -> ArgumentParser:
+        """Add a command; return its parser, which has no arguments yet."""
+        return self.subparsers.add_parser(
+            name,
+            help=summary,
+            usage=f"seqclf {name} {usage}",
+            description=f"{summary[0].upper()}{summary[1:]}.\n{description}",
+            formatter_class=_formatter,
+            allow_abbrev=False,
+        )
+
+    def add_with_settings(self, name: str, summary: str, *, description: str) -> ArgumentParser:
+        """Add a command that takes every setting as a flag."""
+        usage = "[--config PATH] [--SETTING VALUE ...]"
+        parser = self.add(name, summary, usage=usage, description=description)
+        parser.add_argument("--config", metavar="PATH", help="YAML file of settings")
+        defaults = settings_by_name(Config())
+        groups: dict[str, argparse._ArgumentGroup] = {}
+        for setting, annotation, meaning in fields():
+            section = setting.partition(".")[0] if "." in setting else ""
+            if section not in groups:
+                title = f"{section} ({SECTIONS[section]})" if section else "the run"
+                groups[section] = parser.add_argument_group(title)
+            argument = groups[section].add_argument(
+                f"--{setting}",
+                metavar=kind(annotation),
+                help=f"{meaning} [{dump_value(defaults[setting])}]".replace("%", "%%"),
+                nargs="?" if is_switch(annotation) else None,
+                const="true" if is_switch(annotation) else None,
+            )
+            # Otherwise load_config refuses a wrong word, and says more than argparse would.
+            if self.completing:
+                argument.choices = choices(annotation) or None
+        return parser
+
+
+TRAIN = """\
+Settings are read from their defaults, then --config, then the flags below. Off
+is null; a name may be written with dashes. The same command resumes; other
+settings get a directory of their own.
+"""
+
+
+def _add_train(commands: _Commands) -> None:
+    summary = "train a classifier; the same command resumes"
+    parser = commands.add_with_settings("train", summary, description=TRAIN)
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the settings that result, and leave"
+    )
+
+
+def _add_evaluate(commands: _Commands) -> None:
+    summary = "measure a trained model again on its data"
+    parser = commands.add("evaluate", summary, usage="RUN_DIR [options]")
+    parser.add_argument("run_dir", type=Path, help="directory of a finished run")
+    _add_data_folders(parser)
+
+
+PREDICT = """\
+With an INPUT each row's class and the probabilities of all classes are written,
+in the order of the input; without, test examples are shown beside the truth.
+"""
+
+
+def _add_predict(commands: _Commands) -> None:
+    summary = "name the classes of new sequences, or of test examples"
+    usage = "RUN_DIR [INPUT --out PATH] [options]"
+    parser = commands.add("predict", summary, usage=usage, description=PREDICT)
+    parser.add_argument("run_dir", type=Path, help="directory of a finished run")
+    _add_data_folders(parser)
+    parser.add_argument(
+        "input", type=Path, nargs="?", help=f"a file to read, or - for standard input: {READABLE}"
+    )
+    parser.add_argument("--count", type=int, default=10, help="test examples to show [10]")
+    parser.add_argument(
+        "--out", type=Path, help="the file to write, .csv or .jsonl [csv on standard output]"
+    )
+    _add_read_options(parser)
+
+
+def _add_report(commands: _Commands) -> None:
+    summary = "write a page of a run, or of several: curves, classes, the reading"
+    parser = commands.add("report", summary, usage="RUN_DIR [RUN_DIR ...] [options]")
+    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="runs to show")
+    parser.add_argument(
+        "--out", type=Path, help="the page [RUN_DIR/report.html; of several report.html]"
+    )
+    _add_data_folders(parser)
+
+
+def _add_data_folders(parser: ArgumentParser) -> None:
+    """Add the settings that say where the data of a run are now."""
+    parser.add_argument("--data.root", help="folder of the data files [the run's]")
+    parser.add_argument("--data.path", help="folder of the prepared data set [the run's]")
+
+
+PREPARE = """\
+Without --train and --test the input is split by class, and by --group where
+rows of a group must stay together. Nothing is left behind by a mistake.
+"""
+
+
+def _add_prepare(commands: _Commands) -> None:
+    summary, usage = "turn files into a data set to train on", "INPUT ... --out DIR [options]"
+    parser = commands.add("prepare", summary, usage=usage, description=PREPARE)
+    parser.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help=READABLE)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    for split in ("train", "val", "test"):
+        flag, text = f"--{split}", f"files for {split}"
+        parser.add_argument(flag, type=Path, nargs="+", default=[], help=text)
+    parser.add_argument("--split", help="shares of train,val,test where no file says [0.8,0.1,0.1]")
+    parser.add_argument("--seed", type=int, default=0, help="of the split [0]")
+    parser.add_argument("--window", type=int, help="cut sequences into windows of so many steps")
+    parser.add_argument("--stride", type=int, help="steps between two windows [the window's]")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set in --out")
+    _add_read_options(parser)
+
+
+def _add_read_options(parser: ArgumentParser) -> None:
+    """Add what says how to read users' files."""
+    columns = {
+        "id": "column whose value is the same for all steps of a sequence (one line a step)",
+        "time": "column to sort the steps of a sequence by",
+        "label": "column of the label",
+        "group": "column of a group that must stay in one part",
+        "split_column": "column that says train, val or test",
+    }
+    for name, text in columns.items():
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=text)
+    parser.add_argument("--labels", type=Path, help="file of labels beside an .npy: .npy or text")
+    parser.add_argument("--format", help="csv, tsv, ts or jsonl, for standard input")
+    parser.add_argument(
+        "--fill_missing",
+        action="store_true",
+        help="fill missing values from their neighbours in time (in .ts files they always are)",
+    )
+    parser.add_argument(
+        "--on_bad_row",
+        choices=["error", "skip"],
+        default="error",
+        help="what to do with rows that cannot be used [error]",
+    )
+
+
+def _add_describe(commands: _Commands) -> None:
+    summary = "show what a data set holds: lengths, classes, features"
+    parser = commands.add("describe", summary, usage="DIR")
+    parser.add_argument("path", type=Path, help="folder that seqclf prepare wrote")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare its contents with what was written"
+    )
+
+
+def _add_runs(commands: _Commands) -> None:
+    parser = commands.add("runs", "list runs: state, step, metrics, age", usage="[DIR]")
+    parser.add_argument("dir", type=Path, nargs="?", default=Path("runs"), help="where [runs]")
+
+
+def _add_checkpoints(commands: _Commands) -> None:
+    summary = "list a run's checkpoints and verify each"
+    parser = commands.add("checkpoints", summary, usage="RUN_DIR")
+    parser.add_argument("run_dir", type=Path, help="directory of a run")
+
+
+def _add_init(commands: _Commands) -> None:
+    summary = f"write {STARTER_FILE}, a commented config to edit"
+    parser = commands.add("init", summary, usage="[PATH]")
+    path = Path(STARTER_FILE)
+    parser.add_argument("path", type=Path, nargs="?", default=path, help="the new file")
+
+
+def _add_doctor(commands: _Commands) -> None:
+    summary = "check machine and set-up for a run of these settings"
+    launched = "Launched: accelerate launch -m seqclf doctor, torchrun ... -m seqclf doctor.\n"
+    commands.add_with_settings("doctor", summary, description=launched)
+
+
+def _add_completion(commands: _Commands) -> None:
+    parser = commands.add("completion", "print a shell's completion script", usage="SHELL")
+    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"])

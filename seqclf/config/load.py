@@ -1,0 +1,223 @@
+"""A YAML file and flags -> a Config, or every mistake with its place and its remedy.
+
+Defaults < YAML < flags: values and flags are written into one tree, which is validated once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from seqclf.config.settings import Config, Data, Value, choices, fields, settings_by_name
+from seqclf.config.yaml import Loader, Tree, dump_value, read_yaml, value_of
+from seqclf.errors import UserError
+
+
+def load_config(
+    path: str | Path | None = None, flags: Mapping[str, str] | None = None
+) -> tuple[Config, list[str]]:
+    """Read a YAML file and flags into a config; return it and the names that the flags set.
+
+    Raises UserError with one line per mistake, each with its place and the remedy.
+    """
+    flags = flags or {}
+    values, places = _read_file(path) if path is not None else Tree({}, {})
+    for name, text in flags.items():
+        values = _with_value(values, name, _read_flag(name, text))
+        places[name] = f"--{name}"
+    return _validate(values, places), list(flags)
+
+
+def _read_file(path: str | Path) -> Tree:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"--config {path}: cannot read it: {reason}") from None
+    values, places = read_yaml(text, str(path))
+    return Tree(_drop_empty_sections(values, Config), places)
+
+
+def _drop_empty_sections(values: Mapping[str, Value], model: type[BaseModel]) -> dict[str, Value]:
+    """Leave out sections with nothing below them, which YAML takes for null: defaults apply."""
+    filled: dict[str, Value] = {}
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        section = field.annotation if field else None
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            if isinstance(value, dict):
+                filled[name] = _drop_empty_sections(value, section)
+            elif value is not None:
+                filled[name] = value
+        else:
+            filled[name] = value
+    return filled
+
+
+def _with_value(values: Mapping[str, Value], name: str, value: Value) -> dict[str, Value]:
+    """Return the values with the one of a dotted name replaced."""
+    head, _, rest = name.partition(".")
+    if rest:
+        section = values.get(head)
+        value = _with_value(section if isinstance(section, dict) else {}, rest, value)
+    return {**values, head: value}
+
+
+def _read_flag(name: str, text: str) -> Value:
+    """Read a flag's value as YAML would, except that text stays text, whatever it looks like."""
+    annotation = _annotation(name)
+    if annotation is str or str in get_args(annotation):
+        return None if text == "null" and annotation is not str else text
+    try:
+        node = yaml.compose(io.StringIO(text), Loader=Loader)
+        if isinstance(node, yaml.ScalarNode | yaml.SequenceNode):
+            return value_of(node)
+    except (yaml.YAMLError, ValueError):  # not YAML, or a number of thousands of digits
+        pass
+    return text
+
+
+def _annotation(name: str) -> object:
+    """Return the type of the setting of this name; None if there is no such setting."""
+    return next((annotation for full, annotation, _ in fields() if full == name), None)
+
+
+def _validate(tree: Mapping[str, Value], places: Mapping[str, str]) -> Config:
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_mistakes(error, places))) from None
+    values = settings_by_name(config)
+    contradictions = [
+        f"{_label(name, places)}: {dump_value(values[name])} contradicts "
+        f"{other}: {dump_value(values[other])} ({places.get(other, 'the default')}): {remedy}"
+        for name, other, remedy in _contradictions(config)
+    ]
+    if contradictions:
+        raise UserError("\n".join(contradictions))
+    return config
+
+
+def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield the names of two settings that cannot both be, and the remedy."""
+    data, values, defaults = config.data, settings_by_name(config), settings_by_name(Config())
+    if config.precision == "fp16" and config.device == "cpu":
+        remedy = "fp16 exists on a GPU only; use fp32, or bf16 if the CPU has it"
+        yield "precision", "device", remedy
+    if data.path is None and data.name == "files":
+        yield "data.name", "data.path", "name the folder that `seqclf prepare` wrote"
+    if data.path is not None and data.name not in ("auto", "files"):
+        yield "data.path", "data.name", "leave it out, or set data.name to files"
+    if data.path is not None:
+        for name in ("data.augment.shift", "data.augment.flip", "data.read"):
+            if values[name] != defaults[name]:
+                yield name, "data.path", "it is for images; leave it out"
+    elif data.augment.noise:
+        yield "data.augment.noise", "data.path", "it is for prepared data; leave it out"
+    if data.max_steps_per_batch and not data.bucket:
+        yield "data.max_steps_per_batch", "data.bucket", "set data.bucket to true"
+    if data.emnist_split != Data().emnist_split and data.name != "emnist":
+        yield "data.emnist_split", "data.name", "leave it out, or set data.name to emnist"
+    # A prepared data set may have a validation part of its own: settle.py looks when it is open.
+    if not data.val_fraction and data.path is None:
+        remedy = "hold out a part to choose by, such as 0.1: nothing is chosen by the test split"
+        for name in ("train.patience", "checkpoint.keep_best"):
+            if values[name]:
+                yield name, "data.val_fraction", remedy
+
+
+def _mistakes(error: ValidationError, places: Mapping[str, str]) -> list[str]:
+    """Return one line per setting that pydantic complains of, in the order of file and flags."""
+    problems: dict[str, list[str]] = {}
+    for item in error.errors():
+        name = ".".join(part for part in item["loc"] if isinstance(part, str))
+        while name and name not in places:  # pydantic appends the types of a union that it tried
+            name = name.rpartition(".")[0]
+        # A union complains once per branch.
+        problems.setdefault(name, []).append(_explain(item, name))
+    order = {name: number for number, name in enumerate(places)}
+    return [
+        f"{_label(name, places)}: {_join(problems[name])}"
+        for name in sorted(problems, key=lambda name: order.get(name, 0))
+    ]
+
+
+def _explain(item: ErrorDetails, name: str) -> str:
+    """Return what is wrong with a setting's value, and the remedy."""
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(name)
+    annotation, word, hint = _annotation(name), str(item["input"]), None
+    match item["type"]:
+        case "int_type" | "int_from_float" | "int_parsing_size":
+            problem = "expected a whole number"
+        case "float_type":
+            problem = "expected a number"
+        case "bool_type":
+            problem = "expected true or false"
+            hint = {"no": "false", "off": "false", "yes": "true", "on": "true"}.get(word)
+        case "string_type":
+            problem = "expected text"
+        case "model_type":
+            problem = "expected settings below it"
+        case "tuple_type" | "missing" | "too_long":
+            problem = f"expected a list like {settings_by_name(Config())[name] or [1.0, 2.0]}"
+        case "literal_error":
+            problem = "expected " + item["ctx"]["expected"].replace("'", "")
+            hint = closest_word(word.lower(), choices(annotation))
+        case _:  # out of bounds
+            problem = item["msg"].replace("Input should be", "must be")
+    if type(None) in get_args(annotation):
+        problem += ", or null"
+    problem += f" (found {dump_value(item['input'])})"
+    return f"{problem}; did you mean '{hint}'?" if hint else problem
+
+
+def _label(name: str, places: Mapping[str, str]) -> str:
+    """Return how a message begins: with the flag, or with the place in the file and the name."""
+    place = places.get(name, "config")
+    return place if place == f"--{name}" else f"{place}: {name}"
+
+
+def _join(problems: Sequence[str]) -> str:
+    """Say the complaints of a union's branches as one: expected A, B or C (found x)."""
+    if len(problems) == 1:
+        return problems[0]
+    heads = [problem.rpartition(" (found ")[0].removesuffix(", or null") for problem in problems]
+    joined = ", ".join([*heads[:-1], problems[-1].removeprefix("expected ")])
+    return joined.replace("must be", "a number")
+
+
+def _unknown_key(name: str) -> str:
+    names = [full for full, _, _ in fields()]
+    section, _, leaf = name.rpartition(".")
+    if name in names:  # one key with a dot in it
+        return f"unknown key; write '{section}:' and below it '{leaf}:'"
+    sections = sorted({full.rpartition(".")[0] for full in names} - {""})
+    near = closest(name, names + sections)
+    if not near:
+        return "unknown key; `seqclf train --help` lists all"
+    near_section, _, near_leaf = near.rpartition(".")
+    return f"unknown key; did you mean '{near_leaf if near_section == section else near}'?"
+
+
+def closest(name: str, names: Sequence[str]) -> str | None:
+    """Return the dotted name that was probably meant: a sibling, a namesake, or one alike."""
+    section, _, leaf = name.rpartition(".")
+    parts = {full: full.rpartition(".") for full in names}
+    siblings = {end: full for full, (start, _, end) in parts.items() if start == section}
+    if sibling := closest_word(leaf, list(siblings)):
+        return siblings[sibling]
+    namesakes = [full for full, (_, _, end) in parts.items() if end == leaf]
+    return namesakes[0] if namesakes else closest_word(name, names)
+
+
+def closest_word(word: str, words: Sequence[str]) -> str | None:
+    """Return the most similar word, if one is similar."""
+    return next(iter(difflib.get_close_matches(word, words, 1)), None)

@@ -1,0 +1,157 @@
+"""Records: a JSON object in a line, or a row of a parquet file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from seqclf.data.readers.rows import (
+    BadRow,
+    Progress,
+    ReadOptions,
+    Row,
+    RowError,
+    finish_steps,
+    parse_name,
+    quote,
+    read_lines,
+    reason_of,
+)
+from seqclf.data.readers.tables import read_cells
+from seqclf.errors import UserError
+
+VALUE_KEYS = ("steps", "tokens", "text")  # a record has one of them
+
+
+def read_jsonl(path: Path, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
+    """Yield a sequence from each line's JSON object."""
+    row_number = 0
+    for line_number, line in enumerate(read_lines(path, progress), 1):
+        if not line.strip():
+            continue
+        row_number += 1
+        where = f"{path}:{line_number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield BadRow(where, f"column {error.colno}: not JSON: {error.msg}")
+        except (RecursionError, ValueError):  # nested too deep; a number of too many digits
+            yield BadRow(where, "JSON that cannot be read")
+        else:
+            yield _from_record(record, row_number, where, options)
+
+
+def _from_record(record: object, number: int, where: str, options: ReadOptions) -> Row | BadRow:
+    """Make a sequence of {"steps": [[...], ...]}, {"tokens": [...]} or {"text": "..."}."""
+    try:
+        if not isinstance(record, dict):
+            raise RowError('expected an object like {"steps": [[1.0, 2.0]], "label": "a"}')
+        keys = [key for key in VALUE_KEYS if record.get(key) is not None]
+        if len(keys) != 1:
+            raise RowError(
+                f"expected one of steps, tokens and text, found {quote(', '.join(record))}"
+            )
+        names = {
+            role: parse_name(record.get(getattr(options, role) or role), role)
+            for role in ("id", "label", "split", "group")
+        }
+        steps, filled = _parse_value(keys[0], record[keys[0]], options)
+        if not len(steps):
+            raise RowError("an empty sequence")
+    except RowError as error:
+        return BadRow(where, error.message())
+    row_id = names.pop("id") or str(number)
+    return Row(row_id, steps, where, **names, features=None, filled=filled)
+
+
+def _parse_value(
+    key: str, value: object, options: ReadOptions
+) -> tuple[np.ndarray | tuple[str, ...], int]:
+    """Return a record's steps, and how many missing values were filled. Raises RowError."""
+    if key == "text":
+        return _parse_text(value), 0
+    if key == "tokens":
+        return _parse_tokens(value), 0
+    return finish_steps(_parse_steps(value), fill_missing=options.fill_missing)
+
+
+def _parse_text(value: object) -> np.ndarray:
+    if not isinstance(value, str):
+        raise RowError(f"text: a {type(value).__name__}, expected a text")
+    try:
+        return np.frombuffer(value.encode(), np.uint8)
+    except UnicodeEncodeError:
+        raise RowError("text: not UTF-8") from None
+
+
+def _parse_tokens(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise RowError(f"tokens: a {type(value).__name__}, expected a list")
+    for number, token in enumerate(value, 1):
+        if isinstance(token, bool) or not isinstance(token, str | int):
+            raise RowError(f"token {number}: expected a text or a whole number")
+        # JSON can escape half of a surrogate pair, which no file in UTF-8 can hold.
+        if isinstance(token, str) and any("\ud800" <= letter <= "\udfff" for letter in token):
+            raise RowError(f"token {number}: not UTF-8")
+    return tuple(map(str, value))
+
+
+def _parse_steps(value: object) -> np.ndarray:
+    """Return numbers in lists as float64 [T, F]; null is a missing value."""
+    if not isinstance(value, list):
+        raise RowError(f"a {type(value).__name__}, expected a list of steps")
+    rows = [step if isinstance(step, list) else [step] for step in value]
+    # Exact types, because bool is a subclass of int.
+    allowed = {int, float, type(None)}
+    for step, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise RowError(f"{len(row)} features, where the steps before have {len(rows[0])}", step)
+        if not allowed.issuperset(map(type, row)):
+            feature = next(i for i, cell in enumerate(row) if type(cell) not in allowed)
+            raise RowError(f"{quote(repr(row[feature]))} is not a number", step, feature)
+    try:
+        return np.array(rows, np.float64)
+    except OverflowError:
+        raise RowError("a number too large for float32") from None
+
+
+def read_parquet(path: Path, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
+    """Yield the sequences of a parquet file: records, or a table in long or wide form."""
+    # pyarrow is an optional dependency.
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            f"{path}: reading parquet needs pyarrow: pip install 'seqclf[parquet]'"
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            batches = file.iter_batches(batch_size=1024)
+            records = (record for batch in batches for record in batch.to_pylist())
+            if set(names) & set(VALUE_KEYS) and options.id is None:
+                for number, record in enumerate(records, 1):
+                    yield _from_record(record, number, f"{path}, row {number}", options)
+            else:
+                lines = (
+                    (f"{path}, row {number}", [_format_cell(record[name]) for name in names])
+                    for number, record in enumerate(records, 1)
+                )
+                yield from read_cells(path, chain([(f"{path}, header", names)], lines), options)
+            progress(path.stat().st_size)
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise UserError(
+            f"{path}: not a parquet file that can be read: {reason_of(error)}"
+        ) from None
+
+
+def _format_cell(value: object) -> str:
+    """Return a parquet value as the cell of a text file that a table reader expects."""
+    if value is None:
+        return ""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

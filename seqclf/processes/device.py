@@ -1,0 +1,201 @@
+"""What this process computes on: its device, threads and precision, each with the reason."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seqclf.config.settings import Config, Optim
+from seqclf.errors import UserError
+from seqclf.model import LSTMClassifier
+from seqclf.optim import make_optimizer, update
+
+EffectivePrecision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_SLOWDOWN = 1.2  # on a CPU: half precision that takes more times fp32's time is replaced
+# Mean difference of logits and updated weights against the CPU's; an update moves a weight by 1e-2.
+MPS_TOLERANCE = 1e-4
+
+
+class Decision(NamedTuple):
+    """What was decided about a subject and why, with a remedy if the user may want another."""
+
+    subject: str
+    value: str
+    reason: str = ""
+    remedy: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The value, with its reason in brackets."""
+        return f"{self.value} ({self.reason})" if self.reason else self.value
+
+    def line(self) -> str:
+        """Return the decision as the console prints it."""
+        return f"{self.subject:<12}{self.text}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+def choose_device(config: Config) -> tuple[str, Decision]:
+    """Choose cpu, cuda or mps. Raises UserError for one that was asked for and is not there."""
+    launcher_says_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    device: str = config.device
+    reason = f"device: {device}"
+    if device in ("cuda", "mps"):
+        _refuse_device(device, launcher_says_cpu)
+    elif device == "auto":
+        device, reason = ("cpu", "the launcher says so") if launcher_says_cpu else _find_device()
+    return device, Decision("device", device, reason)
+
+
+def _refuse_device(device: str, launcher_says_cpu: bool) -> None:
+    if launcher_says_cpu:
+        raise UserError(f"device: {device} was asked for, but the launcher was told to use the CPU")
+    if not _available(device):
+        raise UserError(
+            f"device: {device} was asked for, but torch {torch.__version__} finds none here; "
+            "use device: auto, or see `seqclf doctor`"
+        )
+
+
+def _find_device() -> tuple[str, str]:
+    if _available("cuda"):
+        return "cuda", "there is a GPU"
+    if not _available("mps"):
+        return "cpu", "no GPU found"
+    if problem := disagreement("mps"):
+        return "cpu", f"mps is there, but {problem}"
+    return "mps", "there is one, and it computes what the CPU does"
+
+
+def _available(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_available()
+    # DDP has no backend for mps: several processes train on the CPU
+    return torch.backends.mps.is_available() and os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+def disagreement(device: str) -> str | None:
+    """Train a small model on a device and on the CPU; return how the results differ, if they do."""
+    try:
+        difference = float((_train_small_model(device) - _train_small_model("cpu")).abs().mean())
+    except (RuntimeError, NotImplementedError) as error:
+        return f"it cannot train an LSTM: {str(error).partition(chr(10))[0]}"
+    if difference < MPS_TOLERANCE:  # false for NaN, too
+        return None
+    return f"its numbers are not the CPU's (mean difference {difference:.1e})"
+
+
+def _train_small_model(device: str) -> Tensor:
+    """Return logits and weights, flat, after one update and one that the optimizer must skip."""
+    torch.default_generator.manual_seed(0)
+    model = LSTMClassifier(28, 10, hidden_size=32)
+    values = torch.rand(16, 28, 28).to(device)
+    optimizer = make_optimizer(model.to(device), Optim())
+    for factor in (1.0, float("nan")):
+        logits = model(values)
+        (logits.logsumexp(1).mean() * factor).backward()
+        update(optimizer, 0.01, 1.0)
+    return torch.cat([x.detach().flatten().cpu() for x in (logits, *model.parameters())])
+
+
+def set_threads(config: Config) -> tuple[int, Decision]:
+    """Set the number of CPU threads and return it.
+
+    OMP_NUM_THREADS is not a request: launchers export it as 1 unasked.
+    """
+    cores = (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()) or 1
+    # With shards the number of processes must not decide the threads, because those change bits.
+    parts = config.train.shards or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = config.train.threads or max(1, cores // parts)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    here = f"{cores} core{'s' * (cores > 1)}"
+    if config.train.threads:
+        reason = "train.threads"
+    elif config.train.shards:
+        reason = f"{here}, {parts} shards"
+    else:
+        reason = f"{here}, {parts} process{'es here' * (parts > 1)}"
+    return threads, Decision("threads", str(threads), reason)
+
+
+def requested_precision(config: Config) -> EffectivePrecision:
+    """Return the precision that config or launcher ask for.
+
+    The launcher's `no` is not a request: accelerate exports it whenever nobody asks for another.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", "bf16", "fp16"):
+        raise UserError(f"--mixed_precision {launched} is not supported; use bf16, fp16 or no")
+    if config.precision == "auto":
+        return "fp32" if launched == "no" else launched  # type: ignore[return-value]
+    if launched not in ("no", config.precision):
+        raise UserError(
+            f"precision: {config.precision} was asked for, but the launcher was told "
+            f"--mixed_precision {launched}; leave one of them out"
+        )
+    return config.precision
+
+
+def precision_problem(
+    requested: EffectivePrecision, config: Config, device: torch.device
+) -> str | None:
+    """Try an LSTM in half precision, forward and backward; return what is wrong with it, or None.
+
+    Raises UserError for what no device of this kind can do.
+    """
+    if requested == "fp16" and device.type == "cpu":
+        raise UserError(
+            "precision: fp16 does not exist on the CPU (it would silently be fp32); "
+            "use precision: fp32, or bf16 where the CPU has it"
+        )
+    if device.type == "mps":
+        return "half precision is not tried on mps"
+    if device.type == "cuda" and requested == "bf16" and not torch.cuda.is_bf16_supported(False):
+        return "this GPU only emulates bf16"
+    batch_size, hidden_size = config.sizes()
+    lstm = nn.LSTM(28, hidden_size, batch_first=True, bidirectional=config.model.bidirectional).to(
+        device
+    )
+    values = torch.zeros(batch_size, 28, 28, device=device)
+    try:
+        _time_lstm(lstm, values, AUTOCAST[requested])
+    except RuntimeError as error:
+        return str(error).partition(".")[0].partition("\n")[0]
+    # A GPU has units for half precision. A CPU without them emulates it, far slower than fp32.
+    ratio = 0.0 if device.type == "cuda" else _slowdown(lstm, values, AUTOCAST[requested])
+    if ratio > MAX_SLOWDOWN:
+        return f"this CPU runs it {ratio:.1f} times slower than fp32"
+    return None
+
+
+def _slowdown(lstm: nn.LSTM, values: Tensor, dtype: torch.dtype) -> float:
+    """Return how many times slower than fp32 an LSTM is in half precision."""
+    _time_lstm(lstm, values, None)  # the first pass is slow
+    # Pairs, so that another program that takes the cores for a while slows both of a pair.
+    pairs = [(_time_lstm(lstm, values, dtype), _time_lstm(lstm, values, None)) for _ in range(7)]
+    return statistics.median(half_s / full_s for half_s, full_s in pairs)
+
+
+def _time_lstm(lstm: nn.LSTM, values: Tensor, dtype: torch.dtype | None) -> float:
+    """Return the seconds of a forward and a backward pass, in fp32 if `dtype` is None."""
+    start = time.perf_counter()
+    with torch.autocast(values.device.type, dtype=dtype, enabled=dtype is not None):
+        output, _ = lstm(values)
+    output.sum().backward()
+    return time.perf_counter() - start
+
+
+def flush_denormals() -> None:
+    """Treat denormal numbers as zero: oneDNN's LSTM is up to 20 times slower on them."""
+    # numpy below 2.4 warns if it computes these facts, which it caches, after the flush is set.
+    for dtype in (np.float32, np.float64):
+        np.finfo(dtype)
+    torch.set_flush_denormal(True)

@@ -1,0 +1,79 @@
+"""How much memory there is, how much training needs at least, and how glibc keeps it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from seqclf.config.settings import Config
+from seqclf.errors import UserError
+from seqclf.model import Architecture
+
+MEMORY_REMEDY = (
+    "lower train.micro_batch_size (changes nothing but memory) or eval.batch_size, then "
+    "model.hidden_size or train.batch_size"
+)
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory for the next step, which needs as much again.
+
+    By default glibc returns each large block to the kernel and gets it back page by page. That
+    takes a third to a half of a step with a batch of 512 and more (benchmarks/scaling.py). Does
+    nothing without glibc.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-4, 0)  # M_MMAP_MAX: a large block gets no mapping of its own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that this process may still take, of the GPU, the machine or the job."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")  # the limit of a container or of a Slurm job
+    for limit, used in (
+        (group / "memory.max", group / "memory.current"),
+        (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):  # no such file, or no number: "max"
+            continue
+    return max(free, 0)
+
+
+def least_memory(
+    config: Config, architecture: Architecture, num_steps: int, world_size: int
+) -> int:
+    """Return a lower bound of the bytes that training takes in a process, without its data.
+
+    It counts weights, gradients, two moments, and what an LSTM keeps for its backward pass: eight
+    numbers per unit and step. Measured runs took 1.2 to 2.2 times as much.
+    """
+    share = -(-config.sizes()[0] // world_size)
+    batch = min(config.train.micro_batch_size or share, share)
+    if config.data.max_steps_per_batch:
+        batch = min(batch, -(-config.data.max_steps_per_batch // (num_steps * world_size)))
+    features = architecture.embedding_size if architecture.num_tokens else architecture.input_size
+    units = architecture.hidden_size * (1 + architecture.bidirectional) * architecture.num_layers
+    per_example = num_steps * features + -(-num_steps // architecture.stack) * 8 * units
+    return 4 * (4 * architecture.num_parameters + batch * per_example)
+
+
+def refuse_too_large(needed: int, device: torch.device) -> None:
+    """Raise UserError if training needs more memory than is free."""
+    if device.type != "cuda":  # the processes of a host share its memory
+        needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"this needs at least {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB "
+            f"are free: {MEMORY_REMEDY}"
+        )

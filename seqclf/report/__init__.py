@@ -1,0 +1,1 @@
+"""The report: a page of one run, or of several."""

@@ -1,0 +1,279 @@
+"""A page of a run, or of several: report.html, self-contained, with its figures beside it.
+
+The numbers of an evaluation come from evaluation/SPLIT.json and are not computed again. What the
+model says while it reads is computed here, from the run's weights and data.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.image import imsave
+
+from seqclf.config.load import load_config
+from seqclf.data import sources
+from seqclf.data.pictures import Picture, draw_picture, take_picture
+from seqclf.data.sequences import Sequences
+from seqclf.errors import UserError
+from seqclf.model import LSTMClassifier
+from seqclf.predict import probabilities
+from seqclf.report.compare import Comparison, compare, learning_curves
+from seqclf.report.figures import INK, PAPER, draw_confusion, draw_reliability
+from seqclf.report.intervals import macro_f1_interval, wilson
+from seqclf.report.reading import ReadingSection, watch_reading
+from seqclf.report.run_record import RunRecord, read_run
+from seqclf.run.records import (
+    CONFIG,
+    MODEL,
+    REPORT,
+    ClassRow,
+    Evaluation,
+    MistakeRecord,
+    class_table,
+)
+from seqclf.run.weights import load_newest
+
+NUM_PREDICTIONS = 10
+MOST_PAIRS = 10  # of confused classes
+
+
+class Prediction(NamedTuple):
+    """A test example, and what the model takes it for."""
+
+    truth: str
+    guess: str
+    probability: float
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class EvaluationSection:
+    """What a page shows of an evaluation."""
+
+    step: int
+    n: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    macro_f1: float | None
+    macro_f1_interval: tuple[float, float]
+    loss: float | None
+    calibration_error: float
+    classes: list[tuple[ClassRow, tuple[float, float]]]
+    """Each with the interval of its recall."""
+    pairs: list[tuple[int, str, str]]
+    """Pairs of classes that are confused most: how often, truth, guess."""
+    mistakes: list[MistakeRecord]
+    figures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows. Figures are SVG, by name."""
+
+    title: str
+    curves: dict[str, str]
+    state: str | None = None
+    error: str | None = None
+    overview: list[tuple[str, str]] = field(default_factory=list)
+    comparison: Comparison | None = None
+    evaluations: dict[str, EvaluationSection] = field(default_factory=dict)
+    reading: ReadingSection | None = None
+    no_reading_because: str | None = None
+    weights: str | None = None
+    """Whose weights read, unless they are those of the result."""
+    predictions: list[Prediction] = field(default_factory=list)
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """The figures of all sections."""
+        figures = dict(self.curves)
+        for evaluation in self.evaluations.values():
+            figures |= evaluation.figures
+        return figures | (self.reading.figures if self.reading else {})
+
+
+def write_report(run_dirs: list[Path], out: Path | None, flags: dict[str, str]) -> Path:
+    """Write the page of one run, or one that compares several; return its path.
+
+    `flags` are settings that say where the data are now. Raises UserError if a run cannot be read
+    or the page cannot be written.
+    """
+    runs = [read_run(path) for path in run_dirs]
+    out = out or (run_dirs[0] if len(runs) == 1 else Path()) / REPORT
+    page = page_of_run(runs[0], flags) if len(runs) == 1 else page_of_runs(runs)
+    text = render(page)
+    folder = out.with_name(f"{out.stem}-figures")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure_files = {folder / f"{name}.svg": svg for name, svg in page.figures.items()}
+        for file in (out, *figure_files):
+            if file.exists() and not _is_ours(file):
+                raise UserError(f"{file}: is there already and not ours; choose another --out")
+        for old in folder.glob("*.svg"):
+            if _is_ours(old):
+                old.unlink()
+        for file, svg in figure_files.items():
+            file.write_text(f"<!-- seqclf -->\n{svg}", encoding="utf-8")
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the report: {error.strerror or error}") from None
+    return out
+
+
+def _is_ours(file: Path) -> bool:
+    start = file.read_bytes()[:300]
+    return b'content="seqclf"' in start or b"<!-- seqclf -->" in start
+
+
+def page_of_runs(runs: list[RunRecord]) -> Page:
+    """Put together a page that compares runs."""
+    return Page(f"{len(runs)} runs", learning_curves(runs), comparison=compare(runs))
+
+
+def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
+    """Put together the page of one run."""
+    page = Page(
+        run.path.name or str(run.path),
+        learning_curves([run]),
+        state=run.state,
+        error=None if run.status is None else run.status.error,
+        overview=overview(run),
+        evaluations={
+            split: show_evaluation(evaluation, split)
+            for split, evaluation in run.evaluations.items()
+        },
+    )
+    try:
+        model, file = load_newest(run.path)
+        config, _ = load_config(run.path / CONFIG, flags)
+        splits = sources.load(config.data, seed=config.seed)
+        if splits.fingerprint() != run.facts.data_fingerprint:
+            raise UserError(f"the data of {run.path} are others now; name its own")
+    except UserError as error:
+        return replace(page, no_reading_because=str(error))
+    name = file.parent.name
+    return replace(
+        page,
+        reading=watch_reading(model, splits.test),
+        weights=None if name == MODEL else f"{name}, as the run has no result yet",
+        predictions=first_predictions(model, splits.test),
+    )
+
+
+def first_predictions(model: LSTMClassifier, test: Sequences) -> list[Prediction]:
+    """Return what the model says of the first test examples."""
+    count = min(NUM_PREDICTIONS, len(test))
+    probabilities_BC = probabilities(model, *test.rows(slice(count)))
+    best_B, guesses_B = probabilities_BC.nan_to_num(0).max(1)  # a model that diverged says NaN
+    return [
+        Prediction(
+            truth=test.classes[int(test.labels[index])],
+            guess=test.classes[int(guesses_B[index])],
+            probability=float(best_B[index]),
+            picture=take_picture(test, index),
+        )
+        for index in range(count)
+    ]
+
+
+def overview(run: RunRecord) -> list[tuple[str, str]]:
+    """Return what was run, as names and values."""
+    facts, config = run.facts, run.config
+    step, epoch = (0, 0.0) if run.status is None else (run.status.step, run.status.epoch)
+    model = config.model
+    layers = f"{model.num_layers} layer{'s' * (model.num_layers > 1)} of {model.hidden_size}"
+    layers += ", both directions" * model.bidirectional
+    rows = {
+        "data": facts.data or config.data.name,
+        "model": f"LSTM, {layers}, pooling {model.pooling}, {facts.num_parameters:,} parameters",
+        "steps": f"{step:,} of {facts.num_steps:,} ({epoch:.3g} epochs)",
+        "training time": f"{run.training_s:,.1f} s, without evaluations and saves",
+        "batch": f"{config.train.batch_size} examples",
+        "optimizer": f"{config.optim.name}, rate {config.optim.lr:g}, {config.optim.schedule}",
+        "seed": str(config.seed),
+        "where": ", ".join(filter(None, (facts.host, facts.device, facts.precision))),
+        "processes": f"{facts.world_size} of {facts.threads} threads" * bool(facts.world_size),
+        "starts": str(len(run.sessions)),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
+        "weights": (facts.weights_sha256 or "")[:16],
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def show_evaluation(evaluation: Evaluation, split: str) -> EvaluationSection:
+    """Return what a page shows of the evaluation of a split."""
+    classes, matrix = evaluation.classes, evaluation.confusion
+    hits = [row[number] for number, row in enumerate(matrix)]
+    n = sum(map(sum, matrix))
+    table = class_table(evaluation)
+    gaps = (abs(right - expected) for _, right, expected in evaluation.calibration)
+    pairs = [
+        (count, classes[truth], classes[guess])
+        for truth, row in enumerate(matrix)
+        for guess, count in enumerate(row)
+        if truth != guess and count
+    ]
+    return EvaluationSection(
+        step=evaluation.step,
+        n=n,
+        accuracy=sum(hits) / n,
+        accuracy_interval=wilson(sum(hits), n),
+        macro_f1=evaluation.metrics[f"{split}/macro_f1"],
+        macro_f1_interval=macro_f1_interval(matrix),
+        loss=evaluation.metrics[f"{split}/loss"],
+        calibration_error=sum(gaps) / n,
+        classes=[(row, wilson(h, row.support)) for row, h in zip(table, hits, strict=True)],
+        pairs=sorted(pairs, key=lambda pair: -pair[0])[:MOST_PAIRS],
+        mistakes=evaluation.mistakes,
+        figures={
+            f"{split}-confusion": draw_confusion(classes, matrix),
+            f"{split}-reliability": draw_reliability(evaluation.calibration),
+        },
+    )
+
+
+def png_url(picture: Picture) -> str:
+    """Draw an image, without axes, or a series; return a PNG as a data URL."""
+    if picture.kind == "image":
+        content = io.BytesIO()
+        imsave(content, picture.values, cmap="gray", format="png")
+        png = content.getvalue()
+    else:
+        png = draw_picture(picture)
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def render(page: Page) -> str:
+    """Fill the template; everything that comes from data is escaped."""
+    folder = Path(__file__).parent
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8"))
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    figures = {name: Markup(_inline(name, svg)) for name, svg in page.figures.items()}
+    return template.render(
+        page=page,
+        figures=figures,
+        png_url=png_url,
+        script=Markup(script),
+        script_hash=digest,
+    )
+
+
+def _inline(name: str, svg: str) -> str:
+    """Return a figure for a page: in the page's colours, its ids unlike those of other figures."""
+    svg = re.sub(r' id="[a-z]+[a-z0-9]*_\d+"', "", svg)
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace(INK, "currentColor").replace(PAPER, "none")
+    # Hidden from screen readers, which read the caption.
+    return re.sub(
+        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg aria-hidden="true" \1>', svg, count=1
+    )

@@ -1,0 +1,213 @@
+"""The model reading, on a page: what the model says after every step.
+
+Shapes: B batch, N examples, E prefixes, C classes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqclf.data.batches import MAX_EVAL_STEPS
+from seqclf.data.pictures import Picture, take_picture
+from seqclf.data.sequences import Sequences
+from seqclf.model import LSTMClassifier
+from seqclf.prefixes import (
+    classify_prefixes,
+    decided_at,
+    image_lines,
+    line_ends,
+    most_steps,
+    step_name,
+    token_lines,
+)
+from seqclf.report.figures import Reading, draw_decisions, draw_reading, draw_share_curve
+from seqclf.report.intervals import wilson
+
+MOST_FLOP = 2e10  # for reading many examples: half a second of a small CPU
+FEWEST_EXAMPLES = 20  # that are read, whatever it takes
+AT_ONCE = 250  # examples in a batch
+MOST_SHARES = 40  # points of the curve of accuracy
+MOST_CLASSES = 30  # in the figure of decisions, which has a row for each
+EXAMPLES_OF_A_KIND = 3  # that are drawn
+MOST_LINES = 100  # of a drawn example
+MOST_COLUMNS = 10  # of classes beside it
+
+
+@dataclass(frozen=True)
+class ReadExample:
+    """An example that is drawn, and what happened while the model read it."""
+
+    figure: str
+    """The name of its figure."""
+    kind: str
+    index: int
+    truth: str
+    story: str
+
+
+@dataclass(frozen=True)
+class ReadingSection:
+    """What a page shows of the model reading the test split."""
+
+    num_read: int
+    num_examples: int
+    examples: list[ReadExample]
+    figures: dict[str, str]
+
+
+def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
+    """Let the model read test examples: draw some, and count over many."""
+    ids_N = choose_evenly(model, test)
+    shares, probabilities_NEC = classify_shares(model, test, ids_N)
+    labels_N = test.labels[ids_N].cpu()
+    guesses_NE = probabilities_NEC.argmax(2)
+    num_read = len(ids_N)
+    hits = (guesses_NE == labels_N[:, None]).sum(0).tolist()
+    xs, xlabel = share_axis(model, test, shares)
+    figures = {
+        "reading-share": draw_share_curve(
+            xs,
+            [hit / num_read for hit in hits],
+            bounds=[wilson(hit, num_read) for hit in hits],
+            xlabel=xlabel,
+        )
+    }
+    if points := decision_points(guesses_NE, labels_N, xs=xs, classes=test.classes):
+        figures["reading-decided"] = draw_decisions(points, end=xs[-1], xlabel=xlabel)
+    examples = []
+    for position, kind in choose_examples(probabilities_NEC[:, -1], labels_N).items():
+        example, figure = read_example(model, test, index=int(ids_N[position]), kind=kind)
+        examples.append(example)
+        figures[example.figure] = figure
+    return ReadingSection(num_read, len(test), examples=examples, figures=figures)
+
+
+def choose_evenly(model: LSTMClassifier, test: Sequences) -> Tensor:
+    """Choose the examples to read, evenly over the split: all, or what MOST_FLOP allows."""
+    num_steps = most_steps(model, test)
+    num_passes = min(num_steps, MOST_SHARES) / 2 if model.reads_prefixes_anew else 1
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    flop = 2 * num_steps / model.stack * num_passes * num_parameters
+    count = min(len(test), max(FEWEST_EXAMPLES, int(MOST_FLOP / flop)))
+    return torch.arange(count) * len(test) // count
+
+
+def classify_shares(
+    model: LSTMClassifier, test: Sequences, ids: Tensor
+) -> tuple[list[float], Tensor]:
+    """Return shares of a sequence, and the probabilities after each of them, [N, E, C]."""
+    num_steps = most_steps(model, test)
+    count = min(num_steps, MOST_SHARES)
+    numbers_E = torch.arange(1, count + 1)
+    batches = []
+    for ids_B in ids.split(min(AT_ONCE, max(1, MAX_EVAL_STEPS // num_steps))):
+        values, lengths_B = test.rows(ids_B)
+        if lengths_B is None:
+            lengths_B = torch.full([len(ids_B)], model.steps(values).shape[1])
+        ends_BE = -(-lengths_B[:, None] * numbers_E // count)  # rounded up: at least one step
+        batches.append(classify_prefixes(model, values, ends_BE))
+    return [number / count for number in range(1, count + 1)], torch.cat(batches)
+
+
+def share_axis(
+    model: LSTMClassifier, test: Sequences, shares: list[float]
+) -> tuple[list[float], str]:
+    """Return where shares stand on an axis, and its label: steps if all examples have as many."""
+    if test.lengths is not None and int(test.lengths.min()) != int(test.lengths.max()):
+        return [100 * share for share in shares], "share of the sequence read (%)"
+    num_steps = most_steps(model, test)
+    count = len(shares)
+    return [-(-number * num_steps // count) for number in range(1, count + 1)], "steps read"
+
+
+def decision_points(
+    guesses_NE: Tensor, labels_N: Tensor, *, xs: list[float], classes: tuple[str, ...]
+) -> dict[str, list[float]]:
+    """Return where the guesses that end right are decided, by class, the earliest class first.
+
+    Of many classes only the earliest and the latest are there.
+    """
+    decided_N = decided_at(guesses_NE)
+    ends_right_N = guesses_NE[:, -1] == labels_N
+    points = {}
+    for number, name in enumerate(classes):
+        decided = decided_N[(labels_N == number) & ends_right_N].tolist()
+        if decided:
+            points[name] = [xs[place] for place in decided]
+    names = sorted(points, key=lambda name: statistics.median(points[name]))
+    if len(names) > MOST_CLASSES:
+        names = names[: MOST_CLASSES // 2] + names[-MOST_CLASSES // 2 :]
+    return {name: points[name] for name in names}
+
+
+def choose_examples(probabilities_NC: Tensor, labels_N: Tensor) -> dict[int, str]:
+    """Return the positions of the examples to draw, each once, with the kind that it is of."""
+    best_N, guesses_N = probabilities_NC.nan_to_num(0).max(1)
+    is_right_N = guesses_N == labels_N
+    surest_first = best_N.argsort(descending=True, stable=True)
+    candidates = {
+        "right": is_right_N.nonzero()[:, 0],
+        "wrong, and most sure": surest_first[~is_right_N[surest_first]],
+        "unsure": surest_first.flip(0),
+    }
+    chosen: dict[int, str] = {}
+    for kind, positions in candidates.items():
+        new = [position for position in positions.tolist() if position not in chosen]
+        chosen |= dict.fromkeys(new[:EXAMPLES_OF_A_KIND], kind)
+    return chosen
+
+
+def read_example(
+    model: LSTMClassifier, test: Sequences, *, index: int, kind: str
+) -> tuple[ReadExample, str]:
+    """Let the model read one example; return what happened, and the figure."""
+    value = test[index][0].cpu()
+    per_line, ends = line_ends(model, test, value, MOST_LINES)
+    probabilities_EC = classify_prefixes(model, value[None], torch.tensor([ends]))[0].nan_to_num(0)
+    guesses_E = probabilities_EC.argmax(1)
+    truth = int(test.labels[index])
+    final = int(guesses_E[-1])
+    columns = choose_columns(probabilities_EC, always=[truth, final])
+    reading = Reading(
+        draw_lines(model, test, index=index, ends=ends),
+        probabilities_EC[:, columns].tolist(),
+        ends=ends,
+        classes=[test.classes[number] for number in columns],
+    )
+    unit = step_name(model, test)
+    across = reading.picture.kind == "series" or unit == "column"
+    num_changes = int((guesses_E[1:] != guesses_E[:-1]).sum())
+    decided = ends[int(decided_at(guesses_E[None])[0])]
+    story = f"says {test.classes[final]} ({float(probabilities_EC[-1].max()):.0%}) "
+    story += f"for good from {unit} {decided} of {ends[-1]} on"
+    if num_changes:
+        story += f", after {num_changes} change{'s' * (num_changes != 1)} of mind"
+    if per_line > 1:
+        story += f"; drawn every {per_line} {unit}s"
+    name = f"reading-example-{index}"
+    example = ReadExample(name, kind, index=index, truth=test.classes[truth], story=story)
+    return example, draw_reading(reading, across=across)
+
+
+def choose_columns(probabilities_EC: Tensor, *, always: list[int]) -> list[int]:
+    """Return the classes to show: all, or `always` and those with the highest probabilities."""
+    num_classes = probabilities_EC.shape[1]
+    if num_classes <= MOST_COLUMNS:
+        return list(range(num_classes))
+    peaks_C = probabilities_EC.amax(0)
+    peaks_C[always] = 2.0  # more than any probability
+    return sorted(peaks_C.topk(MOST_COLUMNS).indices.tolist())
+
+
+def draw_lines(model: LSTMClassifier, test: Sequences, *, index: int, ends: list[int]) -> Picture:
+    """Take the picture of an example with a line for each end; of a series as it is."""
+    value = test[index][0].cpu()
+    if test.starts is None:
+        return Picture(kind="image", values=image_lines(model, value, ends).tolist())
+    if test.num_tokens:
+        return Picture(kind="text", values=token_lines(test, value, ends))
+    return take_picture(test, index)

@@ -1,0 +1,171 @@
+"""Lists: run directories, with the mean over seeds; and the checkpoints of one run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqclf.config.load import load_config
+from seqclf.config.settings import NEUTRAL, Config, settings_by_name
+from seqclf.errors import UserError
+from seqclf.run.records import (
+    CHECKPOINTS,
+    CONFIG,
+    FACTS,
+    LOCK,
+    STATUS,
+    Facts,
+    Status,
+    find_record,
+)
+
+UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """What a list shows of a run. `family` is the same for runs that differ in their seed only."""
+
+    path: Path
+    state: str
+    step: int
+    num_steps: int
+    metrics: dict[str, float]
+    age_s: float
+    family: str
+    seed: int
+
+
+def list_runs(root: Path) -> list[ListedRun]:
+    """Return the runs in a directory and below, the latest first; a damaged one is listed as such.
+
+    Raises UserError if there is no such directory.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such directory; runs are under runs/, or where --run-dir says")
+    runs = [_read_run(file.parent) for file in root.glob(f"**/{STATUS}")]
+    return sorted(runs, key=lambda run: run.age_s)
+
+
+def _read_run(path: Path) -> ListedRun:
+    status = find_record(path / STATUS, Status)
+    facts = find_record(path / FACTS, Facts)
+    age_s = time.time() - (path / STATUS).stat().st_mtime
+    name, seed = "", -1
+    try:
+        config, _ = load_config(path / CONFIG)
+    except UserError:  # another version wrote it
+        pass
+    else:
+        name, seed = family(config, facts or Facts()), config.seed
+    if status is None or facts is None or "num_steps" not in facts.model_fields_set:
+        return ListedRun(path, "damaged", 0, 0, metrics={}, age_s=age_s, family=name, seed=seed)
+    is_crashed = status.state == "running" and not _is_locked(path)
+    return ListedRun(
+        path,
+        "crashed" if is_crashed else status.state,
+        status.step,
+        facts.num_steps,
+        metrics={k: math.nan if v is None else v for k, v in status.metrics.items()},
+        age_s=age_s,
+        family=name,
+        seed=seed,
+    )
+
+
+def family(config: Config, facts: Facts) -> str:
+    """Return a text that is the same for runs that differ in their seed only."""
+    values = {k: v for k, v in settings_by_name(config).items() if k not in NEUTRAL | {"seed"}}
+    return json.dumps([values, facts.data_fingerprint or None])
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process is training there: it holds the lock for as long."""
+    try:
+        with (path / LOCK).open("r") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def runs_table(root: Path) -> str:
+    """Return the list of runs as text, names last, so that long ones push nothing aside."""
+    runs = list_runs(root)
+    if not runs:
+        return f"no runs in {root}"
+    lines = [f"{'state':<10}{'step':>14}{'val acc':>9}{'test acc':>10}{'age':>8}  run"]
+    for run in runs:
+        lines.append(
+            f"{run.state:<10}{f'{run.step}/{run.num_steps}':>14}{_accuracies(run.metrics)}"
+            f"{_age(run.age_s):>8}  {run.path}"
+        )
+    families: dict[str, list[ListedRun]] = {}
+    for run in runs:
+        if run.state == "finished" and run.family:
+            families.setdefault(run.family, []).append(run)
+    groups = [group for group in families.values() if len({run.seed for run in group}) > 1]
+    if groups:
+        lines += ["", "finished runs that differ in their seed only: mean ± standard deviation"]
+    for group in groups:
+        lines += _mean_over_seeds(group)
+    return "\n".join(lines)
+
+
+def _mean_over_seeds(group: list[ListedRun]) -> list[str]:
+    by_seed = {run.seed: run for run in group}  # the same seed twice is one result
+    first = min(group, key=lambda run: len(str(run.path)))
+    lines = [f"{first.path} and {len(by_seed) - 1} more, n = {len(by_seed)}"]
+    for name in sorted(set.intersection(*(set(run.metrics) for run in by_seed.values()))):
+        values = [run.metrics[name] for run in by_seed.values()]
+        is_finite = all(map(math.isfinite, values))
+        spread = statistics.stdev(values) if is_finite else math.nan  # stdev fails on infinity
+        lines.append(f"  {name:<14} {statistics.mean(values):.4f} ± {spread:.4f}")
+    return lines
+
+
+def checkpoints_table(run_dir: Path) -> str:
+    """Return a run's checkpoints as text, newest first, each verified, or with why it is not."""
+    # Imported here, because it takes torch, which a list of runs does without.
+    from seqclf.run.checkpoint import checkpoint_directories, read_checkpoint, step_of
+
+    root = run_dir / CHECKPOINTS
+    lines = [f"{'step':>8}{'age':>8}{'size':>11}{'val acc':>9}{'test acc':>10}  verified"]
+    for path in checkpoint_directories(root):
+        try:
+            age_s = time.time() - path.lstat().st_mtime
+            num_bytes = sum(file.lstat().st_size for file in path.glob("*"))
+        except FileNotFoundError:  # the run goes on, and has just deleted it
+            continue
+        metrics: dict[str, float] = {}
+        verdict = "ok"
+        try:
+            metrics = read_checkpoint(path).state.metrics
+        except UserError as error:
+            verdict = str(error)
+        lines.append(
+            f"{step_of(path):>8}{_age(age_s):>8}{f'{num_bytes / 1e6:,.2f} MB':>11}"
+            f"{_accuracies(metrics)}  {verdict}"
+        )
+    return "\n".join(lines) if len(lines) > 1 else f"no checkpoints in {root}"
+
+
+def _accuracies(metrics: Mapping[str, float]) -> str:
+    """Return the columns of validation and test accuracy."""
+    val, test = (metrics.get(f"{split}/accuracy") for split in ("val", "test"))
+    return f"{_percent(val):>9}{_percent(test):>10}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _age(seconds: float) -> str:
+    size, unit = next(((s, u) for s, u in UNITS if seconds >= s), UNITS[-1])
+    return f"{seconds / size:.0f} {unit}"

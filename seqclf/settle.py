@@ -1,0 +1,289 @@
+"""What `auto` becomes, and all that follows: a config and its data -> a Setup.
+
+The data decide what is settled here. The machine decides device, threads and precision: those are
+settled when the processes start (processes/start.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seqclf.config.settings import MANY_EXAMPLES, NEUTRAL, NOISE, Config, Value, settings_by_name
+from seqclf.data import idx
+from seqclf.data.batches import BatchPlan, count_steps, make_buckets
+from seqclf.data.sequences import Sequences
+from seqclf.data.sources import Splits
+from seqclf.errors import UserError
+from seqclf.loss import class_weights
+from seqclf.model import Architecture, LSTMClassifier, read_images
+from seqclf.processes.memory import free_memory
+from seqclf.processes.runtime import Runtime
+
+NUM_READERS = 2  # processes that read ahead, where memory cannot keep the data set
+MOST_OF_A_NAME = 80  # characters of flags in a run's name; a hash stands for more
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run before its first step. `settle` makes it once, and nothing is settled again later."""
+
+    requested: Config
+    """The config as it was written: `auto` where the user left a choice."""
+    config: Config
+    """The same config with what each `auto` became."""
+    splits: Splits
+    plan: BatchPlan
+    architecture: Architecture
+    longest: int
+    """Steps of the longest training example, as the model reads it."""
+    class_weights: Tensor | None
+    """Weight of each class in the loss, float32 [C], if the config asks for any."""
+
+    def build_model(self) -> LSTMClassifier:
+        """Make the model with its first weights, a function of the seed alone."""
+        # On the CPU, so that every device starts from the same weights.
+        torch.manual_seed(self.config.seed)
+        num_steps = -(-self.longest // self.architecture.stack)
+        return self.architecture.build(self.config.model.init, num_steps)
+
+    def on_device(self, device: torch.device) -> Setup:
+        """Copy the data set to the device if it should lie there, and the class weights always.
+
+        The data set should if data.on_device is true, or if it is auto and the data set takes at
+        most an eighth of a GPU's memory.
+        """
+        on_device = self.config.data.on_device
+        if device.type == "cuda" and on_device == "auto":
+            total = torch.cuda.get_device_properties(device).total_memory
+            on_device = self.splits.num_bytes <= total // 8
+        splits = self.splits.to(device) if on_device is True else self.splits
+        weights_C = None if self.class_weights is None else self.class_weights.to(device)
+        return replace(self, splits=splits, class_weights=weights_C)
+
+    def num_workers(self) -> int:
+        """Return how many processes read ahead: they pay only where reading waits for a disk."""
+        workers = self.config.data.workers
+        if workers != "auto":
+            return workers
+        cpu = torch.device("cpu")
+        is_file = self.splits.stored_fingerprint is not None
+        is_file = is_file and self.splits.train.values.device == cpu
+        return NUM_READERS if is_file and self.splits.num_bytes > free_memory(cpu) else 0
+
+    def evaluation_due(self, step: int) -> bool:
+        """Return whether the config asks for an evaluation before this step."""
+        return step > 0 and step % (self.config.eval.every or self.plan.steps_per_epoch) == 0
+
+    def log_due(self, step: int) -> bool:
+        """Return whether the config asks for a training line after this many steps."""
+        return step % self.config.log.every == 0 or step == self.plan.num_steps
+
+    def save_due(self, step: int, *, best_step: int) -> bool:
+        """Return whether a checkpoint is due before this step: the config asks, or it is best."""
+        every = self.config.checkpoint.every or self.plan.steps_per_epoch
+        return step > 0 and (step % every == 0 or step == best_step)
+
+
+def settle(requested: Config, splits: Splits) -> Setup:
+    """Settle what the data decide. Raises UserError for a setting that they do not allow."""
+    train = splits.train
+    longest, num_features = steps_and_features(train, requested.data.read)
+    config = settle_config(requested, splits, longest=longest)
+    return Setup(
+        requested=requested,
+        config=config,
+        splits=splits,
+        plan=make_plan(config, train),
+        architecture=make_architecture(config, train, num_features=num_features),
+        longest=longest,
+        class_weights=class_weights(config.loss.class_weights, train.labels, train.classes),
+    )
+
+
+def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
+    """Return the config with what each `auto` becomes for these data.
+
+    Raises UserError for a setting that the data do not allow.
+    """
+    if config.chooses_best and splits.validation is None:
+        raise UserError(
+            f"train.patience or checkpoint.keep_best: {config.data.path} has no validation part to "
+            "choose by; prepare it with one, or set data.val_fraction, such as 0.1"
+        )
+    noise = config.data.augment.noise
+    if noise == "auto":
+        noise = NOISE if splits.train.std and len(splits.train) < MANY_EXAMPLES else 0.0
+    if noise and not splits.train.std:
+        raise UserError(
+            f"data.augment.noise: {config.data.augment.noise}: {config.data.path} holds no "
+            "features to add it to; leave it out"
+        )
+    batch_size, hidden_size = config.sizes(len(splits.train))
+    stack = config.model.stack
+    if stack == "auto":
+        stack = choose_stack(splits.train, longest=longest)
+    augment = config.data.augment.model_copy(update={"noise": noise})
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"augment": augment}),
+            "train": config.train.model_copy(update={"batch_size": batch_size}),
+            "model": config.model.model_copy(update={"hidden_size": hidden_size, "stack": stack}),
+        }
+    )
+
+
+def choose_stack(examples: Sequences, *, longest: int) -> int:
+    """Return how many steps the LSTM reads at once: one token, and more of longer sequences."""
+    if examples.num_tokens:
+        return 1
+    usual = longest if examples.lengths is None else int(examples.lengths.median())
+    return max(1, round(math.sqrt(usual) / 4))
+
+
+def make_plan(config: Config, examples: Sequences) -> BatchPlan:
+    """Plan a run's batches. Raises UserError for a sequence longer than a batch may be."""
+    batch_size, _ = config.sizes(len(examples))
+    buckets = None
+    if examples.lengths is not None and config.data.bucket:
+        try:
+            budget = config.data.max_steps_per_batch
+            buckets = make_buckets(examples.lengths, batch_size, budget)
+        except ValueError as error:
+            raise UserError(
+                f"data.max_steps_per_batch: training {error}; raise it, or set data.max_length"
+            ) from None
+    plan = BatchPlan(len(examples), batch_size, config.seed, num_steps=0, buckets=buckets)
+    steps, epochs = config.train.steps, config.train.epochs
+    return replace(plan, num_steps=count_steps(plan.steps_per_epoch, steps=steps, epochs=epochs))
+
+
+def steps_and_features(examples: Sequences, read: str) -> tuple[int, int]:
+    """Return the steps and features of the longest example as the model reads it."""
+    if examples.starts is not None:
+        return examples.shape
+    _, num_steps, num_features = read_images(examples.values[:1], read).shape  # type: ignore[arg-type]
+    return num_steps, num_features
+
+
+def make_architecture(config: Config, train: Sequences, *, num_features: int) -> Architecture:
+    """Put together everything that builds the model."""
+    return Architecture(
+        input_size=num_features,
+        classes=train.classes,
+        scale=train.scale,
+        mean=train.mean,
+        std=train.std,
+        num_tokens=train.num_tokens,
+        tokens=train.tokens,
+        features=train.features,
+        read=config.data.read,
+        max_length=config.data.max_length,
+        keep=config.data.keep,
+        **config.model.model_dump(exclude={"init"}),
+    )
+
+
+# ---- agreed on by all processes, before there is a run
+
+
+def config_of_main(config: Config, flagged: Sequence[str], runtime: Runtime) -> Config:
+    """Use the main process's config on every rank. Collective.
+
+    `wandb agent` passes a trial's flags to the main process alone. Only the place of the data is
+    another matter on each host: there a process's own flags count.
+    """
+    received = Config.model_validate_json(str(runtime.from_main(config.model_dump_json)))
+    own = {key: getattr(config.data, key) for key in ("root", "path") if f"data.{key}" in flagged}
+    return received.model_copy(update={"data": received.data.model_copy(update=own)})
+
+
+def choose_run_dir(
+    config: Config, config_path: Path | str | None, flagged: Sequence[str], runtime: Runtime
+) -> Path:
+    """Return the run directory; each trial of a W&B sweep has its own by its id. Collective."""
+
+    def choose() -> Value:
+        sweep = os.environ.get("WANDB_SWEEP_ID")
+        trial = os.environ.get("WANDB_RUN_ID")
+        if sweep and trial:
+            return str(Path(config.run_dir or Path("runs") / f"sweep-{sweep}") / trial)
+        return config.run_dir or str(Path("runs") / run_name(config, config_path, flagged))
+
+    return Path(str(runtime.from_main(choose)))
+
+
+def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) -> str:
+    """Name a run: the config file's stem, or the data set, plus the flags that change the result.
+
+    >>> run_name(Config(), "configs/mnist.yaml", [])
+    'mnist'
+    """
+    values = settings_by_name(config)
+    base = Path(path).stem if path is not None else config.data.name
+    if config.data.path is not None:
+        folder = Path(config.data.path).absolute().name
+        base = folder if path is None or base == "files" else f"{base}-{folder}"
+    parts = [
+        f"{name}={_plain(values[name])}"
+        for name in sorted(flagged)
+        if name not in NEUTRAL and not (path is None and name == "data.name")
+    ]
+    suffix = "".join(f"-{part}" for part in parts)
+    if len(suffix) > MOST_OF_A_NAME or re.search(r"[^\w.=+,-]", suffix):
+        suffix = "-" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
+    return base + suffix
+
+
+def _plain(value: Value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def find_data(
+    config: Config, runtime: Runtime, say: Callable[[str], None]
+) -> tuple[Config, str | None]:
+    """Make sure that the data set is there; settle `data.name: auto`. Collective.
+
+    Returns the config with the data set's name. Where the embedded digits stand in for MNIST, a
+    line that says why comes with it. Raises UserError if a data set that was named is not to be
+    had.
+    """
+    fallback: str | None = None
+
+    def choose() -> str:
+        nonlocal fallback
+        if config.data.name != "auto":
+            return config.data.name
+        if config.data.path is not None:
+            return "files"
+        try:
+            mnist = config.data.model_copy(update={"name": "mnist"})
+            plan_b = "(if that fails, the embedded digits are trained instead)"
+            idx.fetch(mnist, lambda text: say(f"{text} {plan_b}"))
+        except UserError as error:
+            say(f"note: training the embedded digits instead of MNIST: {error}")
+            root = config.data.root
+            fallback = (
+                f"note: this trained the embedded digits: no MNIST under '{root}' (see above)"
+            )
+            return "digits"
+        return "mnist"
+
+    data = config.data.model_copy(update={"name": str(runtime.from_main(choose))})
+    problem: UserError | None = None
+    if runtime.is_local_main:  # one process a host downloads
+        try:
+            idx.fetch(data, say)
+        except UserError as error:
+            problem = error
+    if not runtime.all_true(problem is None):
+        raise problem or UserError(f"data set '{data.name}' is missing on another host or process")
+    return config.model_copy(update={"data": data}), fallback

@@ -1,0 +1,169 @@
+"""What a run says in a terminal, at its start and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from seqclf.config.settings import settings_by_name
+from seqclf.data.batches import padding_fraction
+from seqclf.data.sequences import Sequences
+from seqclf.model import LSTMClassifier
+from seqclf.predict import probabilities
+from seqclf.prefixes import classify_prefixes, image_lines, line_ends, step_name, token_lines
+from seqclf.settle import Setup
+
+WIDTH = 80  # columns of a terminal
+MOST_LINES = 32  # of a sequence that is drawn
+MOST_FEATURES = 28  # on a line
+SHADES = " .:-=+*#%@"  # dark to bright
+BAR_WIDTH = 20  # of probability 1, where the line has room for it
+
+
+def predictions_text(model: nn.Module, sequences: Sequences, count: int) -> str:
+    """Return the first predictions over the true classes, as the tutorial prints them.
+
+    A mark stands under each error.
+    """
+    count = min(count, len(sequences))
+    guesses = probabilities(model, *sequences.rows(slice(count))).argmax(1).tolist()
+    truths = sequences.labels[:count].tolist()
+    names = sequences.classes
+    width = max(len(names[number]) for number in (*guesses, *truths))
+    rows = {
+        "prediction ": [names[number] for number in guesses],
+        "truth      ": [names[number] for number in truths],
+        "           ": ["" if g == t else "^" for g, t in zip(guesses, truths, strict=True)],
+    }
+    per_line = max(1, (WIDTH - len("prediction ")) // (width + 1))
+    lines = []
+    for start in range(0, count, per_line):
+        for title, words in rows.items():
+            row = " ".join(word.rjust(width) for word in words[start : start + per_line])
+            lines.append(f"{title} {row}".rstrip())
+    return "\n".join(lines).rstrip()
+
+
+def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str:
+    """Draw one image or sequence, and beside each line the model's guess up to there.
+
+    A line is a step; of single pixels it is a row of the image, and of a sequence of more than
+    MOST_LINES steps it is several.
+    """
+    value = sequences[index][0].cpu()
+    per_line, ends = line_ends(model, sequences, value, MOST_LINES)
+    probabilities_EC = classify_prefixes(model, value[None], torch.tensor([ends]))[0]
+    # The probabilities of a model that has diverged are NaN, and it is drawn all the same.
+    best_E, guesses_E = probabilities_EC.nan_to_num(0).max(1)
+    names = [sequences.classes[guess] for guess in guesses_E.tolist()]
+    name_width = max(map(len, names))
+    if sequences.num_tokens:
+        drawings = token_lines(sequences, value, ends)
+    else:
+        drawings = _shaded_lines(model, sequences, value, ends)
+    width = max(map(len, drawings))
+    bar_width = max(0, min(BAR_WIDTH, WIDTH - width - name_width - len("||    100% ")))
+    unit = step_name(model, sequences)
+    if per_line > 1:
+        unit = f"{per_line} {unit}s"
+    unit += " in permuted order" * (model.read == "permuted")
+    truth = sequences.classes[int(sequences.labels[index])]
+    text = [f"reading test example {index} (truth: {truth}), its guess after every {unit}:"]
+    for drawing, name, probability in zip(drawings, names, best_E.tolist(), strict=True):
+        guess = f"{name:<{name_width}}  {probability:4.0%} {'█' * round(probability * bar_width)}"
+        text.append(f"|{drawing:<{width}}|  {guess}".rstrip())
+    return "\n".join(text)
+
+
+def _shaded_lines(
+    model: LSTMClassifier, sequences: Sequences, value: Tensor, ends: list[int]
+) -> list[str]:
+    """Draw features dark to bright: pixels as they are, others from -2 to 2 deviations."""
+    if sequences.starts is None:
+        lines = image_lines(model, value, ends) / sequences.scale
+    else:
+        lines = (model.cpu().embed(value[None])[0][[end - 1 for end in ends]] + 2) / 4
+    lines = lines[:, :MOST_FEATURES]
+    cells = (lines.clamp(0, 1).nan_to_num(0) * (len(SHADES) - 1)).round().int().tolist()
+    return ["".join(SHADES[cell] * 2 for cell in row) for row in cells]
+
+
+def opening(setup: Setup, path: Path) -> list[str]:
+    """Return the lines that say what is about to happen, and what each `auto` became."""
+    splits, config, plan = setup.splits, setup.config, setup.plan
+    train = splits.train
+    sizes = [f"{len(train):,} train", f"{len(splits.test):,} test"]
+    if splits.validation is not None:
+        sizes.insert(1, f"{len(splits.validation):,} validation")
+    num_features = setup.architecture.input_size
+    content = f"{num_features} feature{'s' * (num_features > 1)}"
+    if train.num_tokens:
+        content = f"one of {train.num_tokens:,} tokens"
+    shortest = setup.longest if train.lengths is None else int(train.lengths.min())
+    num_steps = f"{setup.longest}"
+    if shortest != setup.longest:
+        num_steps = f"{shortest} to {setup.longest}"
+    lines = [
+        f"data        {splits.name}: {', '.join(sizes)}",
+        f"example     {num_steps} steps of {content}"
+        + f" ({config.data.read})" * (train.starts is None)
+        + f", {config.model.stack} at once" * (config.model.stack != 1),
+    ]
+    if plan.buckets is not None and train.lengths is not None:
+        padding = padding_fraction(train.lengths, plan)
+        lines.append(f"batches     of like length: {padding:.1%} padding")
+    requested = settings_by_name(setup.requested)
+    settled = [
+        f"{name.rpartition('.')[2]} {value}"
+        for name, value in settings_by_name(config).items()
+        if requested[name] == "auto" and value != "auto"
+    ]
+    if settled:
+        lines.append(f"auto        {', '.join(settled)}")
+    return [
+        *lines,
+        f"run         {path}",
+        f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
+        f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
+    ]
+
+
+def where_it_goes_on(step: int, saved_step: int) -> str:
+    """Say from which step the same command goes on: this one, if its checkpoint was saved."""
+    if saved_step == step:
+        return f"saved at step {saved_step}; the same command goes on"
+    start = "the beginning" if saved_step < 0 else f"step {saved_step}"
+    return f"NOT saved, see above; the same command goes on from {start}"
+
+
+def closing(
+    setup: Setup, path: Path, metrics: Mapping[str, float], model: LSTMClassifier, sha256: str
+) -> str:
+    """Return what a run ends with: result, predictions, the model reading, what to do next."""
+    config, splits = setup.config, setup.splits
+    rows = [f"{'':<10} {'accuracy':>9} {'macro F1':>9} {'loss':>9} {'examples':>9}"]
+    for split, sequences in splits.measured.items():
+        accuracy = metrics[f"{split}/accuracy"]
+        macro_f1 = metrics[f"{split}/macro_f1"]
+        loss = metrics[f"{split}/loss"]
+        rows.append(f"{split:<10} {accuracy:9.2%} {macro_f1:9.4f} {loss:9.4f} {len(sequences):9,}")
+    return "\n".join(
+        [
+            "",
+            *rows,
+            "",
+            predictions_text(model, splits.test, 10),
+            "",
+            reading_text(model, splits.test, 0),
+            "",
+            f"sha256      {sha256}",
+            f"result      {path}/model",
+            f"try next    seqclf predict {path} --count 25",
+            f"            the same command with --seed {config.seed + 1}"
+            + " and another --run-dir" * (config.run_dir is not None),
+            f"            seqclf runs {path.parent}",
+        ]
+    )

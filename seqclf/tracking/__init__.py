@@ -1,0 +1,1 @@
+"""Mirrors of a run in Weights & Biases and TensorBoard, each a process of its own."""

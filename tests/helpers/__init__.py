@@ -1,0 +1,1 @@
+"""What several test files share. A test file imports nothing from another test file."""
