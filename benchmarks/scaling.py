@@ -3,7 +3,7 @@
 Random images of MNIST's shape, LSTM(28, 64), the package's own step, CPU. Weak: a global batch of
 BATCH for each process; strong: BATCH over all of them. Every measurement is a process group of its
 own; rounds go through all of them in random order. `malloc` says whether glibc's allocator keeps
-freed memory (`hardware.keep_memory`), as training has it.
+freed memory (`memory.keep_memory`), as training has it.
 
     python benchmarks/scaling.py --rounds 3
 """

@@ -1,4 +1,4 @@
-"""Predict: probabilities of a batch, and the classes of a file's sequences."""
+"""Predict: a file of sequences -> the class and all probabilities of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqclf.data.batches import MAX_EVAL_STEPS, evaluation_batches
 from seqclf.data.readers import read_rows
@@ -21,6 +21,7 @@ from seqclf.data.readers.rows import BadRow, ReadOptions, Row
 from seqclf.data.sequences import Sequences
 from seqclf.errors import UserError
 from seqclf.model import Architecture, LSTMClassifier, read_images
+from seqclf.prefixes import probabilities
 from seqclf.processes.device import flush_denormals
 from seqclf.run.weights import load_model
 
@@ -33,18 +34,6 @@ class Prediction(NamedTuple):
     id: str
     label: str | None  # as the file has it
     probabilities: list[float]
-
-
-@torch.inference_mode()
-def probabilities(model: nn.Module, values: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Return the probabilities of all classes, float32 [B, C] on the CPU."""
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    logits_BC = model(values.to(device), lengths).float()
-    model.train(training)
-    probabilities_BC: Tensor = logits_BC.softmax(1).cpu()
-    return probabilities_BC
 
 
 def predict_file(

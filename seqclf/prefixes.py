@@ -1,4 +1,4 @@
-"""What a model says of the first steps of a sequence, and the lines that draw these steps.
+"""What a model says of a sequence or of its first steps, and the lines that draw these steps.
 
 Shapes: B batch, N examples, T steps, F features, E prefixes, C classes.
 """
@@ -8,12 +8,24 @@ from __future__ import annotations
 import codecs
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqclf.data.sequences import Sequences
 from seqclf.model import LSTMClassifier, read_images
 
 MOST_LETTERS = 30  # of a line of tokens or text
+
+
+@torch.inference_mode()
+def probabilities(model: nn.Module, values: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Return the probabilities of all classes, float32 [B, C] on the CPU."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    logits_BC = model(values.to(device), lengths).float()
+    model.train(training)
+    probabilities_BC: Tensor = logits_BC.softmax(1).cpu()
+    return probabilities_BC
 
 
 @torch.inference_mode()

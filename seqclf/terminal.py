@@ -12,8 +12,14 @@ from seqclf.config.settings import settings_by_name
 from seqclf.data.batches import padding_fraction
 from seqclf.data.sequences import Sequences
 from seqclf.model import LSTMClassifier
-from seqclf.predict import probabilities
-from seqclf.prefixes import classify_prefixes, image_lines, line_ends, step_name, token_lines
+from seqclf.prefixes import (
+    classify_prefixes,
+    image_lines,
+    line_ends,
+    probabilities,
+    step_name,
+    token_lines,
+)
 from seqclf.settle import Setup
 
 WIDTH = 80  # columns of a terminal

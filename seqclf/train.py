@@ -15,7 +15,7 @@ from seqclf.config.settings import Config, Value
 from seqclf.console import Console
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
-from seqclf.errors import PREEMPTED, USAGE_ERROR, UserError
+from seqclf.errors import FAILED, PREEMPTED, USAGE_ERROR, UserError
 from seqclf.evaluate import Interrupted, evaluate
 from seqclf.metrics import best_of
 from seqclf.optim import lr_at, make_optimizer
@@ -92,7 +92,8 @@ def measure(
 
     Collective. Raises Interrupted if a signal comes meanwhile.
     """
-    config, metric = setup.config, setup.config.checkpoint.metric
+    config = setup.config
+    metric = config.checkpoint.metric
     evaluation = evaluate(
         run.runtime,
         model,
@@ -156,7 +157,7 @@ def train(
     runtime = start_runtime(config, signals)
     console = Console(enabled=runtime.is_main, quiet=config.quiet)
     mirrors = Mirrors(console.say, enabled=runtime.is_main)
-    exit_code = 1
+    exit_code = FAILED
     fallback = None
     try:
         config = config_of_main(config, flagged, runtime)
@@ -239,8 +240,9 @@ def conclude(setup: Setup, run: Run, state: State, model: nn.Module) -> None:
 
 def write_page(path: Path, console: Console) -> None:
     """Write a finished run's report.html. If that fails, say so: the run stays finished."""
-    page, status = path / REPORT, path / STATUS
-    is_written = page.exists() and page.stat().st_mtime_ns > status.stat().st_mtime_ns
+    page = path / REPORT
+    finished_at = (path / STATUS).stat().st_mtime_ns
+    is_written = page.exists() and page.stat().st_mtime_ns > finished_at
     if is_written or os.environ.get("WANDB_SWEEP_ID"):
         return
     from seqclf.report.page import write_report

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.data import toy_dataset, toy_rows  # noqa: F401
-from helpers.files import read_metrics  # noqa: F401
-from helpers.launching import ROOT, launch  # noqa: F401
-from helpers.ranks import run_mortal_ranks, run_ranks, start_ranks  # noqa: F401
+from helpers.mounts import find_memory
 
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")
 if worker and sys.platform == "linux":
@@ -20,12 +17,9 @@ if worker and sys.platform == "linux":
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
-
-@pytest.fixture(autouse=True)
-def _no_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the report, 2 s of each run; test_report has it."""
-    if request.path.stem != "test_report":
-        monkeypatch.setattr("seqclf.train.write_page", lambda *_: None)
+# Runs sync their files again and again, and would wait for the disk half of the time.
+if memory := find_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.disk import MEMORY, Mark, Recording, Tree, place, recording
+from helpers.disk import Mark, Recording, Tree, place, recording
+from helpers.mounts import find_memory
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from seqclf.run.checkpoint import (
 )
 from seqclf.run.files import make_directory, read_json, replace_file
 
+MADE_WITH = {"torch": "1"}
 RUN = Path("runs") / "mine"
 BEST = 10
 
@@ -40,7 +42,7 @@ def save(record: Recording, step: int, *, keep_last: int) -> None:
     """Do what a run does at a checkpoint, noting when it is told of success."""
     run = record.root / RUN
     root = run / "checkpoints"
-    commit_checkpoint(root, step, content(step), world_size=1)
+    commit_checkpoint(root, step, content(step), world_size=1, made_with=MADE_WITH)
     record.mark("checkpoint", step)
     if step == BEST:
         record.mark("best", step)
@@ -121,7 +123,7 @@ def draw_crash(record: Recording, data: st.DataObject) -> tuple[Tree, dict[str, 
 
 def check(tree: Tree, confirmed: dict[str, int]) -> None:
     """Assert what a run is promised of a disk after a crash."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+    with tempfile.TemporaryDirectory(dir=find_memory()) as folder:
         run = Path(folder) / "disk" / RUN
         place(tree, Path(folder) / "disk")
         root = run / "checkpoints"
@@ -138,7 +140,7 @@ def check(tree: Tree, confirmed: dict[str, int]) -> None:
             status = read_json(run / "status.json")
             assert status["step"] >= confirmed.get("status", 0)
         delete_leftovers(root)
-        commit_checkpoint(root, 70, content(70), world_size=1)
+        commit_checkpoint(root, 70, content(70), world_size=1, made_with=MADE_WITH)
         prune_checkpoints(root, keep_last=1)
         assert os.listdir(root) == ["step-00000070"]
         assert read_checkpoint(root / "step-00000070").files == content(70)

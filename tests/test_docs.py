@@ -41,7 +41,7 @@ NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"}
     "seqclf prepare",
     "seqclf describe",
 }
-SHORT = ["--train.steps", "2", "--tracking.wandb", "disabled", "--run-dir"]
+SHORT = ["--train.steps", "2", "--tracking.wandb", "disabled", "--report", "false", "--run-dir"]
 SMOKE = ["--data.name", "digits", "--data.emnist_split", "balanced", *SHORT]
 LAUNCHED = "accelerate launch --config_file configs/accelerate/cpu.yaml launch/train.py"
 NOT_LAUNCHED = {  # a part of the command: the reason. Their settings are run all the same.

@@ -17,7 +17,7 @@ from seqclf.data import sources
 from seqclf.data.sequences import Sequences
 from seqclf.errors import UserError
 from seqclf.evaluate import NUM_BINS, NUM_MISTAKES, Metrics, evaluate
-from seqclf.predict import probabilities
+from seqclf.prefixes import probabilities
 from seqclf.processes.runtime import Runtime
 from seqclf.processes.start import start_runtime
 from seqclf.run.weights import load_model

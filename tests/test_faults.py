@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers.disk import MEMORY, watching
+from helpers.disk import watching
+from helpers.mounts import find_memory
 
 from seqclf.errors import UserError
 from seqclf.run.checkpoint import (
@@ -30,6 +31,7 @@ from seqclf.run.files import make_directory, replace_file
 from seqclf.run.records import State
 
 STEPS, EVERY = 8, 2
+MADE_WITH = {"torch": "1"}
 
 
 class Killed(BaseException):
@@ -102,7 +104,7 @@ def session(run: Path, faults: Faults, keep_last: int) -> None:
                     state.metrics_bytes = metrics.seek(0, os.SEEK_END)
                     content = (weights, weights[::-1], state.model_dump_json().encode())
                     files = dict(zip(FILES, content, strict=True))
-                    commit_checkpoint(root, step, files, world_size=1)
+                    commit_checkpoint(root, step, files, world_size=1, made_with=MADE_WITH)
                     faults.confirmed = step
                     prune_checkpoints(root, keep_last=keep_last, keep={EVERY})
                     failures = 0
@@ -168,7 +170,7 @@ def survive(run: Path, seed: int, seen: Counter[str]) -> None:
 
 def test_a_thousand_fault_schedules_end_alike() -> None:
     seen: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+    with tempfile.TemporaryDirectory(dir=find_memory()) as folder:
 
         def end(name: str) -> tuple[bytes, ...]:
             run = Path(folder) / name

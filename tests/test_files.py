@@ -25,7 +25,7 @@ from seqclf.data.prepare import Input, Preparation, prepare
 from seqclf.data.prepared import open_dataset
 from seqclf.data.sources import load
 from seqclf.errors import UserError
-from seqclf.predict import probabilities
+from seqclf.prefixes import probabilities
 from seqclf.run.weights import load_model
 from seqclf.settle import settle
 

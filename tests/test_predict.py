@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from seqclf.data.sequences import Sequences
 from seqclf.errors import UserError
 from seqclf.model import Architecture, ImageOrder, LSTMClassifier, Pooling, permutation
-from seqclf.predict import probabilities
-from seqclf.prefixes import classify_prefixes
+from seqclf.prefixes import classify_prefixes, probabilities
 from seqclf.run.checkpoint import encode_tensors
 from seqclf.run.weights import load_model
 from seqclf.terminal import predictions_text, reading_text

@@ -26,7 +26,7 @@ def test_launch_configs_hold_the_topology_only() -> None:
 
 
 def run(recipe: str, run_dir: Path, **flags: str) -> dict[str, float]:
-    always = {"run_dir": str(run_dir), "tracking.wandb": "disabled"}
+    always = {"run_dir": str(run_dir), "tracking.wandb": "disabled", "report": "false"}
     assert train(load_config(ROOT / f"configs/{recipe}.yaml", always | flags)[0]) == 0
     metrics: dict[str, float] = json.loads((run_dir / "status.json").read_text())["metrics"]
     return metrics

@@ -29,8 +29,7 @@ from seqclf.data import sources
 from seqclf.data.sequences import Sequences
 from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
-from seqclf.predict import probabilities
-from seqclf.prefixes import classify_prefixes, decided_at, token_lines
+from seqclf.prefixes import classify_prefixes, decided_at, probabilities, token_lines
 from seqclf.report.figures import in_blocks
 from seqclf.report.intervals import macro_f1_interval, wilson
 from seqclf.report.page import write_report

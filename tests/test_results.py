@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.launching import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import archive

@@ -45,14 +45,10 @@ SETTINGS = {
 }
 
 
-def run(run_dir: Path, **more: object) -> int:
-    return train_tiny(run_dir, SETTINGS, **more)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "finished"
-    assert run(path) == 0
+    assert train_tiny(path, SETTINGS) == 0
     return path
 
 
@@ -115,7 +111,7 @@ def test_a_run_whose_loss_is_not_finite_has_json_that_all_read(
 
     monkeypatch.setattr("seqclf.train.measure", diverged)
     monkeypatch.setattr("seqclf.train.closing", lambda *_: "")
-    assert run(tmp_path, data__val_fraction=0) == 0
+    assert train_tiny(tmp_path, SETTINGS, data__val_fraction=0) == 0
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -151,7 +147,7 @@ def test_another_process_on_the_same_directory_is_refused(finished: Path, tmp_pa
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"1\n"
         with pytest.raises(UserError, match="another process is training there"):
-            run(finished)
+            train_tiny(finished, SETTINGS)
         holder.communicate(b"\n")
 
 
@@ -165,11 +161,11 @@ def test_a_failure_is_recorded_and_its_checkpoint_loads(
     with monkeypatch.context() as patch:
         before_step(patch, {13: fail})
         with pytest.raises(RuntimeError, match="a cosmic ray"):
-            run(tmp_path)
+            train_tiny(tmp_path, SETTINGS)
     status = read_status(tmp_path)
     assert (status.state, status.step) == ("failed", 13)
     assert "RuntimeError: a cosmic ray" in str(status.error)
-    assert run(tmp_path) == 0
+    assert train_tiny(tmp_path, SETTINGS) == 0
     assert starts_of(tmp_path) == [0, 10]
 
 
@@ -179,7 +175,7 @@ def fail_on_one_rank(run_dir: Path) -> str:
         if os.environ["RANK"] == "1":
             before_step(patch, {13: fail})
         try:
-            run(run_dir, distributed__timeout_s=3)
+            train_tiny(run_dir, SETTINGS, distributed__timeout_s=3)
         except Exception as error:
             return str(error)
     return "no error"
@@ -190,27 +186,27 @@ def test_a_failure_of_one_rank_ends_the_others_in_time(tmp_path: Path) -> None:
     assert second == "a cosmic ray"
     assert first != "no error"  # the collective that rank 1 never joined timed out
     assert read_status(tmp_path).state == "failed"
-    assert run_ranks(2, run, tmp_path) == [0, 0]
+    assert run_ranks(2, train_tiny, tmp_path, SETTINGS) == [0, 0]
     assert starts_of(tmp_path) == [0, 10]
 
 
 def test_a_directory_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the run directory"):
-        run(tmp_path / "file" / "run")
+        train_tiny(tmp_path / "file" / "run", SETTINGS)
 
 
 def test_other_data_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqclf.data.sources.DIGITS_TEST_FRACTION", 0.3)
     with pytest.raises(UserError, match="data_fingerprint"):
-        run(finished)
+        train_tiny(finished, SETTINGS)
 
 
 def test_decisions_and_result_fit_80_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a short path
-    assert run(Path("x")) == 0
+    assert train_tiny(Path("x"), SETTINGS) == 0
     printed = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in printed if not line.startswith("step")) <= 80
     assert f"sha256      {read_facts(Path('x'))['weights_sha256']}" in printed
@@ -235,16 +231,16 @@ def test_saves_that_fail_are_warned_about_until_three_in_a_row(
     monkeypatch.setattr("seqclf.run.saves.commit_checkpoint", full_disk)
     if failures == 3:
         with pytest.raises(UserError, match=r"3 checkpoints in a row .*; make room at"):
-            run(tmp_path)
+            train_tiny(tmp_path, SETTINGS)
     else:
-        assert run(tmp_path) == 0
+        assert train_tiny(tmp_path, SETTINGS) == 0
     warnings = capsys.readouterr().out.count("No space left on device")
     assert warnings == failures
 
 
 def refuse(run_dir: Path) -> tuple[str, str]:
     try:
-        run(run_dir, seed=9)
+        train_tiny(run_dir, SETTINGS, seed=9)
     except Exception as error:
         return type(error).__name__, str(error)
     return "", ""
@@ -263,8 +259,8 @@ def test_a_kill_between_the_first_writes_leaves_a_directory_that_starts(
     with monkeypatch.context() as patch:
         die_at_write(patch, writes)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path)
-    assert run(tmp_path) == 0
+            train_tiny(tmp_path, SETTINGS)
+    assert train_tiny(tmp_path, SETTINGS) == 0
 
 
 def test_a_metrics_file_that_was_deleted_is_begun_anew(tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ def check_data(config: Config) -> Iterator[Finding]:
     complete = [name for name, data in sets.items() if not idx.missing(data)]
     yield Finding("data sets", ", ".join(complete).replace("digits", "digits (embedded)", 1))
     name = config.data.name
-    if name == "auto":
+    if name == "auto" and config.data.path is not None:
+        name = "files"
+    elif name == "auto":
         name = "mnist" if "mnist" in complete else "digits"
     data = sets[name]
     if lacking := idx.missing(data):

@@ -1,1 +1,1 @@
-"""Data: sequences in memory, named sources, and the plan that says which examples make a step."""
+"""Data: users' files, known data sets, sequences, and the plan of which examples make a step."""

@@ -1,6 +1,7 @@
-"""A data set while it is prepared: what is known of the rows so far, and what the file then tells.
+"""A data set while `prepare` writes it: what it knows of the rows, and passes over their values.
 
-The values are in the file already (values.safetensors), so all functions hold a part of it only.
+A draft keeps a few numbers for each example. The values are in values.safetensors, and a pass over
+them holds CHUNK steps at a time in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ CHUNK = 2**18  # steps of the file that are in memory at once
 
 @dataclass
 class Draft:
-    """What is known of the rows that were added so far."""
+    """What `prepare` knows of the rows that it has written so far."""
 
     # The first row decides what all others must be:
     kind: Kind = "vectors"
@@ -78,8 +79,8 @@ class Draft:
     ) -> np.ndarray:
         """Add a row, as an example for each window (its first step and its end); return its values.
 
-        With `has_groups` a row that names no group is a group of its own, as its windows must stay
-        in one split.
+        A row that names no group is a group of its own, if others name one or `has_groups` is set:
+        then the windows of a row stay in one split.
         """
         if not self.num_rows:
             self.kind, self.num_features = _kind_and_features(row)
@@ -87,7 +88,7 @@ class Draft:
         label = self.class_ids.setdefault(row.label or "", len(self.class_ids))
         self.first_seen.setdefault(label, row.where)
         if row.group is not None or has_groups or self.group_ids:
-            # Rows may come before the first one that names a group.
+            # The first row that names a group may come late.
             for number in range(len(self.groups), len(self.labels)):
                 self._add_to_group(f"\0{number}", 1)
             # No name in a file has a control character, so this one is free.

@@ -37,17 +37,9 @@ from seqclf.errors import UserError
 CONNECT_TIMEOUT_S = 10
 DIGITS = tuple("0123456789")
 FASHION = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "boot",
-)
+    "t-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "boot",
+)  # fmt: skip
 KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 BY_CLASS = (*DIGITS, *string.ascii_uppercase, *string.ascii_lowercase)
 MERGED = (*DIGITS, *string.ascii_uppercase, *"abdefghnqrt")  # other letters look like capitals

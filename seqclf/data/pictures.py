@@ -10,8 +10,10 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from seqclf.data.sequences import Sequences
 
-MOST_POINTS, MOST_FEATURES = 500, 12  # of a series, and the lines of it
-LETTERS_A_LINE, MOST_LETTERS = 40, 400
+MOST_POINTS = 500  # steps of a series that are drawn
+MOST_FEATURES = 12  # lines of a series
+LETTERS_A_LINE = 40
+MOST_LETTERS = 400  # of a text
 
 
 class Picture(BaseModel):

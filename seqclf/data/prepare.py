@@ -52,7 +52,7 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """How to prepare a data set. Raises UserError if its settings make no sense."""
+    """How to prepare a data set. Raises UserError for a window or stride that cannot be."""
 
     options: ReadOptions = field(default_factory=ReadOptions)
     format: str | None = None  # of every file; None: what the file's name ends in
@@ -123,7 +123,7 @@ def prepare(
 
 @contextmanager
 def _staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a folder that becomes `out` at the end; if the body raises, nothing is left of it."""
+    """Yield a folder that becomes `out` at the end; if the body raises, nothing is left of it."""
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; name another folder, or add --overwrite")
     if out.exists() and overwrite and not (out / INFO).exists() and any(out.iterdir()):
@@ -221,7 +221,8 @@ def _refuse(bad_rows: Sequence[BadRow]) -> None:
 
 def _choose_splits(draft: Draft, preparation: Preparation) -> Tensor:
     """Return each example's split: as its row or file says, else dealt by group or by class."""
-    splits, labels = as_tensor(draft.splits).long(), as_tensor(draft.labels)
+    splits = as_tensor(draft.splits).long()
+    labels = as_tensor(draft.labels)
     if (splits >= 0).all():
         return splits
     if (splits >= 0).any():
@@ -236,7 +237,7 @@ def _choose_splits(draft: Draft, preparation: Preparation) -> Tensor:
 
 
 def _leave_out(draft: Draft, splits: Tensor) -> tuple[Tensor, list[BadRow]]:
-    """Leave out examples whose class cannot be learnt; return the splits, and a line for each."""
+    """Leave out examples whose class cannot be learnt; return the splits, and these classes."""
     labels = as_tensor(draft.labels)
     counts = torch.bincount(labels).tolist()
     train_counts = torch.bincount(labels[splits == 0], minlength=len(counts)).tolist()

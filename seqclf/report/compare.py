@@ -108,7 +108,8 @@ def learning_curves(runs: list[RunRecord]) -> dict[str, str]:
     figures = {}
     for name in sorted(METRICS, key=lambda name: not name.endswith("/loss")):  # losses come first
         metric = METRICS[name]
-        points = {run_title(run, runs): found for run in runs if (found := run.points(name))}
+        all_points = {run_title(run, runs): run.points(name) for run in runs}
+        points = {title: of_run for title, of_run in all_points.items() if of_run}
         if metric.curve and points:
             figures[name.replace("/", "-")] = draw_curves(
                 points,

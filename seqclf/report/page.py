@@ -24,7 +24,7 @@ from seqclf.data.pictures import Picture, draw_picture, take_picture
 from seqclf.data.sequences import Sequences
 from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
-from seqclf.predict import probabilities
+from seqclf.prefixes import probabilities
 from seqclf.report.compare import Comparison, compare, learning_curves
 from seqclf.report.figures import INK, PAPER, draw_confusion, draw_reliability
 from seqclf.report.intervals import macro_f1_interval, wilson
@@ -186,9 +186,10 @@ def first_predictions(model: LSTMClassifier, test: Sequences) -> list[Prediction
 
 def overview(run: RunRecord) -> list[tuple[str, str]]:
     """Return what was run, as names and values."""
-    facts, config = run.facts, run.config
-    step, epoch = (0, 0.0) if run.status is None else (run.status.step, run.status.epoch)
+    facts = run.facts
+    config = run.config
     model = config.model
+    step, epoch = (0, 0.0) if run.status is None else (run.status.step, run.status.epoch)
     layers = f"{model.num_layers} layer{'s' * (model.num_layers > 1)} of {model.hidden_size}"
     layers += ", both directions" * model.bidirectional
     rows = {
@@ -210,7 +211,8 @@ def overview(run: RunRecord) -> list[tuple[str, str]]:
 
 def show_evaluation(evaluation: Evaluation, split: str) -> EvaluationSection:
     """Return what a page shows of the evaluation of a split."""
-    classes, matrix = evaluation.classes, evaluation.confusion
+    classes = evaluation.classes
+    matrix = evaluation.confusion
     hits = [row[number] for number, row in enumerate(matrix)]
     n = sum(map(sum, matrix))
     table = class_table(evaluation)

@@ -38,24 +38,13 @@ MOST_COLUMNS = 10  # of classes beside it
 
 
 @dataclass(frozen=True)
-class ReadExample:
-    """An example that is drawn, and what happened while the model read it."""
-
-    figure: str
-    """The name of its figure."""
-    kind: str
-    index: int
-    truth: str
-    story: str
-
-
-@dataclass(frozen=True)
 class ReadingSection:
     """What a page shows of the model reading the test split."""
 
     num_read: int
     num_examples: int
-    examples: list[ReadExample]
+    captions: dict[str, str]
+    """Of the examples that are drawn, by the names of their figures."""
     figures: dict[str, str]
 
 
@@ -78,12 +67,13 @@ def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
     }
     if points := decision_points(guesses_NE, labels_N, xs=xs, classes=test.classes):
         figures["reading-decided"] = draw_decisions(points, end=xs[-1], xlabel=xlabel)
-    examples = []
+    captions = {}
     for position, kind in choose_examples(probabilities_NEC[:, -1], labels_N).items():
-        example, figure = read_example(model, test, index=int(ids_N[position]), kind=kind)
-        examples.append(example)
-        figures[example.figure] = figure
-    return ReadingSection(num_read, len(test), examples=examples, figures=figures)
+        index = int(ids_N[position])
+        name = f"reading-example-{index}"
+        story, figures[name] = read_example(model, test, index)
+        captions[name] = f"{kind}: test example {index}, {story}"
+    return ReadingSection(num_read, len(test), captions=captions, figures=figures)
 
 
 def choose_evenly(model: LSTMClassifier, test: Sequences) -> Tensor:
@@ -161,9 +151,7 @@ def choose_examples(probabilities_NC: Tensor, labels_N: Tensor) -> dict[int, str
     return chosen
 
 
-def read_example(
-    model: LSTMClassifier, test: Sequences, *, index: int, kind: str
-) -> tuple[ReadExample, str]:
+def read_example(model: LSTMClassifier, test: Sequences, index: int) -> tuple[str, str]:
     """Let the model read one example; return what happened, and the figure."""
     value = test[index][0].cpu()
     per_line, ends = line_ends(model, test, value, MOST_LINES)
@@ -173,7 +161,7 @@ def read_example(
     final = int(guesses_E[-1])
     columns = choose_columns(probabilities_EC, always=[truth, final])
     reading = Reading(
-        draw_lines(model, test, index=index, ends=ends),
+        picture_of_lines(model, test, index=index, ends=ends),
         probabilities_EC[:, columns].tolist(),
         ends=ends,
         classes=[test.classes[number] for number in columns],
@@ -182,15 +170,14 @@ def read_example(
     across = reading.picture.kind == "series" or unit == "column"
     num_changes = int((guesses_E[1:] != guesses_E[:-1]).sum())
     decided = ends[int(decided_at(guesses_E[None])[0])]
-    story = f"says {test.classes[final]} ({float(probabilities_EC[-1].max()):.0%}) "
+    story = f"truth {test.classes[truth]}; "
+    story += f"says {test.classes[final]} ({float(probabilities_EC[-1].max()):.0%}) "
     story += f"for good from {unit} {decided} of {ends[-1]} on"
     if num_changes:
         story += f", after {num_changes} change{'s' * (num_changes != 1)} of mind"
     if per_line > 1:
         story += f"; drawn every {per_line} {unit}s"
-    name = f"reading-example-{index}"
-    example = ReadExample(name, kind, index=index, truth=test.classes[truth], story=story)
-    return example, draw_reading(reading, across=across)
+    return story, draw_reading(reading, across=across)
 
 
 def choose_columns(probabilities_EC: Tensor, *, always: list[int]) -> list[int]:
@@ -203,7 +190,9 @@ def choose_columns(probabilities_EC: Tensor, *, always: list[int]) -> list[int]:
     return sorted(peaks_C.topk(MOST_COLUMNS).indices.tolist())
 
 
-def draw_lines(model: LSTMClassifier, test: Sequences, *, index: int, ends: list[int]) -> Picture:
+def picture_of_lines(
+    model: LSTMClassifier, test: Sequences, *, index: int, ends: list[int]
+) -> Picture:
     """Take the picture of an example with a line for each end; of a series as it is."""
     value = test[index][0].cpu()
     if test.starts is None:

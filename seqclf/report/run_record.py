@@ -74,9 +74,11 @@ def read_run(run_dir: Path) -> RunRecord:
     """Read a run directory. Raises UserError if there is none."""
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
-    evaluations = {
-        split: _find_evaluation(run_dir / EVALUATION / f"{split}.json") for split in ("val", "test")
-    }
+    evaluations = {}
+    for split in ("val", "test"):
+        evaluation = _find_evaluation(run_dir / EVALUATION / f"{split}.json")
+        if evaluation is not None:
+            evaluations[split] = evaluation
     return RunRecord(
         path=run_dir,
         config=load_config(run_dir / CONFIG)[0],
@@ -84,7 +86,7 @@ def read_run(run_dir: Path) -> RunRecord:
         status=find_record(run_dir / STATUS, Status),
         sessions=_read_lines(run_dir / SESSIONS, TypeAdapter(Session)),
         metric_lines=_read_lines(run_dir / METRICS, TypeAdapter(dict[str, float | None])),
-        evaluations={split: found for split, found in evaluations.items() if found is not None},
+        evaluations=evaluations,
     )
 
 

@@ -40,7 +40,9 @@ from seqclf.run.files import (
 from seqclf.run.records import State, versions
 
 FORMAT = 1
-MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
 FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 MANIFEST_FILE = "manifest.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -233,7 +235,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: a directory of another step's name: it holds {manifest.step}")
     if manifest.files.keys() != set(FILES):
         names = ", ".join(sorted(manifest.files))[:200]
-        raise UserError(f"{path / MANIFEST_FILE}: lists {names!r}, expected {', '.join(FILES)}")
+        expected = ", ".join(FILES)
+        raise UserError(f"{path}/manifest.json: lists {names!r}, expected {expected}")
     files = {name: _read_verified(path / name, entry) for name, entry in manifest.files.items()}
     return Checkpoint(path, manifest, files)
 

@@ -37,9 +37,16 @@ from seqclf.data.pictures import Picture
 from seqclf.errors import UserError
 from seqclf.run.files import first_reason, read_json
 
-CONFIG, FACTS, METRICS, STATUS = "config.yaml", "run.json", "metrics.jsonl", "status.json"
-SESSIONS, EVALUATION, CHECKPOINTS, MODEL = "sessions.jsonl", "evaluation", "checkpoints", "model"
-REPORT, LOCK = "report.html", ".lock"
+CONFIG = "config.yaml"
+FACTS = "run.json"
+METRICS = "metrics.jsonl"
+STATUS = "status.json"
+SESSIONS = "sessions.jsonl"
+EVALUATION = "evaluation"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+REPORT = "report.html"
+LOCK = ".lock"
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -240,7 +247,8 @@ def class_table(evaluation: Evaluation) -> list[ClassRow]:
     """Return precision, recall, F1 and support of each class."""
     rows = []
     for number, name in enumerate(evaluation.classes):
-        hits, support = evaluation.confusion[number][number], sum(evaluation.confusion[number])
+        hits = evaluation.confusion[number][number]
+        support = sum(evaluation.confusion[number])
         named = sum(row[number] for row in evaluation.confusion)
         rows.append(
             ClassRow(

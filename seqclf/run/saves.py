@@ -78,8 +78,13 @@ def _write_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimiz
             OPTIMIZER_FILE: encode_tensors(moment_tensors(model, optimizer)),
             STATE_FILE: stored_state.model_dump_json(indent=1).encode(),
         }
-        world_size = run.runtime.world_size
-        commit_checkpoint(run.checkpoints, state.step, files, world_size=world_size)
+        commit_checkpoint(
+            run.checkpoints,
+            state.step,
+            files,
+            world_size=run.runtime.world_size,
+            made_with=run.facts.versions,
+        )
     except OSError as error:
         return str(error)
     try:

@@ -9,6 +9,8 @@ from typing import TypedDict
 
 import numpy as np
 
+from seqclf.data.prepare import Input, Preparation, prepare
+
 
 class ToyRow(TypedDict):
     id: str
@@ -36,8 +38,6 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
 
 def toy_dataset(folder: Path, count: int = 120, seed: int = 0) -> Path:
     """Prepare a data set of toy rows; return its folder."""
-    from seqclf.data.prepare import Input, Preparation, prepare
-
     source = write_rows(folder.with_suffix(".jsonl"), toy_rows(count, seed))
     prepare([Input(source)], folder, Preparation(fractions=(0.7, 0.1, 0.2)), print)
     source.unlink()

@@ -21,8 +21,6 @@ from typing import NamedTuple
 
 import pytest
 
-# In memory, because it takes ext4 a millisecond to remove a directory.
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 CALLS = {"fsync", "open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
 Watch = Callable[[str, tuple[object, ...]], None]
 Tree = dict[str, "bytes | Tree"]

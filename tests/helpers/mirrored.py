@@ -32,6 +32,7 @@ FLAGS = {
     "checkpoint.every": "15",
     "log.every": "10",
     "tracking.wandb": "offline",
+    "report": "false",
 }
 
 

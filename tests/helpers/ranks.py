@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from typing import ParamSpec, TypeVar
@@ -31,7 +32,7 @@ def run_ranks(
     port = _free_port()
     with ProcessPoolExecutor(world_size, mp_context=_CONTEXT) as pool:
         futures = [
-            pool.submit(_enter, rank, world_size, port, function, *args, **options)
+            pool.submit(_enter, rank, world_size, port, partial(function, *args, **options))
             for rank in range(world_size)
         ]
         return [future.result(timeout=120) for future in futures]
@@ -42,10 +43,9 @@ def start_ranks(
 ) -> list[ForkServerProcess]:
     """Start a module-level function on every rank of a fresh gloo group; each may be killed."""
     port = _free_port()
+    call = partial(function, *args, **options)
     ranks = [
-        _CONTEXT.Process(
-            target=_enter, args=(rank, world_size, port, function, *args), kwargs=options
-        )
+        _CONTEXT.Process(target=_enter, args=(rank, world_size, port, call))
         for rank in range(world_size)
     ]
     for rank in ranks:
@@ -87,14 +87,8 @@ def _free_port() -> int:
         return port
 
 
-def _enter(
-    rank: int,
-    world_size: int,
-    port: int,
-    function: Callable[P, T],
-    *args: P.args,
-    **options: P.kwargs,
-) -> T:
+def _enter(rank: int, world_size: int, port: int, call: Callable[[], T]) -> T:
+    """Become one of several ranks, as a launcher would have it."""
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if world_size > 1:
         os.environ |= {
@@ -110,7 +104,7 @@ def _enter(
     stuck.daemon = True
     stuck.start()
     try:
-        return function(*args, **options)
+        return call()
     finally:
         stuck.cancel()
 

@@ -143,7 +143,7 @@ def parse_numbers(cells: Sequence[str]) -> list[float]:
 
 
 def is_number(cell: str) -> bool:
-    """Say whether a cell holds a number, or says that one is missing."""
+    """Return whether a cell holds a number, or says that one is missing."""
     try:
         parse_number(cell)
     except ValueError:

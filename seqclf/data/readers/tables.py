@@ -111,10 +111,8 @@ def read_cells(path: Path, lines: Iterator[Line], options: ReadOptions) -> Itera
 
 
 def _is_header(cells: Sequence[str], special_names: set[str]) -> bool:
-    """Say whether a first line names columns: a special one, or mostly words after the first cell.
-
-    The first cell says nothing, as it is the label where there is no header.
-    """
+    """Return whether a first line names columns: a special one, or others by words, not numbers."""
+    # The first cell tells nothing: without a header it is a label, which may be a word.
     num_words = sum(not is_number(cell) for cell in cells[1:])
     return any(cell in special_names for cell in cells) or 2 * num_words > len(cells) - 1
 
@@ -178,21 +176,21 @@ def _read_long(
 ) -> Iterator[Row | BadRow]:
     """Yield a sequence from all lines with the same id, which must follow each other.
 
-    Lines stream through `groupby`, so one sequence at a time is in memory. Of the others only the
-    ids are kept, to refuse an id that comes again: its lines would make two sequences.
+    One sequence at a time is in memory. Of the others the ids are kept, to refuse an id that comes
+    again: its lines would make a second sequence.
     """
-    # Remarks and names of places may stand beside the features. As the options do not say which
-    # columns are features, the first lines do: a column with a number in any of them is one.
+    # A table may hold remarks beside the features, and no option names the features. So they are
+    # the columns with a number in any of the first lines.
     start = list(islice(lines, LINES_AHEAD))
     values = [
         index
         for index in columns.values
         if any(index < len(cells) and is_number(cells[index]) for _, cells in start)
     ]
-    columns = columns._replace(values=values)
-    features = columns.features
     if not values:
         raise UserError(f"{header}: no column of numbers beside {', '.join(columns.special)}")
+    columns = columns._replace(values=values)
+    features = columns.features
     if len(set(features)) < len(features):
         repeated = next(name for name in features if features.count(name) > 1)
         raise UserError(f"{header}: column '{quote(repeated)}' comes twice")
@@ -214,8 +212,7 @@ def _with_ids(lines: Iterable[Line], index: int) -> Iterator[tuple[str, Line]]:
     row_id = ""
     for line in lines:
         cells = line[1]
-        # A line that ends before its id was cut off. It counts as one of the sequence before it,
-        # which so becomes a bad row.
+        # A line that is cut off before its id makes the sequence before it a bad row.
         if index < len(cells):
             row_id = cells[index].strip()
         yield row_id, line
@@ -236,7 +233,7 @@ def _read_steps(
     for where, cells in lines:
         places.append(where)
         if bad:
-            continue  # to the last line of this sequence, where the next one begins
+            continue  # The lines that are left must be read, to get to the next sequence.
         try:
             values.extend(_parse_step(cells, columns))
             if time is not None:
