@@ -14,7 +14,6 @@ from seqclf.config.settings import Config
 from seqclf.errors import UserError
 from seqclf.run.records import (
     CONFIG,
-    EVALUATION,
     FACTS,
     METRICS,
     SESSIONS,
@@ -23,6 +22,7 @@ from seqclf.run.records import (
     Facts,
     Session,
     Status,
+    find_evaluation,
     find_record,
 )
 
@@ -76,7 +76,7 @@ def read_run(run_dir: Path) -> RunRecord:
         raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
     evaluations = {}
     for split in ("val", "test"):
-        evaluation = _find_evaluation(run_dir / EVALUATION / f"{split}.json")
+        evaluation = find_evaluation(run_dir, split)
         if evaluation is not None:
             evaluations[split] = evaluation
     return RunRecord(
@@ -88,14 +88,6 @@ def read_run(run_dir: Path) -> RunRecord:
         metric_lines=_read_lines(run_dir / METRICS, TypeAdapter(dict[str, float | None])),
         evaluations=evaluations,
     )
-
-
-def _find_evaluation(path: Path) -> Evaluation | None:
-    # Not find_record, which reads 1 MiB at most: many classes, or large images, take more.
-    try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
 
 
 def _read_lines(path: Path, line_type: TypeAdapter[Line]) -> list[Line]:

@@ -204,6 +204,16 @@ def find_record(path: Path, cls: type[Record]) -> Record | None:
         return None
 
 
+def find_evaluation(run_dir: Path, split: str) -> Evaluation | None:
+    """Read evaluation/SPLIT.json; None if it is missing or damaged."""
+    # Not by find_record, which reads 1 MiB at most: many classes, or large images, take more.
+    try:
+        content = (run_dir / EVALUATION / f"{split}.json").read_bytes()
+        return Evaluation.model_validate_json(content)
+    except (OSError, ValidationError):
+        return None
+
+
 def to_json(record: BaseModel) -> dict[str, Value]:
     """Return a record as a JSON object: the fields that were set."""
     return record.model_dump(mode="json", exclude_unset=True)

@@ -19,14 +19,13 @@ from seqclf.data.pictures import draw_picture
 from seqclf.errors import PREEMPTED, UserError
 from seqclf.metrics import best_of
 from seqclf.run.records import (
-    EVALUATION,
     FACTS,
     METRICS,
     MODEL,
     Evaluation,
     Facts,
     class_table,
-    find_record,
+    find_evaluation,
     read_record,
     to_json,
 )
@@ -252,7 +251,7 @@ def tables(run_dir: Path, step: int, splits: Collection[str]) -> dict[str, Any]:
     """Make W&B's tables of a step's evaluations: confusion, classes, worst mistakes."""
     made: dict[str, Any] = {}
     for split in sorted(splits):
-        evaluation = find_record(run_dir / EVALUATION / f"{split}.json", Evaluation)
+        evaluation = find_evaluation(run_dir, split)
         if evaluation is not None and evaluation.step == step:
             made |= _tables_of(split, evaluation)
     return made
