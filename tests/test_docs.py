@@ -59,7 +59,7 @@ NOT_LAUNCHED = {  # a part of the command: the reason. Their settings are run al
     "--mixed_precision bf16": "tests/test_runtime.py tries bf16, where the CPU has it",
     "git clone": "needs a network",
     "python benchmarks/": "takes minutes",
-    "python -m seqclf.tracking.mirror wandb": "tests/test_tracking.py does",
+    "python -m seqclf.tracking.mirror wandb": "tests/test_mirrors.py does",
     "-m venv": "tests run in an environment that is made",
     "pip install": "needs a network",
     "accelerate config": "asks questions",
