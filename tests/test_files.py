@@ -316,19 +316,19 @@ def test_mistakes_of_predict(
 # ---- the whole way, by the commands a user types
 
 
-def test_prepare_train_predict_by_command(tmp_path: Path) -> None:
+def test_prepare_train_predict_by_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_rows(tmp_path / "x.jsonl", toy_rows(150))
     data, run = tmp_path / "mine", tmp_path / "run"
-    prepared = launch("seqclf", "prepare", tmp_path / "x.jsonl", "--out", data)
-    assert prepared.returncode == 0, prepared.stderr
-    assert "120 sequences" in prepared.stdout
+    assert main.main(["prepare", f"{tmp_path}/x.jsonl", "--out", str(data)]) == 0
+    assert "120 sequences" in capsys.readouterr().out
     flags = f"--config configs/files.yaml --data.path {data} --run-dir {run} --train.steps 20"
     done = launch("accelerate", "launch", "launch/train.py", *flags.split())
     assert done.returncode == 0, done.stderr
     assert "padding" in done.stdout
     assert "auto        noise 0.2, hidden_size 64, stack 1, batch_size " in done.stdout
-    done = launch("seqclf", "predict", run, tmp_path / "x.jsonl", "--out", tmp_path / "p.csv")
-    assert done.returncode == 0, done.stderr
+    words = [str(run), f"{tmp_path}/x.jsonl", "--out", f"{tmp_path}/p.csv"]
+    assert main.main(["predict", *words]) == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 151
-    evaluated = launch("seqclf", "evaluate", run)
-    assert evaluated.returncode == 0, evaluated.stderr
+    assert main.main(["evaluate", str(run)]) == 0

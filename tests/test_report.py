@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.data import toy_dataset, write_rows
+from helpers.data import toy_dataset
 from helpers.files import change_json, read_status
-from helpers.pages import FOCUS, LINES, LOOK, Scheme, opened
 from helpers.training import Settings, train_tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from playwright.sync_api import Browser, sync_playwright
 from sklearn.metrics import f1_score
 from torch import Tensor
 
-from seqclf.cli.main import main
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
 from seqclf.errors import UserError
@@ -37,14 +32,13 @@ from seqclf.report.reading import choose_evenly, classify_shares
 from seqclf.report.run_record import read_run
 from seqclf.run.weights import load_model
 
-HOSTILE = '"><script>alert(1)</script>$\\frac{'
 SETTINGS: Settings = {
     "model.hidden_size": 64,
     "train.steps": 30,
     "log.every": 10,
-    "report": True,
     "quiet": True,
 }
+WITH_PAGE: Settings = {"report": True}
 
 
 def train(run_dir: Path, settings: Mapping[str, object] = {}) -> Path:
@@ -54,7 +48,7 @@ def train(run_dir: Path, settings: Mapping[str, object] = {}) -> Path:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("runs") / "digits")
+    return train(tmp_path_factory.mktemp("runs") / "digits", WITH_PAGE)
 
 
 @given(st.integers(1, 500), st.data())
@@ -296,148 +290,25 @@ def test_long_sequences_are_read_a_few_at_a_time(
     assert len(choose_evenly(model, test)) == 20
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *quiet])
-        yield browser
-        browser.close()
-
-
-@pytest.mark.parametrize("kind", ["series", "text"])
-def test_hostile_names_are_only_names_in_a_browser(
-    tmp_path: Path, kind: str, browser: Browser
-) -> None:
-    rows = [
-        {"steps": [[n % 2, 0.5]] * (2 + n % 5), "label": [HOSTILE, "ok"][n % 2]}
-        if kind == "series"
-        else {"text": f"{HOSTILE} {n}" * (1 + n % 2), "label": [HOSTILE, "ok"][n % 2]}
-        for n in range(60)
-    ]
-    run_dir = train(tmp_path / "run", {"data.name": "files", "data.path": prepared(rows, tmp_path)})
-    out = write_report([run_dir], None, {})
-    assert "<script>alert" not in out.read_text()
-    for figure in (run_dir / "report-figures").iterdir():
-        assert "<script" not in figure.read_text()
-    with opened(browser, out) as page:
-        assert page.locator("script").count() == 1
-        assert page.locator("svg").count() == len(list((run_dir / "report-figures").iterdir()))
-        assert HOSTILE in page.locator("tbody").first.inner_text()
-
-
-def prepared(rows: list[dict[str, Any]], folder: Path, *words: str) -> Path:
-    source = write_rows(folder / "rows.jsonl", rows)
-    assert main(["prepare", str(source), "--out", str(folder / "data"), *words]) == 0
-    return folder / "data"
-
-
-@pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 1,000 logged points, 100 classes with long names and sequences of 2,000 steps."""
-    folder = tmp_path_factory.mktemp("big")
-    rows = [
-        {
-            "steps": [[n / 100, math.sin(step)] for step in range(2000)],
-            "label": f"class of the number {n:03}",
-        }
-        for n in list(range(100)) * 5
-    ]
-    data = prepared(rows, folder, "--split", "0.4,0.2,0.4")
-    settings = {"train.steps": 2, "data.name": "files", "data.path": data}
-    run_dir = folder / "run"
-    assert train_tiny(run_dir, settings) == 0
-    change_json(run_dir / "status.json", step=1000)
-    noise = random.Random(0)
-    with (run_dir / "metrics.jsonl").open("w") as file:
-        for step in range(1, 1001):
-            line = {"step": step, "train/loss": 5 * noise.random() + 0.1, "train/lr": 0.01}
-            file.write(json.dumps(line | {"train/grad_norm": noise.random() + 1}) + "\n")
-    return write_report([run_dir], None, {})
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 800, 1400])
-@pytest.mark.parametrize("which", ["digits", "big"])
-def test_a_page_is_legible_at_any_width_in_both_schemes(
-    request: pytest.FixtureRequest, browser: Browser, which: str, width: int, scheme: Scheme
-) -> None:
-    found = request.getfixturevalue(which)
-    file = found / "report.html" if found.is_dir() else found
-    with opened(browser, file, width=width, scheme=scheme) as page:
-        beyond, smallest, unlike = page.evaluate(LOOK)
-        assert beyond <= 0
-        assert smallest >= 7
-        cells = 100 if which == "digits" else 0  # numbers on their own shade
-        assert unlike <= cells
-        dark = page.evaluate("getComputedStyle(document.body).color") == "rgb(255, 255, 255)"
-        assert dark == (scheme == "dark")
-        for cell in page.locator("td:not(:first-child)").all():
-            assert len(cell.evaluate(LINES)) == 1  # no broken number
-        for picture in page.locator("img").all():
-            assert picture.get_attribute("alt")
-            assert picture.evaluate("image => image.naturalWidth") > 0
-        for figure in page.locator("figure[role=img]").all():
-            assert figure.get_attribute("aria-label")
-            box = figure.locator("svg").bounding_box()
-            assert box
-            assert box["width"] > 250
-            assert box["height"] > 80
-
-
-def test_a_big_run_has_a_small_page(big: Path) -> None:
-    assert big.stat().st_size < 3e6
-    sizes = {file.stem: file.stat().st_size for file in big.with_name("report-figures").iterdir()}
-    assert max(sizes.values()) < 3e5
-    page = big.read_text()
-    assert "says class of the number" in page
-    assert "drawn every 20 steps" in page
-
-
-def test_tables_sort_by_mouse_and_by_keyboard(digits: Path, browser: Browser) -> None:
-    found = json.loads((digits / "evaluation" / "test.json").read_text())
-    supports = sorted(sum(row) for row in found["confusion"])
-    with opened(browser, digits / "report.html") as page:
-        head = page.locator("th", has_text="examples")
-        column = "tbody tr td:nth-child(2)"
-        head.locator("button").click()
-        assert head.get_attribute("aria-sort") == "descending"
-        assert list(map(int, page.locator(column).all_inner_texts())) == supports[::-1]
-        for _ in range(30):
-            page.keyboard.press("Shift+Tab" if page.evaluate(FOCUS) != "class" else "Enter")
-            if page.locator("th", has_text="class").get_attribute("aria-sort"):
-                break
-        assert page.locator("tbody tr td:first-child").all_inner_texts() == [*"9876543210"]
-        page.keyboard.press("Space")
-        assert page.locator("tbody tr td:first-child").all_inner_texts() == [*"0123456789"]
-        assert head.get_attribute("aria-sort") is None
-        page.keyboard.press("Shift+Tab")
-        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "test classes"
-
-
 def test_a_run_ends_with_its_page(digits: Path, tmp_path: Path) -> None:
     assert (digits / "report.html").is_file()
-    run_dir = train(tmp_path / "run", {"report": False})
+    run_dir = train(tmp_path / "run")
     assert not (run_dir / "report.html").exists()
 
 
 def test_nothing_to_do_leaves_the_page_alone(tmp_path: Path) -> None:
-    run_dir = train(tmp_path / "run")
+    run_dir = train(tmp_path / "run", WITH_PAGE)
     (run_dir / "report.html").write_text("mine")
-    train(run_dir)
+    train(run_dir, WITH_PAGE)
     assert (run_dir / "report.html").read_text() == "mine"
     (run_dir / "report.html").unlink()
-    train(run_dir)
+    train(run_dir, WITH_PAGE)
     assert (run_dir / "report.html").is_file()
 
 
 def test_no_page_of_a_sweeps_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    run_dir = train(tmp_path / "run")
+    run_dir = train(tmp_path / "run", WITH_PAGE)
     assert not (run_dir / "report.html").exists()
 
 
@@ -448,6 +319,6 @@ def test_a_page_that_fails_is_told_and_fails_no_run(
         raise ZeroDivisionError("no luck")
 
     monkeypatch.setattr("seqclf.report.page.write_report", fail)
-    run_dir = train(tmp_path / "run")
+    run_dir = train(tmp_path / "run", WITH_PAGE)
     assert "warning: no report: no luck; try again: seqclf report" in capfd.readouterr().out
     assert read_status(run_dir).state == "finished"

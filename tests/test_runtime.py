@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.files import read_facts
 from helpers.launching import as_words, launch
 from helpers.ranks import run_ranks
+from helpers.training import train_tiny
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
@@ -103,22 +104,21 @@ def test_what_cannot_run_is_replaced_loudly(
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONEDNN_MAX_CPU_ISA is for x86")
-@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+@pytest.mark.parametrize("isa", ["AVX2", pytest.param("AVX512_CORE", marks=pytest.mark.slow)])
 def test_bf16_where_the_cpus_lstm_cannot_do_it_trains_in_fp32(isa: str, tmp_path: Path) -> None:
     words: list[str | Path] = [*THREE_STEPS, "--precision", "bf16", "--run-dir", tmp_path]
     done = launch("python", *words, ONEDNN_MAX_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
     assert "fp32, NOT bf16 as asked:" in done.stdout
-    assert json.loads((tmp_path / "run.json").read_text())["precision"] == "fp32"
+    assert read_facts(tmp_path)["precision"] == "fp32"
 
 
 def test_bf16_trains_where_it_runs(tmp_path: Path) -> None:
     runtime = start(precision="bf16", device="cpu")
     if runtime.precision != "bf16":
         pytest.skip("this CPU has no fast bf16 LSTM")
-    done = launch("python", *THREE_STEPS, "--precision", "bf16", "--run-dir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run.json").read_text())["precision"] == "bf16"
+    assert train_tiny(tmp_path, {"device": "cpu", "train.steps": 3, "precision": "bf16"}) == 0
+    assert read_facts(tmp_path)["precision"] == "bf16"
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from playwright.sync_api import Browser, Page
 
-Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 # Returns three numbers of a page: px beyond its right edge, px of its smallest letters, and how
 # many texts of its figures have another colour than its text.
@@ -23,23 +23,25 @@ LOOK = """() => {
   const page = document.documentElement;
   return [page.scrollWidth - page.clientWidth, Math.min(...sizes), others.length];
 }"""
-# Returns the top of each line of a cell.
-LINES = """cell => {
-  const range = document.createRange();
-  range.selectNodeContents(cell);
-  return [...new Set([...range.getClientRects()].map((box) => box.top))];
+# Returns the numbers in tables that are broken over two lines.
+BROKEN = """() => {
+  const cells = [...document.querySelectorAll("td:not(:first-child)")];
+  const tops = (cell) => {
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    return new Set([...range.getClientRects()].map((box) => box.top));
+  };
+  return cells.filter((cell) => tops(cell).size !== 1).map((cell) => cell.textContent);
 }"""
 FOCUS = "document.activeElement.textContent"
 
 
 @contextmanager
-def opened(
-    browser: Browser, file: Path, *, width: int = 1200, scheme: Scheme = "light"
-) -> Iterator[Page]:
+def opened(browser: Browser, file: Path) -> Iterator[Page]:
     """Open a page, which must write nothing to the console and request nothing but itself."""
     messages: list[str] = []
     requests: list[str] = []
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
