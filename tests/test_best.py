@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -29,8 +28,6 @@ from seqclf.config.load import load_config
 from seqclf.errors import UserError
 from seqclf.evaluate import Metrics
 from seqclf.run.checkpoint import checkpoint_directories, commit_checkpoint, step_of
-from seqclf.run.records import State
-from seqclf.train import choose
 
 Settings = Mapping[str, object]
 
@@ -278,36 +275,10 @@ def test_a_best_that_could_not_be_saved_is_not_the_best(
     check_result(tmp_path, decide(before, "val/accuracy", math.inf)[0], best)
 
 
-# ---- figures that are equal or none
-
-
-def chosen(metric: str, values: Iterable[float]) -> list[tuple[float | None, int, int, int]]:
-    """Return the best, its step, the wait and the longest wait after each of some evaluations."""
-    state, found = State(), []
-    for step, value in enumerate(values, 1):
-        state.step, state.metrics = step, {metric: value}
-        choose(state, metric)
-        found.append((state.best.get(metric), state.best_step, state.waited, state.longest_wait))
-    return found
-
-
-NAN = float("nan")
-
-
-def test_neither_a_tie_nor_nan_is_better() -> None:
-    assert chosen("val/accuracy", [0.5, 0.5, 0.4, 0.6, NAN, 0.6]) == [
-        *((0.5, 1, 0, 0), (0.5, 1, 1, 1), (0.5, 1, 2, 2)),
-        *((0.6, 4, 0, 2), (0.6, 4, 1, 2), (0.6, 4, 2, 2)),
-    ]
-    assert chosen("val/loss", [NAN, 2.0, 2.0, 3.0, 1.0]) == [
-        *((None, 0, 1, 1), (2.0, 2, 0, 1), (2.0, 2, 1, 1), (2.0, 2, 2, 2), (1.0, 5, 0, 2)),
-    ]
-
-
-def test_nothing_but_nan_ends_with_the_last_weights_of(
+def test_nothing_but_nan_ends_with_the_last_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nothing = Metrics(NAN, torch.eye(10, dtype=torch.int64))
+    nothing = Metrics(math.nan, torch.eye(10, dtype=torch.int64))
     monkeypatch.setattr("seqclf.train.evaluate", lambda *_, **__: nothing)
     settings = {**PATIENT, "checkpoint.metric": "val/loss"}
     assert train_tiny(tmp_path, settings, stop_at=2 * EVERY) == 143
@@ -316,11 +287,6 @@ def test_nothing_but_nan_ends_with_the_last_weights_of(
     assert (status.state, status.step) == ("finished", 3 * EVERY)
     assert "not the best: no evaluation with a val/loss that is a" in capsys.readouterr().out
     assert weights_of(tmp_path) == weights_of(tmp_path, 3 * EVERY)
-
-
-def test_a_state_of_an_older_version_loads() -> None:
-    state = State.model_validate_json(json.dumps({"step": 7, "judged": 4}))
-    assert (state.best, state.best_step, state.waited, state.longest_wait) == ({}, 0, 0, 0)
 
 
 # ---- settings

@@ -205,7 +205,9 @@ def test_steps_are_ordered_as_numbers_and_other_names_are_left_alone(tmp_path: P
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000003").write_text("a file")
     assert [p.name for p in checkpoint_directories(tmp_path)] == [
-        *("step-100000000", "step-99999999", "step-00000003")
+        "step-100000000",
+        "step-99999999",
+        "step-00000003",
     ]
     prune_checkpoints(tmp_path, keep_last=1)
     assert names(tmp_path) == ["step-00000005.mine", "step-100000000", "step-5", "steps"]

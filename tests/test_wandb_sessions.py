@@ -215,9 +215,17 @@ def test_each_line_is_there_once_after_any_sessions(tmp_path: Path, words: str) 
 # ---- sweeps
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_sweep_runs_as_wandb_agent_runs_it(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(
+    ("processes", "num_trials"),
+    [
+        (1, 1),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_runs_as_wandb_agent_runs_it(
+    tmp_path: Path, processes: int, num_trials: int
+) -> None:
     sweep = yaml.safe_load((ROOT / "configs" / "sweeps" / "mnist.yaml").read_text())
     launcher = ["torchrun", "--standalone", "--nproc-per-node", "2"]
     quick = ["--data.name=digits", "--train.steps=20", "--run-dir", str(tmp_path / "runs")]
@@ -230,7 +238,7 @@ def test_a_sweep_runs_as_wandb_agent_runs_it(tmp_path: Path, processes: int) -> 
     trials = [
         {"optim.lr": 0.02, "model.hidden_size": 64, "train.batch_size": 128},
         {"optim.lr": 0.002, "model.hidden_size": 96, "train.batch_size": 64},
-    ]
+    ][:num_trials]
     assert set(trials[0]) == set(sweep["parameters"])
     with serving() as server:
         server.sweep, server.trials = sweep, list(trials)
@@ -239,8 +247,9 @@ def test_a_sweep_runs_as_wandb_agent_runs_it(tmp_path: Path, processes: int) -> 
         environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = launch("wandb", "agent", "me/p/abc", ACCELERATE_USE_CPU="true", **environment)
         assert done.returncode == 0, done.stderr
-        assert set(server.runs) == {"trial0", "trial1"}
-        for name, settings in zip(("trial1", "trial0"), trials, strict=True):
+        names = [f"trial{number}" for number in reversed(range(num_trials))]
+        assert set(server.runs) == set(names)
+        for name, settings in zip(names, trials, strict=True):
             run_dir, received = tmp_path / "runs" / name, server.runs[name]
             lines = read_metrics(run_dir, timed=True)
             rows = list(received.rows.values())

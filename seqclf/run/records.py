@@ -112,7 +112,7 @@ class Status(BaseModel):
 
     state: Literal["running", "finished", "preempted", "failed"]
     step: int
-    epoch: float
+    epoch: float = 0.0
     metrics: dict[str, float | None]
     error: str | None = None
 

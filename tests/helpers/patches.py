@@ -69,4 +69,5 @@ def die_at_write(patch: pytest.MonkeyPatch, writes: int) -> None:
 
 
 def full_disk(*_: object, **__: object) -> None:
+    """Stand for any call that writes."""
     raise OSError(28, "No space left on device")
