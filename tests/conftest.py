@@ -40,3 +40,13 @@ def mnist_root() -> str:
     if not root or not (Path(root) / "MNIST" / "raw").is_dir():
         pytest.skip("SEQCLF_DATA does not name a folder with MNIST/raw")
     return root
+
+
+@pytest.fixture
+def no_wandb_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Leave W&B without a key, and without a variable of its own."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))

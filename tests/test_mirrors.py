@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -35,14 +34,7 @@ from seqclf.run.records import ClassRow, Evaluation, class_table
 from seqclf.tracking.mirrors import Mirrors
 from seqclf.tracking.trainer import follow
 
-
-@pytest.fixture(autouse=True)
-def _no_wandb_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
+pytestmark = pytest.mark.usefixtures("no_wandb_account")
 
 
 # ---- mirrors that fail

@@ -36,14 +36,7 @@ from helpers.wandb_server import serving
 from seqclf.cli.main import main
 from seqclf.tracking.mirrors import MIRROR_MODULE
 
-
-@pytest.fixture(autouse=True)
-def _no_wandb_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
+pytestmark = pytest.mark.usefixtures("no_wandb_account")
 
 
 KILLS = [
