@@ -194,7 +194,8 @@ def train_in(
         if run.finished():
             console.say(f"{path} is finished: nothing to do (another --run-dir starts anew)")
             return 0
-        setup = setup.on_device(runtime.device)
+        # The run holds the same Setup: else the host would keep a second copy of the data.
+        setup = run.setup = setup.on_device(runtime.device)
         model = setup.build_model().to(runtime.device)
         optimizer = make_optimizer(model, setup.config.optim)
         state = restore(run, model, optimizer)

@@ -114,6 +114,13 @@ def check_result(run_dir: Path, best: int, end: int) -> None:
     assert again == pytest.approx(metrics, rel=1e-6)  # by one process, whatever the run had
 
 
+def test_a_branch_takes_the_best_weights_along(early: Path, tmp_path: Path) -> None:
+    steps = [step_of(path) for path in checkpoint_directories(early / "checkpoints")]
+    assert len(steps) == 2  # the last, and the best before it
+    assert train_tiny(tmp_path / "branch", PATIENT, resume=early) == 0
+    assert same_end(tmp_path / "branch", early)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_it_ends_and_chooses_as_the_figures_say(
     metric: str, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

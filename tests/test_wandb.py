@@ -176,6 +176,7 @@ def test_tables_are_sent_when_asked(tmp_path: Path, when: str) -> None:
     rows = [record["item"] for record in of_kind(read_logs(tmp_path / "mine"), "history")]
     steps = [row["global_step"] for row in rows if "val/classes._type" in row]
     assert bool(steps) == (when == "best")
+    assert len(steps) == len(set(steps))  # once, also where the best evaluation is the last
     tested = [row for row in rows if "test/classes._type" in row]
     assert len(tested) == (when == "best")
 
