@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqclf.data.reading import Reading
+
 Pooling = Literal["last", "mean", "max", "attention"]
 Keep = Literal["first", "last"]
 Init = Literal["orthogonal", "chrono", "tutorial"]
@@ -69,6 +71,8 @@ class Architecture(BaseModel):
     max_length: int | None = None
     keep: Keep = "first"
     stack: int = 1
+    reading: Reading = Reading()
+    lengths: tuple[int, int] | None = None  # of the shortest and the longest training sequence
 
     @property
     def num_parameters(self) -> int:
@@ -82,7 +86,8 @@ class Architecture(BaseModel):
 
     def build(self, init: Init = "tutorial", init_steps: int = 2) -> LSTMClassifier:
         """Build a model with fresh weights; `init_steps` is the length of the longest sequence."""
-        arguments = self.model_dump(exclude={"classes", "tokens", "features", "max_length", "keep"})
+        for_people = {"classes", "tokens", "features", "max_length", "keep", "reading", "lengths"}
+        arguments = self.model_dump(exclude=for_people)
         return LSTMClassifier(
             num_classes=len(self.classes), init=init, init_steps=init_steps, **arguments
         )

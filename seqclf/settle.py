@@ -20,6 +20,7 @@ from torch import Tensor
 from seqclf.config.settings import MANY_EXAMPLES, NEUTRAL, NOISE, Config, Value, settings_by_name
 from seqclf.data import idx
 from seqclf.data.batches import BatchPlan, count_steps, make_buckets
+from seqclf.data.reading import Reading
 from seqclf.data.sequences import Sequences
 from seqclf.data.sources import Splits
 from seqclf.errors import UserError
@@ -175,7 +176,9 @@ def steps_and_features(examples: Sequences, read: str) -> tuple[int, int]:
 
 
 def make_architecture(config: Config, train: Sequences, *, num_features: int) -> Architecture:
-    """Put together everything that builds the model."""
+    """Put together everything that builds the model, and that reads new files for it."""
+    longest, _ = steps_and_features(train, config.data.read)
+    shortest = longest if train.lengths is None else int(train.lengths.min())
     return Architecture(
         input_size=num_features,
         classes=train.classes,
@@ -188,6 +191,8 @@ def make_architecture(config: Config, train: Sequences, *, num_features: int) ->
         read=config.data.read,
         max_length=config.data.max_length,
         keep=config.data.keep,
+        reading=train.reading or Reading(),
+        lengths=(shortest, longest),
         **config.model.model_dump(exclude={"init"}),
     )
 

@@ -235,16 +235,21 @@ def test_a_class_unknown_to_training_is_refused(
         (["X", "--out", "FULL"], "exists already"),
         (["X", "--out", "FULL", "--overwrite"], "holds something else than a data set"),
         (["EMPTY", "--out", "OUT"], "no sequences there"),
-        (["TWO", "--out", "OUT"], "no example is left for test"),
+        (
+            ["TWO", "--out", "OUT"],
+            "no example is left for test: 4 examples, split 0.8,0.1,0.1; --split ",
+        ),
+        (["ONE", "--out", "OUT"], "one class alone, 'b': there is nothing to tell apart"),
     ],
 )
 def test_mistakes_are_named(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("X", "EMPTY", "TWO")}
+    paths = {name: tmp_path / f"{name.lower()}.jsonl" for name in ("X", "EMPTY", "TWO", "ONE")}
     write_rows(paths["X"], toy_rows(60))
     paths["EMPTY"].write_text("\n")
-    write_rows(paths["TWO"], [{"text": "a", "label": "b"}] * 2)
+    write_rows(paths["TWO"], [{"text": "a", "label": label} for label in "aabb"])
+    write_rows(paths["ONE"], [{"text": "a", "label": "b"}] * 20)
     paths |= {"OUT": tmp_path / "out", "FULL": tmp_path / "full"}
     paths["FULL"].mkdir()
     (paths["FULL"] / "thesis.tex").write_text("all of it")

@@ -136,6 +136,9 @@ def prepare_command(arguments: Namespace) -> int:
         seed=arguments.seed,
         window=arguments.window,
         stride=arguments.stride,
+        on_label_change=arguments.on_label_change,
+        min_share=arguments.min_share,
+        adds_measured=arguments.measured,
         skip_bad=arguments.on_bad_row == "skip",
         overwrite=arguments.overwrite,
     )
@@ -170,9 +173,23 @@ def _read_options(arguments: Namespace) -> ReadOptions:
         label=arguments.label,
         group=arguments.group,
         split=arguments.split_column,
+        tokens=arguments.tokens,
+        text=arguments.text,
+        features=_names(arguments.features),
+        drop=_names(arguments.drop) or (),
+        form=arguments.form,
+        header=None if arguments.header is None else arguments.header == "first",
+        encoding=arguments.encoding,
         labels=arguments.labels,
+        pad_value=arguments.pad_value,
+        channels_first=arguments.channels_first,
         fill_missing=arguments.fill_missing,
     )
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in a list that commas separate."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def describe_command(arguments: Namespace) -> int:

@@ -14,7 +14,7 @@ from seqclf.config.yaml import dump_value
 from seqclf.errors import UserError
 
 STARTER_FILE = "seqclf.yaml"
-READABLE = "a manifest, .csv, .tsv, .ts, .jsonl, .npy, .npz or .parquet (docs/data.md)"
+READABLE = "a file such as .csv, .ts, .npz or .parquet, or a folder a class (docs/data.md)"
 EPILOG = """\
 seqclf COMMAND --help says more. Every launcher takes what `seqclf train` takes:
   accelerate launch launch/train.py --config configs/mnist.yaml --optim.lr 0.005
@@ -185,6 +185,18 @@ def _add_prepare(commands: _Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the split [0]")
     parser.add_argument("--window", type=int, help="cut sequences into windows of so many steps")
     parser.add_argument("--stride", type=int, help="steps between two windows [the window's]")
+    parser.add_argument(
+        "--on_label_change",
+        choices=["error", "majority", "cut"],
+        help="where the label changes within a sequence: a window takes the label of most of its "
+        "steps, or each label makes a sequence [majority with --window, else error]",
+    )
+    parser.add_argument(
+        "--min_share", type=float, help="share of a window's steps that must have its label [any]"
+    )
+    parser.add_argument(
+        "--measured", action="store_true", help="add a 0/1 feature beside each feature with gaps"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a data set in --out")
     _add_read_options(parser)
 
@@ -194,14 +206,35 @@ def _add_read_options(parser: ArgumentParser) -> None:
     columns = {
         "id": "column whose value is the same for all steps of a sequence (one line a step)",
         "time": "column to sort the steps of a sequence by",
-        "label": "column of the label",
+        "label": "column of the label; without a header line a number, such as -1 for the last",
         "group": "column of a group that must stay in one part",
         "split_column": "column that says train, val or test",
+        "tokens": "column of words: one a step, or separated by blanks",
+        "text": "column of texts, which are read byte by byte",
     }
     for name, text in columns.items():
         parser.add_argument(f"--{name}", metavar="COLUMN", help=text)
-    parser.add_argument("--labels", type=Path, help="file of labels beside an .npy: .npy or text")
-    parser.add_argument("--format", help="csv, tsv, ts or jsonl, for standard input")
+    parser.add_argument(
+        "--features", metavar="A,B", help="columns that are features, in this order"
+    )
+    parser.add_argument("--drop", metavar="A,B", help="columns that are no features")
+    parser.add_argument(
+        "--form", choices=["long", "wide"], help="a line is a step (long), or a sequence (wide)"
+    )
+    parser.add_argument(
+        "--header", choices=["first", "none"], help="whether the first line names the columns"
+    )
+    parser.add_argument("--encoding", help="of text files, such as latin-1 or utf-16 [utf-8]")
+    parser.add_argument(
+        "--labels", type=Path, help="file of labels beside INPUT, by id or in order"
+    )
+    parser.add_argument("--format", help="csv, tsv, txt, ts or jsonl, for standard input")
+    parser.add_argument(
+        "--channels_first", action="store_true", help="arrays are cases x channels x time"
+    )
+    parser.add_argument(
+        "--pad_value", type=float, help="steps at the end that hold this alone are padding [NaN]"
+    )
     parser.add_argument(
         "--fill_missing",
         action="store_true",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from seqclf.data.prepared import DatasetInfo, open_dataset
+from seqclf.data.readers.rows import quote
 
 NUM_BARS = 12
 BAR_WIDTH = 40
+MOST_NAMED = 20  # features or columns in a line; dataset.json has all
 
 
 def describe_dataset(folder: Path) -> str:
@@ -31,6 +34,11 @@ def describe_dataset(folder: Path) -> str:
             f"{name:<11} {split.examples:,} sequences, {split.steps:,} steps, {split.shortest} to "
             f"{split.longest} steps each{num_groups}"
         )
+    lines += ["features    " + _features_line(info), "left aside  " + _aside_line(info)]
+    if info.roles:
+        roles = ", ".join(f"{role} = {quote(name)}" for role, name in info.roles.items())
+        lines.append(f"columns     {roles}")
+    lines += [f"note        {note}" for note in info.notes]
     if info.left_out:
         lines.append(f"left out    {info.left_out:,} bad rows")
     lengths = torch.cat([split.lengths for split in splits.values() if split.lengths is not None])
@@ -41,6 +49,38 @@ def describe_dataset(folder: Path) -> str:
         for name, mean, std in zip(info.features, info.mean, info.std, strict=True):
             lines.append(f"{name:<{max(width, 7)}} {mean:>12.5g} {std:>12.5g}")
     return "\n".join(lines)
+
+
+def _features_line(info: DatasetInfo) -> str:
+    if info.kind == "text":
+        return f"the bytes of the text{_in_column(info.reading.text)}"
+    if info.kind == "tokens":
+        return f"the tokens{_in_column(info.reading.tokens)}"
+    if columns := info.reading.columns:
+        shown = [*map(quote, columns)] if len(columns) < 4 else [columns[0], "...", columns[-1]]
+        return f"one number a step; the steps are {', '.join(shown)} ({len(columns):,} columns)"
+    if info.reading.form == "wide":
+        return "one number a step; a line is a sequence"
+    return _cut(map(quote, info.features))
+
+
+def _in_column(name: str | None) -> str:
+    return f" in '{quote(name)}'" if name else ""
+
+
+def _aside_line(info: DatasetInfo) -> str:
+    named = (
+        f"{quote(name) if name else repr(name)} ({reason})"
+        for name, reason in info.left_aside.items()
+    )
+    return _cut(named) or "nothing"
+
+
+def _cut(texts: Iterable[str]) -> str:
+    """Join texts; of many, the first ones and a count."""
+    texts = list(texts)
+    rest = len(texts) - MOST_NAMED
+    return ", ".join(texts[:MOST_NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _histogram(lengths: Tensor) -> list[str]:

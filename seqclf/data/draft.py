@@ -1,16 +1,15 @@
-"""A data set while `prepare` writes it: what it knows of the rows, and passes over their values.
+"""A data set while `prepare` writes it: what is known of its rows, and the file of their values.
 
-A draft keeps a few numbers for each example. The values are in values.safetensors, and a pass over
-them holds CHUNK steps at a time in memory.
+A draft keeps a few numbers and the id of each row. The values go to values.safetensors, a block of
+many rows at a time.
 """
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +17,63 @@ from torch import Tensor
 
 from seqclf.data.prepared import SPLITS, VALUE_TYPES, Kind
 from seqclf.data.readers.rows import BadRow, Row
+from seqclf.data.reading import Reading
+from seqclf.data.windows import cut_into_parts
 
 HEADER_BYTES = 256  # of values.safetensors, before its numbers
-CHUNK = 2**18  # steps of the file that are in memory at once
+BLOCK = 2**18  # numbers that are written at once
+# float32 keeps 24 bits of a number. A feature that needs more than this share of its range for the
+# rounding, as times near 1e9 do, is stored without an offset in float64.
+LARGEST_ROUNDING = 2**-14
+
+
+class Adjustment(NamedTuple):
+    """What a first reading of the files finds that a second one must do with the numbers."""
+
+    offset: tuple[float, ...] = ()  # to take off each feature in float64; empty: nothing
+    measured: tuple[int, ...] = ()  # features that get a 0/1 feature: was it measured?
+
+    def apply(self, row: Row) -> np.ndarray:
+        """Return a row's numbers [T, F] with the features that are added to them."""
+        assert isinstance(row.steps, np.ndarray)
+        steps_TF = row.steps
+        if self.offset:
+            steps_TF = steps_TF.astype(np.float64) - self.offset
+        if not self.measured:
+            return steps_TF
+        num_steps = len(steps_TF)
+        is_measured_TF = np.ones((num_steps, len(self.measured)))
+        if row.measured is not None:
+            is_measured_TF = row.measured[:, list(self.measured)]
+        return np.hstack([steps_TF, is_measured_TF])
+
+
+@dataclass
+class TextsDraft:
+    """Texts while they come, one after the other."""
+
+    content: bytearray = field(default_factory=bytearray)
+    offsets: array[int] = field(default_factory=lambda: array("q", [0]))
+
+    def add(self, text: str) -> None:
+        """Add a text."""
+        self.content += text.encode("utf-8", "backslashreplace")
+        self.offsets.append(len(self.content))
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return the texts as bytes, and where each begins and the last one ends."""
+        content = np.frombuffer(bytes(self.content), np.uint8).copy()
+        return torch.from_numpy(content), as_tensor(self.offsets)
 
 
 @dataclass
 class Draft:
     """What `prepare` knows of the rows that it has written so far."""
+
+    file: BinaryIO  # values.safetensors
+    reading: Reading
+    adjustment: Adjustment
+    keeps_groups: bool = False  # parts of a row, or rows of a group, must stay together
 
     # The first row decides what all others must be:
     kind: Kind = "vectors"
@@ -37,20 +85,37 @@ class Draft:
     labels: array[int] = field(default_factory=lambda: array("q"))
     splits: array[int] = field(default_factory=lambda: array("b"))  # -1: nobody names one
     groups: array[int] = field(default_factory=lambda: array("q"))  # empty: there are no groups
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    first_steps: array[int] = field(default_factory=lambda: array("q"))
 
     # The names behind these numbers, which count up as the names come:
     class_ids: dict[str, int] = field(default_factory=dict)
     token_ids: dict[str, int] = field(default_factory=dict)  # from 1
     group_ids: dict[str, int] = field(default_factory=dict)
 
+    ids: TextsDraft = field(default_factory=TextsDraft)  # of the rows
+    places: TextsDraft = field(default_factory=TextsDraft)  # of the rows, within their files
+    sources: array[int] = field(default_factory=lambda: array("i"))  # the file of each row
+
     first_seen: dict[int, str] = field(default_factory=dict)  # where each class came first
     bad_rows: list[BadRow] = field(default_factory=list)
     num_filled: int = 0
+    num_padding: int = 0
+    num_undecided: int = 0  # windows without a label
+    num_lost: int = 0  # steps in no window
     num_rows: int = 0
+
+    # Of each feature, over all values so far, before the adjustment:
+    low: np.ndarray = field(default_factory=lambda: np.array(np.inf))
+    high: np.ndarray = field(default_factory=lambda: np.array(-np.inf))
+    has_gaps: np.ndarray = field(default_factory=lambda: np.array(False))
+
+    _block: list[np.ndarray] = field(default_factory=list)
+    _block_size: int = 0
 
     def find_problem(self, row: Row) -> str | None:
         """Return why a row cannot stand beside those before it, None if it can."""
-        if not row.label:
+        if not row.label and row.step_labels is None:
             return "no label; give it one, or name its column with --label"
         if row.split is not None and row.split not in SPLITS:
             return f"split '{row.split}': expected train, val or test"
@@ -69,51 +134,105 @@ class Draft:
             )
         return None
 
-    def add(
-        self,
-        row: Row,
-        split: str | None,
-        *,
-        windows: Sequence[tuple[int, int]],
-        has_groups: bool,
-    ) -> np.ndarray:
-        """Add a row, as an example for each window (its first step and its end); return its values.
+    def add(self, row: Row, split: str | None, *, source: int, file_name: str) -> None:
+        """Add a row of the file that is number `source`, as an example for each of its parts.
 
-        A row that names no group is a group of its own, if others name one or `has_groups` is set:
-        then the windows of a row stay in one split.
+        A row that names no group is a group of its own, if others name one or if parts of a row
+        must stay in one split.
         """
         if not self.num_rows:
             self.kind, self.num_features = _kind_and_features(row)
             self.features = row.features
-        label = self.class_ids.setdefault(row.label or "", len(self.class_ids))
-        self.first_seen.setdefault(label, row.where)
-        if row.group is not None or has_groups or self.group_ids:
+        parts, num_undecided, num_lost = cut_into_parts(row, self.reading)
+        if row.group is not None or self.keeps_groups or self.group_ids:
             # The first row that names a group may come late.
             for number in range(len(self.groups), len(self.labels)):
                 self._add_to_group(f"\0{number}", 1)
             # No name in a file has a control character, so this one is free.
-            self._add_to_group(row.group or f"\0{self.num_rows}", len(windows))
-        for first, end in windows:
-            self.offsets.append(self.offsets[-1] + end - first)
+            self._add_to_group(row.group or f"\0{self.num_rows}", len(parts))
+        values = self._values_of(row)
+        for part in parts:
+            label = self.class_ids.setdefault(part.label or "", len(self.class_ids))
+            self.first_seen.setdefault(label, row.where)
+            self.offsets.append(self.offsets[-1] + part.end - part.first)
             self.labels.append(label)
             self.splits.append(SPLITS.index(split) if split else -1)
+            self.rows.append(self.num_rows)
+            self.first_steps.append(part.first)
+            self._write(values[part.first : part.end])
+        self.ids.add(row.id)
+        # Without the name of the file: the same data are the same data set wherever they lie.
+        self.places.add(row.where.removeprefix(file_name))
+        self.sources.append(source)
         self.num_filled += row.filled
+        self.num_padding += row.padding
+        self.num_undecided += num_undecided
+        self.num_lost += num_lost
         self.num_rows += 1
-        values = row.steps
-        if isinstance(values, tuple):
+
+    def _values_of(self, row: Row) -> np.ndarray:
+        """Return a row's values as the file has them, but for their type."""
+        if isinstance(row.steps, tuple):
             ids = self.token_ids
-            values = np.array([ids.setdefault(token, len(ids) + 1) for token in values])
-        return np.ascontiguousarray(values, VALUE_TYPES[self.kind].numpy_dtype)
+            return np.array([ids.setdefault(token, len(ids) + 1) for token in row.steps])
+        if self.kind == "text":
+            return row.steps
+        if row.measured is not None:
+            self.has_gaps = self.has_gaps | ~row.measured.all(0)
+        return self.adjustment.apply(row)
 
     def _add_to_group(self, name: str, count: int) -> None:
         group = self.group_ids.setdefault(name, len(self.group_ids))
         self.groups.extend([group] * count)
 
+    def _write(self, values: np.ndarray) -> None:
+        self._block.append(values)
+        self._block_size += values.size
+        if self._block_size >= BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the values that wait."""
+        if not self._block:
+            return
+        values = np.concatenate(self._block)
+        self._block = []
+        self._block_size = 0
+        if self.kind == "vectors":
+            self.low = np.fmin(self.low, np.fmin.reduce(values))
+            self.high = np.fmax(self.high, np.fmax.reduce(values))
+        self.file.write(values.astype(VALUE_TYPES[self.kind].numpy_dtype).tobytes())
+
+    def find_adjustment(self, *, adds_measured: bool) -> Adjustment:
+        """Return what a second reading must do, an empty Adjustment if none is needed."""
+        if self.kind != "vectors":
+            return Adjustment()
+        low, high = (np.broadcast_to(edge, self.num_features) for edge in (self.low, self.high))
+        rounding = np.maximum(np.abs(low), np.abs(high)) * 2.0**-24
+        is_far = (rounding > LARGEST_ROUNDING * (high - low)) & (high > low)
+        middle = np.where(is_far, low + (high - low) / 2, 0.0)
+        gaps = np.flatnonzero(np.broadcast_to(self.has_gaps, self.num_features))
+        return Adjustment(
+            tuple(middle.tolist()) if is_far.any() else (),
+            tuple(gaps.tolist()) if adds_measured else (),
+        )
+
+    @property
+    def num_values(self) -> int:
+        """The numbers of a step, with the features that the adjustment adds."""
+        return self.num_features + len(self.adjustment.measured)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of all values."""
         num_steps = self.offsets[-1]
-        return (num_steps, self.num_features) if self.kind == "vectors" else (num_steps,)
+        return (num_steps, self.num_values) if self.kind == "vectors" else (num_steps,)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of all features."""
+        names = self.features or tuple(f"feature {number}" for number in range(self.num_features))
+        return (*names, *(f"{names[index]} measured" for index in self.adjustment.measured))
 
     def header(self) -> bytes:
         """Return the HEADER_BYTES that make values.safetensors of the values."""
@@ -137,64 +256,3 @@ def _kind_and_features(row: Row) -> tuple[Kind, int]:
 def as_tensor(numbers: array[int]) -> Tensor:
     """Return numbers of a draft as a tensor of their own width."""
     return torch.from_numpy(np.array(numbers))
-
-
-def _map_values(path: Path, draft: Draft, *, mode: str) -> np.ndarray:
-    dtype = np.dtype(VALUE_TYPES[draft.kind].numpy_dtype)
-    values: np.ndarray = np.memmap(path, dtype, mode, HEADER_BYTES, draft.shape)  # type: ignore[call-overload]
-    return values
-
-
-def _train_steps(
-    values: np.ndarray, offsets: Tensor, splits: Tensor
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield ranges of steps in the file, each with those of its steps that are in train."""
-    for first in range(0, len(values), CHUNK):
-        chunk = slice(first, min(first + CHUNK, len(values)))
-        examples = (
-            torch.searchsorted(offsets, torch.arange(chunk.start, chunk.stop), right=True) - 1
-        )
-        yield chunk, np.asarray(values[chunk])[(splits[examples] == 0).numpy()]
-
-
-def number_tokens(path: Path, draft: Draft, splits: Tensor) -> tuple[str, ...]:
-    """Number the tokens that occur in train anew, by name, and all others 0; return the names."""
-    if draft.kind != "tokens":
-        return ()
-    values = _map_values(path, draft, mode="r+")
-    offsets = as_tensor(draft.offsets)
-    is_in_train = np.zeros(len(draft.token_ids) + 1, bool)
-    for _, steps in _train_steps(values, offsets, splits):
-        is_in_train[steps] = True
-    names = tuple(sorted(name for name, token in draft.token_ids.items() if is_in_train[token]))
-    new_ids = np.zeros(len(is_in_train), values.dtype)
-    for number, name in enumerate(names, 1):
-        new_ids[draft.token_ids[name]] = number
-    for chunk, _ in _train_steps(values, offsets, splits):
-        values[chunk] = new_ids[values[chunk]]
-    values.flush()  # type: ignore[attr-defined]
-    return names
-
-
-def measure_features(
-    path: Path, draft: Draft, splits: Tensor
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each feature over the steps of train."""
-    if draft.kind != "vectors":
-        return (), ()
-    values = _map_values(path, draft, mode="r")
-    offsets = as_tensor(draft.offsets)
-    count = 0
-    total = np.zeros(draft.num_features)
-    for _, steps in _train_steps(values, offsets, splits):
-        total += steps.sum(0, dtype=np.float64)
-        count += len(steps)
-    mean = total / max(count, 1)
-    # A second pass, as the mean of squares minus the square of the mean would cancel.
-    squares = np.zeros(draft.num_features)
-    for _, steps in _train_steps(values, offsets, splits):
-        squares += ((steps - mean) ** 2).sum(0)
-    std = np.sqrt(squares / max(count, 1))
-    # A constant feature tells nothing, but its rounding errors would, divided by their deviation.
-    std[std <= 1e-7 * np.abs(mean)] = 1.0
-    return tuple(mean.tolist()), tuple(std.tolist())

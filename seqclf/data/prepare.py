@@ -7,12 +7,11 @@ is whole.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -22,7 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seqclf.data.batches import mix
-from seqclf.data.draft import HEADER_BYTES, Draft, as_tensor, measure_features, number_tokens
+from seqclf.data.draft import HEADER_BYTES, Adjustment, Draft, as_tensor
+from seqclf.data.notes import find_notes, num_classes_of
+from seqclf.data.passes import measure_features, number_tokens
 from seqclf.data.prepared import (
     INDEX,
     INFO,
@@ -32,13 +33,22 @@ from seqclf.data.prepared import (
     DatasetInfo,
     FileInfo,
     SplitInfo,
+    sort_classes,
 )
 from seqclf.data.readers import read_rows
-from seqclf.data.readers.rows import BadRow, ReadOptions, Row
+from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, Row
+from seqclf.data.reading import LabelChange, Reading
 from seqclf.data.splits import deal_by_class, deal_by_group
 from seqclf.errors import UserError
 
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
+OTHER_FRACTIONS = (
+    (0.7, 0.15, 0.15),
+    (0.6, 0.2, 0.2),
+    (0.5, 0.25, 0.25),
+    (0.7, 0, 0.3),
+    (0.5, 0, 0.5),
+)
 SKIPPED = "skipped.txt"
 LISTED = 10  # a message lists this many bad rows; SKIPPED lists all
 
@@ -52,7 +62,7 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """How to prepare a data set. Raises UserError for a window or stride that cannot be."""
+    """How to prepare a data set. Raises UserError for settings that cannot be."""
 
     options: ReadOptions = field(default_factory=ReadOptions)
     format: str | None = None  # of every file; None: what the file's name ends in
@@ -60,6 +70,9 @@ class Preparation:
     seed: int = 0
     window: int | None = None  # the steps of a window; None: sequences stay whole
     stride: int | None = None  # the steps between two windows' beginnings; None: `window`
+    on_label_change: LabelChange | None = None  # None: majority in windows, else an error
+    min_share: float | None = None  # of a window's steps that must have its label; None: any
+    adds_measured: bool = False  # a 0/1 feature beside each feature that has gaps
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -69,6 +82,40 @@ class Preparation:
                 raise UserError(f"--{name} {steps}: must be at least 1")
         if self.stride and not self.window:
             raise UserError(f"--stride {self.stride}: needs --window")
+        if self.on_label_change == "majority" and not self.window:
+            raise UserError("--on-label-change majority: needs --window")
+        if self.min_share is not None and not 0 < self.min_share <= 1:
+            raise UserError(f"--min-share {self.min_share}: must be above 0 and at most 1")
+        if self.min_share is not None and self.label_change != "majority":
+            raise UserError(f"--min-share {self.min_share}: needs --window, and labels of steps")
+        if self.adds_measured and not self.options.fill_missing:
+            raise UserError("--measured: needs --fill-missing, which allows gaps")
+
+    @property
+    def label_change(self) -> LabelChange:
+        """What happens where the label changes within a sequence."""
+        return self.on_label_change or ("majority" if self.window else "error")
+
+    @property
+    def reading(self) -> Reading:
+        """What is known of the reading before any file is read."""
+        options = self.options
+        return Reading(
+            id=options.id,
+            time=options.time,
+            label=options.label,
+            group=options.group,
+            tokens=options.tokens,
+            text=options.text,
+            form=options.form,
+            fill_missing=options.fill_missing,
+            pad_value=options.pad_value,
+            channels_first=options.channels_first,
+            window=self.window,
+            stride=self.stride,
+            on_label_change=self.label_change,
+            min_share=self.min_share or 0.0,
+        )
 
 
 def parse_fractions(text: str | None) -> tuple[float, float, float]:
@@ -95,30 +142,73 @@ def prepare(
     written or split; then nothing is left.
     """
     with _staged(out, overwrite=preparation.overwrite) as folder:
-        with (folder / VALUES).open("wb") as file:
-            draft = _write_rows(file, inputs, preparation)
+        draft, journal = _read_inputs(folder / VALUES, inputs, preparation, say)
         splits, bad_classes = _leave_out(draft, _choose_splits(draft, preparation))
-        num_left_out = len(draft.bad_rows) + int((splits == LEFT_OUT).sum())
         bad_rows = [*draft.bad_rows, *bad_classes]
         if not preparation.skip_bad:
             _refuse(bad_rows)
-        for number in (0, 2):
-            if not (splits == number).any():
-                raise UserError(
-                    f"no example is left for {SPLITS[number]}: {len(splits)} examples, split "
-                    f"{','.join(map(str, preparation.fractions))}; give more of them or other files"
-                )
-        info = _write_index(folder, draft, splits, num_left_out=num_left_out)
+        _check_splits(draft, splits, preparation)
+        info = _write_index(folder, draft, splits, journal, inputs)
         (folder / INFO).write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if bad_rows:
             lines = "".join(f"{bad.where}: {bad.problem}\n" for bad in bad_rows)
             (folder / SKIPPED).write_text(lines, encoding="utf-8")
     if bad_rows:
-        say(f"left out    {num_left_out:,} rows, all that is wrong is listed in {out / SKIPPED}:")
+        say(f"left out    {info.left_out:,} rows, all that is wrong is listed in {out / SKIPPED}:")
         say("\n".join(f"            {bad.where}: {bad.problem}" for bad in bad_rows[:LISTED]))
-    if draft.num_filled:
-        say(f"filled      {draft.num_filled:,} missing values, from their neighbours in time")
     return info
+
+
+def _read_inputs(
+    path: Path, inputs: Sequence[Input], preparation: Preparation, say: Callable[[str], None]
+) -> tuple[Draft, Journal]:
+    """Write the values of all inputs; read them again if the first reading finds a reason."""
+    with path.open("wb") as file:
+        draft, journal = _write_rows(file, inputs, preparation, Adjustment())
+    adjustment = draft.find_adjustment(adds_measured=preparation.adds_measured)
+    if preparation.adds_measured and not adjustment.measured:
+        journal.note("--measured: no feature has a gap, so no feature is added")
+    if adjustment == Adjustment():
+        return draft, journal
+    if adjustment.offset:
+        far = [
+            f"{name} ({offset:.10g})"
+            for name, offset in zip(draft.feature_names, adjustment.offset, strict=True)
+            if offset
+        ]
+        journal.note(
+            f"numbers far from zero lose an offset, so that float32 keeps them: {', '.join(far)}"
+        )
+    say("second pass the files are read again, for offsets or measured features")
+    with path.open("wb") as file:
+        draft, _ = _write_rows(file, inputs, preparation, adjustment)
+    return draft, journal
+
+
+def _check_splits(draft: Draft, splits: Tensor, preparation: Preparation) -> None:
+    """Refuse a data set that nothing can be learnt from. Raises UserError with the remedy."""
+    if not (splits != LEFT_OUT).any():
+        _refuse(draft.bad_rows)
+    labels = as_tensor(draft.labels)
+    if num_classes_of(labels, splits) < 2:
+        name = next(iter(draft.class_ids), "")
+        raise UserError(f"one class alone, '{name}': there is nothing to tell apart; add another")
+    for number in (0, 2):
+        if (splits == number).any():
+            continue
+        message = f"no example is left for {SPLITS[number]}: {len(splits):,} examples"
+        if (as_tensor(draft.splits) >= 0).all():
+            raise UserError(
+                f"{message}, and none of them says {SPLITS[number]}; add files with "
+                f"--{SPLITS[number]}, or leave out --split-column, --train, --val and --test"
+            )
+        message += f", split {','.join(map(str, preparation.fractions))}"
+        for fractions in OTHER_FRACTIONS:
+            dealt, _ = _leave_out(draft, _deal(draft, replace(preparation, fractions=fractions)))
+            if all((dealt == part).any() for part, share in enumerate(fractions) if share):
+                remedy = f"--split {','.join(map(str, fractions))} works"
+                raise UserError(f"{message}; {remedy}, or give more of them")
+        raise UserError(f"{message}; give more of them")
 
 
 @contextmanager
@@ -151,9 +241,20 @@ def _staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"--out {out}: cannot write it: {error.strerror or error}") from None
 
 
-def _write_rows(file: BinaryIO, inputs: Sequence[Input], preparation: Preparation) -> Draft:
+def _write_rows(
+    file: BinaryIO, inputs: Sequence[Input], preparation: Preparation, adjustment: Adjustment
+) -> tuple[Draft, Journal]:
     """Write all steps of all good rows after a header."""
-    draft = Draft()
+    reading = preparation.reading
+    has_parts = reading.window is not None or reading.on_label_change == "cut"
+    keeps_groups = has_parts or preparation.options.group is not None
+    draft = Draft(file, reading, adjustment, keeps_groups=keeps_groups)
+    journal = Journal()
+    options = replace(
+        preparation.options,
+        keep_step_labels=reading.on_label_change != "error",
+        needs_label=preparation.options.labels is None,
+    )
     # The header holds the number of steps, so it is written last, into this space.
     file.write(b"\0" * HEADER_BYTES)
     sizes = [path.stat().st_size for path, _ in inputs if path.is_file()]
@@ -165,45 +266,29 @@ def _write_rows(file: BinaryIO, inputs: Sequence[Input], preparation: Preparatio
         leave=False,
         disable=None,  # only where there is no terminal
     ) as bar:
-        for path, split in inputs:
+        for number, (path, split) in enumerate(inputs):
             for row in read_rows(
-                path, preparation.options, progress=bar.update, format=preparation.format
+                path, options, journal, progress=bar.update, format=preparation.format
             ):
-                if isinstance(row, Row) and (problem := draft.find_problem(row)):
-                    row = BadRow(row.where, problem)
-                if isinstance(row, Row):
-                    _write_row(file, draft, row, split, preparation)
+                problem = draft.find_problem(row) if isinstance(row, Row) else None
+                if isinstance(row, Row) and not problem:
+                    draft.add(row, split or row.split, source=number, file_name=str(path))
                     continue
-                draft.bad_rows.append(row)
+                draft.bad_rows.append(BadRow(row.where, problem) if problem else row)  # type: ignore[arg-type]
                 # A wrong option makes every row bad: say so before the end of a large file.
                 if not preparation.skip_bad and len(draft.bad_rows) >= LISTED:
                     _refuse(draft.bad_rows)
+            names = journal.columns or draft.features
+            if options.features is None and names:
+                # Columns of further files are found by the names of the first one's.
+                options = replace(options, features=names, wanted_by=str(path))
+    draft.flush()
     if not draft.num_rows:
         _refuse(draft.bad_rows)
         raise UserError(f"{', '.join(str(path) for path, _ in inputs)}: no sequences there")
     file.seek(0)
     file.write(draft.header())
-    return draft
-
-
-def _write_row(
-    file: BinaryIO, draft: Draft, row: Row, split: str | None, preparation: Preparation
-) -> None:
-    windows = list(_windows(len(row.steps), preparation))
-    has_groups = preparation.window is not None or preparation.options.group is not None
-    values = draft.add(row, split or row.split, windows=windows, has_groups=has_groups)
-    for first, end in windows:
-        file.write(values[first:end].tobytes())
-
-
-def _windows(num_steps: int, preparation: Preparation) -> Iterator[tuple[int, int]]:
-    """Yield where windows begin and end: all whole ones, or the sequence if it is shorter."""
-    window = preparation.window
-    if window is None or num_steps <= window:
-        yield 0, num_steps
-        return
-    for first in range(0, num_steps - window + 1, preparation.stride or window):
-        yield first, first + window
+    return draft, journal
 
 
 def _refuse(bad_rows: Sequence[BadRow]) -> None:
@@ -222,7 +307,6 @@ def _refuse(bad_rows: Sequence[BadRow]) -> None:
 def _choose_splits(draft: Draft, preparation: Preparation) -> Tensor:
     """Return each example's split: as its row or file says, else dealt by group or by class."""
     splits = as_tensor(draft.splits).long()
-    labels = as_tensor(draft.labels)
     if (splits >= 0).all():
         return splits
     if (splits >= 0).any():
@@ -230,6 +314,12 @@ def _choose_splits(draft: Draft, preparation: Preparation) -> Tensor:
             f"{int((splits < 0).sum()):,} sequences are of no part, while others are: fill the "
             "split column everywhere, or say --train, --val or --test for every file"
         )
+    return _deal(draft, preparation)
+
+
+def _deal(draft: Draft, preparation: Preparation) -> Tensor:
+    """Return the split of each example, dealt by group if there are groups, else by class."""
+    labels = as_tensor(draft.labels)
     if len(draft.groups):
         seed = mix(preparation.seed, "prepare")
         return deal_by_group(labels, as_tensor(draft.groups), preparation.fractions, seed=seed)
@@ -257,49 +347,89 @@ def _leave_out(draft: Draft, splits: Tensor) -> tuple[Tensor, list[BadRow]]:
     return splits, bad_classes
 
 
-def _write_index(folder: Path, draft: Draft, splits: Tensor, *, num_left_out: int) -> DatasetInfo:
+def _write_index(
+    folder: Path, draft: Draft, splits: Tensor, journal: Journal, inputs: Sequence[Input]
+) -> DatasetInfo:
     """Write the index and number the tokens anew; return what dataset.json says."""
-    labels, classes = _sort_classes(draft, splits)
+    labels, classes = _number_classes(draft, splits)
     offsets = as_tensor(draft.offsets)
     tokens = number_tokens(folder / VALUES, draft, splits)
     mean, std = measure_features(folder / VALUES, draft, splits)
-    index = {"offsets": offsets, "labels": labels, "parts": splits.to(torch.uint8)}
+    ids, id_offsets = draft.ids.tensors()
+    places, place_offsets = draft.places.tensors()
+    index = {
+        "offsets": offsets,
+        "labels": labels,
+        "parts": splits.to(torch.uint8),
+        "rows": as_tensor(draft.rows),
+        "first_steps": as_tensor(draft.first_steps),
+        "ids": ids,
+        "id_offsets": id_offsets,
+        "places": places,
+        "place_offsets": place_offsets,
+        "sources": as_tensor(draft.sources),
+    }
     if len(draft.groups):
         index["groups"] = as_tensor(draft.groups)
     (folder / INDEX).write_bytes(save(index))
+    notes = [*journal.notes, *_counts(draft), *find_notes(folder / VALUES, draft, labels, splits)]
     return DatasetInfo(
         format=1,
         kind=draft.kind,
         classes=classes,
-        features=draft.features or tuple(f"feature {i}" for i in range(draft.num_features)),
+        features=draft.feature_names if draft.kind == "vectors" else (),
         mean=mean,
         std=std,
         tokens=tokens,
         parts=_describe_splits(labels, offsets.diff(), splits, classes),
-        left_out=num_left_out,
+        left_out=len(draft.bad_rows) + int((splits == LEFT_OUT).sum()),
         files={name: FileInfo.of(folder / name) for name in (VALUES, INDEX)},
+        sources=tuple(str(path) for path, _ in inputs),
+        left_aside=journal.left_aside,
+        notes=tuple(notes),
+        roles=journal.roles,
+        reading=_finish_reading(draft, journal),
     )
 
 
-def _sort_classes(draft: Draft, splits: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Return labels by classes in their natural order, numbers by size before words."""
+def _counts(draft: Draft) -> Iterator[str]:
+    """Yield a line for all that was filled, or is in no example."""
+    if draft.num_filled:
+        yield f"{draft.num_filled:,} missing values are filled, from their neighbours in time"
+    if draft.num_padding:
+        yield f"{draft.num_padding:,} steps of padding are left off, at the ends of sequences"
+    if draft.num_undecided:
+        yield f"{draft.num_undecided:,} windows are left out: too few of their steps have one label"
+    if draft.num_lost:
+        yield f"{draft.num_lost:,} steps are in no window"
 
-    def key(name: str) -> tuple[bool, float, str]:
-        try:
-            value = float(name)
-        except ValueError:
-            value = math.nan
-        return (False, value, name) if math.isfinite(value) else (True, 0.0, name)
 
+def _finish_reading(draft: Draft, journal: Journal) -> Reading:
+    """Return how new files must be read, with all that the journal knows."""
+    names = draft.feature_names
+    adjustment = draft.adjustment
+    found = {role: name for role, name in journal.roles.items() if role in Reading.model_fields}
+    return draft.reading.model_copy(
+        update={
+            **found,
+            "form": journal.form,
+            "columns": journal.columns,
+            "num_values": journal.num_values,
+            "offset": adjustment.offset,
+            "measured": tuple(names[index] for index in adjustment.measured),
+        }
+    )
+
+
+def _number_classes(draft: Draft, splits: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels by the classes in their natural order, and these classes."""
     labels = as_tensor(draft.labels)
     learnable = set(labels[splits != LEFT_OUT].tolist())
-    classes = sorted(
-        (name for name, label in draft.class_ids.items() if label in learnable), key=key
-    )
+    classes = sort_classes(name for name, label in draft.class_ids.items() if label in learnable)
     new_labels = torch.zeros(len(draft.class_ids), dtype=torch.int64)
     for number, name in enumerate(classes):
         new_labels[draft.class_ids[name]] = number
-    return new_labels[labels], tuple(classes)
+    return new_labels[labels], classes
 
 
 def _describe_splits(

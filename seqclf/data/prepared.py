@@ -6,12 +6,18 @@ data/mine/
                         bytes of texts uint8 [S]
   index.safetensors     offsets int64 [N + 1]: where each sequence begins, and the last one ends;
                         labels int64 [N]; parts uint8 [N], the splits: 0 train, 1 val, 2 test,
-                        3 left out; groups int64 [N], if some sequences must stay together
+                        3 left out; groups int64 [N], if some sequences must stay together;
+                        rows int64 [N], first_steps int64 [N]: the row of the files that each
+                        sequence comes from, and where in it the sequence begins; of the rows,
+                        ids and places (the texts in UTF-8, and where each begins and ends), and
+                        sources int32: the file, as a number in the list of dataset.json
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from seqclf.data.sequences import Sequences
+from seqclf.data.reading import Reading
+from seqclf.data.sequences import Origins, Sequences, Texts
 from seqclf.errors import UserError
 
 INFO = "dataset.json"
@@ -91,16 +98,37 @@ class DatasetInfo(_Strict):
     left_out: int  # the number of rows that are in no split
     files: dict[str, FileInfo]
 
+    # For people, and to read new files alike; a model sees none of it:
+    sources: tuple[str, ...] = ()  # the files that were prepared
+    left_aside: dict[str, str] = {}  # columns that are no features, and why
+    notes: tuple[str, ...] = ()
+    roles: dict[str, str] = {}  # the columns of the id, the label and so on
+    reading: Reading = Reading()
+
     @property
     def fingerprint(self) -> str:
         """A sha256 over all that a model sees of the data set, from the sums of its files."""
-        content = self.model_copy(update={"features": ()}).model_dump_json()
+        unseen = {"sources", "left_aside", "notes", "roles", "reading"}
+        content = self.model_copy(update={"features": ()}).model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def num_tokens(self) -> int:
         """The number of tokens, 0 if the data set holds vectors."""
         return {"vectors": 0, "tokens": len(self.tokens) + 1, "text": NUM_BYTE_VALUES}[self.kind]
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of classes in their natural order, numbers by size before words."""
+
+    def key(name: str) -> tuple[bool, float, str]:
+        try:
+            value = float(name)
+        except ValueError:
+            value = math.nan
+        return (False, value, name) if math.isfinite(value) else (True, 0.0, name)
+
+    return tuple(sorted(names, key=key))
 
 
 class Dataset(NamedTuple):
@@ -154,6 +182,7 @@ def open_dataset(folder: Path) -> Dataset:
     _check_index(folder, info, index, num_steps=len(tensors["values"]))
     starts = index["offsets"][:-1]
     lengths = index["offsets"].diff()
+    origins = _origins(info, index)
     splits: dict[str, Sequences] = {}
     groups: dict[str, Tensor] = {}
     for number, name in enumerate(SPLITS):
@@ -168,12 +197,30 @@ def open_dataset(folder: Path) -> Dataset:
                 num_tokens=info.num_tokens,
                 tokens=info.tokens,
                 features=info.features,
+                reading=info.reading,
                 starts=starts[ids],
                 lengths=lengths[ids],
+                origins=origins and origins.select(ids),
             )
             if "groups" in index:
                 groups[name] = index["groups"][ids]
     return Dataset(info, splits, groups)
+
+
+def _origins(info: DatasetInfo, index: dict[str, Tensor]) -> Origins | None:
+    """Return where all examples come from; None if an older version prepared them."""
+    if "rows" not in index:
+        return None
+    reading = info.reading
+    return Origins(
+        ids=Texts(index["ids"], index["id_offsets"]),
+        places=Texts(index["places"], index["place_offsets"]),
+        files=info.sources,
+        sources=index["sources"],
+        rows=index["rows"],
+        first_steps=index["first_steps"],
+        has_parts=reading.window is not None or reading.on_label_change == "cut",
+    )
 
 
 def _map_tensors(path: Path) -> dict[str, Tensor]:
@@ -206,6 +253,7 @@ def _check_index(
     """Refuse an index that does not fit dataset.json and the values."""
     path = folder / INDEX
     num_examples = len(index.get("labels", ()))
+    num_rows = max(0, len(index.get("id_offsets", ())) - 1)
     expected = {
         "offsets": (torch.int64, num_examples + 1),
         "labels": (torch.int64, num_examples),
@@ -213,8 +261,21 @@ def _check_index(
     }
     if "groups" in index:
         expected["groups"] = (torch.int64, num_examples)
+    if "rows" in index:
+        expected |= dict.fromkeys(("rows", "first_steps"), (torch.int64, num_examples))
+        expected |= dict.fromkeys(("id_offsets", "place_offsets"), (torch.int64, num_rows + 1))
+        expected["sources"] = (torch.int32, num_rows)
+        for texts, ends in (("ids", "id_offsets"), ("places", "place_offsets")):
+            num_bytes = int(index[ends][-1]) if ends in index else 0
+            expected[texts] = (torch.uint8, num_bytes)
     if {name: (tensor.dtype, tensor.numel()) for name, tensor in index.items()} != expected:
         raise UserError(f"{path}: other tensors than the format's; {REMEDY}")
+    if "rows" in index and num_examples:
+        rows = index["rows"]
+        if int(rows.min()) < 0 or int(rows.max()) >= num_rows:
+            raise UserError(f"{path}: a row that is not there; {REMEDY}")
+    if num_rows > 0 and int(index["sources"].max()) >= len(info.sources):
+        raise UserError(f"{path}: a file that is not in {INFO}; {REMEDY}")
     offsets, labels = index["offsets"], index["labels"]
     if int(offsets[0]) or int(offsets[-1]) != num_steps or bool((offsets.diff() < 1).any()):
         raise UserError(f"{path}: offsets do not cut {num_steps:,} steps; {REMEDY}")

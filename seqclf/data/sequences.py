@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seqclf.data.reading import Reading
+
 IGNORED = -100  # the label of a row that fills an empty share: no loss, no gradient
 
 
@@ -61,6 +63,40 @@ def unequal_lengths(lengths: Tensor) -> tuple[int, Tensor | None]:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Many short texts, as one tensor of bytes."""
+
+    content: Tensor  # uint8: the texts in UTF-8, one after the other
+    offsets: Tensor  # int64 [N + 1]: where each text begins, and the last one ends
+
+    def __getitem__(self, index: int) -> str:
+        first, end = self.offsets[index : index + 2].tolist()
+        return bytes(self.content[first:end].tolist()).decode()
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the examples of a prepared data set come from. An example is a row, or a part of it."""
+
+    ids: Texts  # of the rows of the files
+    files: tuple[str, ...]  # that were prepared
+    sources: Tensor  # int32: the file of each row
+    places: Texts  # of the rows: the line or number in the file
+    rows: Tensor  # int64 [N]: the row of each example
+    first_steps: Tensor  # int64 [N]: where in its row each example begins
+    has_parts: bool  # whether an example is a window, or another part of a row
+
+    def place(self, index: int) -> str:
+        """Return where an example's row stood: its file, and the line or number in it."""
+        row = int(self.rows[index])
+        return self.files[int(self.sources[row])] + self.places[row]
+
+    def select(self, ids: Tensor) -> Origins:
+        """Return the origins of the examples at these positions."""
+        return replace(self, rows=self.rows[ids], first_steps=self.first_steps[ids])
+
+
+@dataclass(frozen=True)
 class Sequences:
     """N sequences of steps, their labels, and the meaning of the numbers.
 
@@ -82,10 +118,13 @@ class Sequences:
     num_tokens: int = 0  # values are token ids below this number; 0: values are features
     tokens: tuple[str, ...] = ()  # the names of token 1, 2 ...; empty if tokens are a text's bytes
     features: tuple[str, ...] = ()  # the names of the features
+    reading: Reading | None = None  # how new files are read as those of the data set
 
     # Prepared data, int64 [N], on the CPU:
     starts: Tensor | None = None
     lengths: Tensor | None = None
+
+    origins: Origins | None = None  # None: the data set knows no names of its examples
 
     def __post_init__(self) -> None:
         if self.starts is None and (self.values.ndim != 3 or len(self.values) != len(self.labels)):
@@ -134,12 +173,27 @@ class Sequences:
             return self.values.shape[1], self.values.shape[2]
         return int(self.lengths.max()), math.prod(self.values.shape[1:])
 
+    def name(self, index: int) -> str:
+        """Return what people call an example: its id, and its steps if it is a part of a row."""
+        if self.origins is None or self.lengths is None:
+            return f"example {index}"
+        row_id = self.origins.ids[int(self.origins.rows[index])]
+        if not self.origins.has_parts:
+            return row_id
+        first = int(self.origins.first_steps[index])
+        return f"{row_id}, steps {first + 1} to {first + int(self.lengths[index])}"
+
     def select(self, ids: Tensor) -> Sequences:
         """Return the examples at these positions, as a data set."""
         if self.starts is None or self.lengths is None:
             return replace(self, values=self.values[ids], labels=self.labels[ids])
-        starts, lengths = self.starts[ids], self.lengths[ids]
-        return replace(self, labels=self.labels[ids], starts=starts, lengths=lengths)
+        return replace(
+            self,
+            labels=self.labels[ids],
+            starts=self.starts[ids],
+            lengths=self.lengths[ids],
+            origins=self.origins and self.origins.select(ids),
+        )
 
     def cut(self, max_length: int | None, keep: str) -> Sequences:
         """Return the sequences with no more than `max_length` steps, the first or the last."""
@@ -150,7 +204,10 @@ class Sequences:
             return replace(self, values=self.values[:, steps])
         lengths = self.lengths.clamp(max=max_length)
         num_skipped = self.lengths - lengths if keep == "last" else 0
-        return replace(self, starts=self.starts + num_skipped, lengths=lengths)
+        origins = self.origins
+        if origins is not None:
+            origins = replace(origins, first_steps=origins.first_steps + num_skipped)
+        return replace(self, starts=self.starts + num_skipped, lengths=lengths, origins=origins)
 
     def to(self, device: torch.device) -> Sequences:
         """Return the data set in a device's memory."""

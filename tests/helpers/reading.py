@@ -33,6 +33,6 @@ def problems(path: Path, **options: object) -> list[str]:
 
 def numbers(row: Row) -> list[list[float]]:
     assert isinstance(row.steps, np.ndarray)
-    assert row.steps.dtype == np.float32
-    steps: list[list[float]] = row.steps.tolist()
+    assert row.steps.dtype in (np.float32, np.float64)
+    steps: list[list[float]] = row.steps.astype(np.float32).tolist()
     return steps

@@ -12,8 +12,10 @@ from typing import IO
 
 import numpy as np
 
+from seqclf.data.readers.lines import TextFile
 from seqclf.data.readers.rows import (
     BadRow,
+    Journal,
     Progress,
     ReadOptions,
     Row,
@@ -21,7 +23,6 @@ from seqclf.data.readers.rows import (
     finish_steps,
     parse_name,
     quote,
-    read_lines,
     reason_of,
 )
 from seqclf.errors import UserError
@@ -30,7 +31,9 @@ BYTES_AT_ONCE = 2**22  # of an array in memory
 SUFFIXES = {None: "", "train": "_train", "val": "_val", "test": "_test"}  # of names in an .npz
 
 
-def read_npy(path: Path, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
+def read_npy(
+    path: Path, options: ReadOptions, journal: Journal, progress: Progress
+) -> Iterator[Row | BadRow]:
     """Yield the sequences of an array N x T x F or N x T."""
     with path.open("rb") as file:
         labels = None if options.labels is None else _read_labels(options.labels)
@@ -44,12 +47,14 @@ def _read_labels(path: Path) -> np.ndarray:
         if path.suffix.lower() == ".npy":
             with path.open("rb") as file:
                 return ArrayFile(file, path.stat().st_size, str(path)).read_all()
-        return np.array([line.strip() for line in read_lines(path, lambda num_bytes: None)])
+        return np.array([line.strip() for line in TextFile.of(path).lines()])
     except OSError as error:
         raise UserError(f"--labels {path}: cannot read it: {error.strerror or error}") from None
 
 
-def read_npz(path: Path, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
+def read_npz(
+    path: Path, options: ReadOptions, journal: Journal, progress: Progress
+) -> Iterator[Row | BadRow]:
     """Yield the sequences of x and y, or values, offsets and labels; or of x_train, y_train ..."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -174,11 +179,11 @@ def _from_array(
         where = f"{values.where}[{index}]"
         try:
             label = None if names is None else parse_name(names[index], "label")
-            steps, filled = finish_steps(sequence, fill_missing=options.fill_missing)
+            finished = finish_steps(sequence, options)
         except RowError as error:
             yield BadRow(where, error.message())
         else:
-            yield Row(str(index + 1), steps, where, label=label, filled=filled)
+            yield Row(str(index), where=where, label=label, **finished._asdict())
 
 
 def _sequences(

@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from seqclf.data.readers.lines import TextFile
+from seqclf.data.readers.manifests import read_table
 from seqclf.data.readers.rows import (
     BadRow,
+    Journal,
+    Names,
     Progress,
     ReadOptions,
     Row,
     RowError,
+    Steps,
     finish_steps,
     parse_name,
     quote,
-    read_lines,
     reason_of,
 )
-from seqclf.data.readers.tables import read_cells
+from seqclf.data.readers.survey import Line
+from seqclf.data.readers.tables import TableFile
 from seqclf.errors import UserError
 
 VALUE_KEYS = ("steps", "tokens", "text")  # a record has one of them
 
 
-def read_jsonl(path: Path, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
+def read_jsonl(file: TextFile, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
     """Yield a sequence from each line's JSON object."""
-    row_number = 0
-    for line_number, line in enumerate(read_lines(path, progress), 1):
+    row_number = -1
+    for line_number, line in enumerate(file.lines(progress), 1):
         if not line.strip():
             continue
         row_number += 1
-        where = f"{path}:{line_number}"
+        where = f"{file.name}:{line_number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -55,28 +60,26 @@ def _from_record(record: object, number: int, where: str, options: ReadOptions) 
             raise RowError(
                 f"expected one of steps, tokens and text, found {quote(', '.join(record))}"
             )
-        names = {
-            role: parse_name(record.get(getattr(options, role) or role), role)
-            for role in ("id", "label", "split", "group")
-        }
-        steps, filled = _parse_value(keys[0], record[keys[0]], options)
-        if not len(steps):
+        roles = ("id", *Names._fields)
+        row_id, *others = (
+            parse_name(record.get(getattr(options, role) or role), role) for role in roles
+        )
+        found = _parse_value(keys[0], record[keys[0]], options)
+        if not len(found.steps):
             raise RowError("an empty sequence")
     except RowError as error:
         return BadRow(where, error.message())
-    row_id = names.pop("id") or str(number)
-    return Row(row_id, steps, where, **names, features=None, filled=filled)
+    names = Names(*others)
+    return Row(row_id or str(number), where=where, **names._asdict(), **found._asdict())
 
 
-def _parse_value(
-    key: str, value: object, options: ReadOptions
-) -> tuple[np.ndarray | tuple[str, ...], int]:
-    """Return a record's steps, and how many missing values were filled. Raises RowError."""
+def _parse_value(key: str, value: object, options: ReadOptions) -> Steps:
+    """Return a record's steps. Raises RowError."""
     if key == "text":
-        return _parse_text(value), 0
+        return Steps(_parse_text(value))
     if key == "tokens":
-        return _parse_tokens(value), 0
-    return finish_steps(_parse_steps(value), fill_missing=options.fill_missing)
+        return Steps(_parse_tokens(value))
+    return finish_steps(_parse_steps(value), options)
 
 
 def _parse_text(value: object) -> np.ndarray:
@@ -119,7 +122,9 @@ def _parse_steps(value: object) -> np.ndarray:
         raise RowError("a number too large for float32") from None
 
 
-def read_parquet(path: Path, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
+def read_parquet(
+    path: Path, options: ReadOptions, journal: Journal, progress: Progress
+) -> Iterator[Row | BadRow]:
     """Yield the sequences of a parquet file: records, or a table in long or wide form."""
     # pyarrow is an optional dependency.
     try:
@@ -132,22 +137,47 @@ def read_parquet(path: Path, options: ReadOptions, progress: Progress) -> Iterat
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            batches = file.iter_batches(batch_size=1024)
-            records = (record for batch in batches for record in batch.to_pylist())
-            if set(names) & set(VALUE_KEYS) and options.id is None:
-                for number, record in enumerate(records, 1):
-                    yield _from_record(record, number, f"{path}, row {number}", options)
-            else:
-                lines = (
-                    (f"{path}, row {number}", [_format_cell(record[name]) for name in names])
-                    for number, record in enumerate(records, 1)
-                )
-                yield from read_cells(path, chain([(f"{path}, header", names)], lines), options)
-            progress(path.stat().st_size)
+            index = _pandas_index(file.schema_arrow.metadata)
+        if set(names) & set(VALUE_KEYS) and options.id is None:
+            for number, record in enumerate(_parquet_records(path, progress)):
+                yield _from_record(record, number, f"{path}, row {number}", options)
+        else:
+            table = TableFile(
+                str(path),
+                partial(_parquet_lines, path, names),
+                has_header=True,
+                index_columns=index,
+            )
+            yield from read_table(table, options, journal, progress)
     except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(
             f"{path}: not a parquet file that can be read: {reason_of(error)}"
         ) from None
+
+
+def _parquet_records(path: Path, progress: Progress) -> Iterator[dict[str, object]]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        num_rows = max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(batch_size=1024):
+            progress(path.stat().st_size * len(batch) / num_rows)
+            yield from batch.to_pylist()
+
+
+def _parquet_lines(path: Path, names: list[str], progress: Progress) -> Iterator[Line]:
+    yield f"{path}, header", names
+    for number, record in enumerate(_parquet_records(path, progress)):
+        yield f"{path}, row {number}", [_format_cell(record[name]) for name in names]
+
+
+def _pandas_index(metadata: dict[bytes, bytes] | None) -> frozenset[str]:
+    """Return the columns that pandas says are its index."""
+    try:
+        columns = json.loads((metadata or {})[b"pandas"])["index_columns"]
+    except (KeyError, ValueError):
+        return frozenset()
+    return frozenset(name for name in columns if isinstance(name, str))
 
 
 def _format_cell(value: object) -> str:

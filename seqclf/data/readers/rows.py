@@ -1,43 +1,50 @@
-"""What all readers share: rows, options, numbers, gaps, names, and the lines of a text file."""
+"""What all readers share: rows, options, what a reader decides, gaps and names."""
 
 from __future__ import annotations
 
-import codecs
 import math
-import sys
+import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from seqclf.errors import UserError
-
 STDIN = Path("-")
-LONGEST_LINE = 2**28  # bytes
 LONGEST_NAME = 200  # characters of a label, split, group or id
 LONGEST_QUOTE = 40  # characters of a file's own text in a message
-MISSING = frozenset({"", "?", "nan", "na", "n/a", "null", "none"})  # cells without a value
+NO_LABEL = frozenset({"", "?", "nan", "na", "n/a", "<na>", "null"})
 SPECIAL = ("id", "time", "label", "group", "split")  # columns that are no features
+WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 
-Progress = Callable[[int], object]  # takes the number of bytes that a reader has just read
+Form = Literal["long", "wide"]
+Progress = Callable[[float], object]  # takes the number of bytes that a reader has just read
 
 
 class Row(NamedTuple):
     """A sequence from a file."""
 
     id: str
-    steps: np.ndarray | tuple[str, ...]  # float32 [T, F]; a text's bytes, uint8 [T]; or tokens
-    where: str  # the file, and the line or index in it, for messages
+    steps: np.ndarray | tuple[str, ...]  # numbers [T, F]; a text's bytes, uint8 [T]; or tokens
+    where: str  # the file, and the line or number in it, for messages
     label: str | None = None
     split: str | None = None
     group: str | None = None
     features: tuple[str, ...] | None = None  # the names of the features, if the file has names
-    filled: int = 0  # the number of missing values that were filled
+    step_labels: tuple[str, ...] | None = None  # the label of each step, where labels change
+    filled: int = 0  # missing values that were filled; one that is still NaN takes train's mean
+    padding: int = 0  # steps that were left off at the end, as padding
+    measured: np.ndarray | None = None  # bool [T, F]: which values the file has; None: all
+
+
+class Names(NamedTuple):
+    """What a file calls a sequence, besides its id. The fields are those of Row."""
+
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
 
 
 class BadRow(NamedTuple):
@@ -51,15 +58,49 @@ class BadRow(NamedTuple):
 class ReadOptions:
     """How to read a file."""
 
-    # The names of columns (or keys of JSON objects) with a meaning of their own:
+    # The names of columns (or keys of JSON objects) with a meaning of their own. In a table without
+    # a header line they are numbers, from 0, or from -1 at the end.
     id: str | None = None
     time: str | None = None
     label: str | None = None
     group: str | None = None
     split: str | None = None
+    tokens: str | None = None  # each step is a word
+    text: str | None = None  # a sequence is the bytes of a text
 
-    labels: Path | None = None  # a file with the labels of an .npy file
+    # The features, in their order; in wide form the columns of the steps. None: the reader decides.
+    features: tuple[str, ...] | None = None
+    wanted_by: str = "--features"  # who names the features, for messages
+    drop: tuple[str, ...] = ()  # columns that are no features
+
+    form: Form | None = None  # None: the reader decides
+    header: bool | None = None  # whether the first line names the columns; None: the reader decides
+    encoding: str | None = None  # of a text file; None: UTF-8
+    labels: Path | None = None  # a file with the labels of the sequences
+    pad_value: float | None = None  # steps at the end that hold this value alone are padding
+    channels_first: bool = False  # arrays are cases x channels x time
     fill_missing: bool = False
+    keep_step_labels: bool = False  # a label may change within a sequence: Row.step_labels
+    # A table without a column for the label is refused. Without a header its first column is one.
+    needs_label: bool = False
+    num_values: int | None = None  # of a wide table without a header, as a model reads it
+
+
+@dataclass
+class Journal:
+    """What the readers decided about the files of a data set, for people and for dataset.json."""
+
+    form: Form | None = None  # of a table
+    columns: tuple[str, ...] = ()  # of a wide table, one for each step
+    num_values: int | None = None  # of a wide table without a header line: the number of steps
+    roles: dict[str, str] = field(default_factory=dict)  # a word of SPECIAL -> its column
+    left_aside: dict[str, str] = field(default_factory=dict)  # a column or array -> the reason
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Keep a line for people, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 class RowError(Exception):
@@ -78,10 +119,23 @@ class RowError(Exception):
         return f"{position}: {self.problem}" if self.has_position else self.problem
 
 
-def finish_steps(values_TF: np.ndarray, *, fill_missing: bool) -> tuple[np.ndarray, int]:
-    """Return float32 [T, F] without gaps, and the number of gaps. Raises RowError.
+class Steps(NamedTuple):
+    """A sequence without gaps. The fields are those of Row."""
 
-    A gap gets the value on the line between its neighbours in time, at the ends the nearest value.
+    steps: np.ndarray | tuple[str, ...]
+    filled: int = 0
+    padding: int = 0
+    measured: np.ndarray | None = None
+
+
+def finish_steps(
+    values_TF: np.ndarray, options: ReadOptions, *, nan_is_padding: bool = True
+) -> Steps:
+    """Return numbers [T, F] without padding and gaps. Raises RowError.
+
+    The numbers stay float64, or float32 if the file has them so: whoever takes them may first take
+    off an offset. A gap gets the value on the line between its neighbours in time, at the ends the
+    nearest value. A feature that has no value in the whole sequence stays NaN.
     """
     if values_TF.dtype.kind not in "fiub":
         raise RowError(f"{values_TF.dtype}, where numbers are expected")
@@ -91,64 +145,52 @@ def finish_steps(values_TF: np.ndarray, *, fill_missing: bool) -> tuple[np.ndarr
         raise RowError(f"shape {values_TF.shape}, where steps x features are expected")
     if not values_TF.size:
         raise RowError("an empty sequence")
+    # Each of these types holds all numbers of those before it.
+    fits = next(t for t in ("f4", "f8", values_TF.dtype) if np.can_cast(values_TF.dtype, t))
+    values_TF = values_TF.astype(np.float64 if np.dtype(fits).kind != "f" else fits)
+    pads = [
+        pad for pad in (options.pad_value, math.nan if nan_is_padding else None) if pad is not None
+    ]
+    num_steps = _end_of_steps(values_TF, pads)
+    padding = len(values_TF) - num_steps
+    if not num_steps:
+        raise RowError("an empty sequence: all of its values are missing or padding")
+    values_TF = values_TF[:num_steps]
     with np.errstate(over="ignore"):
-        steps_TF = values_TF.astype(np.float32)
-    not_finite_TF = ~np.isfinite(steps_TF)
+        not_finite_TF = ~np.isfinite(values_TF.astype(np.float32))
     if not not_finite_TF.any():
-        return steps_TF, 0
-    gaps_TF = np.isnan(steps_TF)
+        return Steps(values_TF, padding=padding)
+    gaps_TF = np.isnan(values_TF)
     infinite = np.argwhere(not_finite_TF & ~gaps_TF)
     if len(infinite):
         step, feature = infinite[0].tolist()
         value = values_TF[step, feature]
         limit = "is not finite" if np.isinf(value) else "is too large for float32"
         raise RowError(f"{value} {limit}", step, feature)
-    if not fill_missing:
+    if not options.fill_missing:
         step, feature = np.argwhere(gaps_TF)[0].tolist()
         raise RowError("a missing value; --fill-missing fills such gaps", step, feature)
-    steps_T = np.arange(len(steps_TF))
+    steps_T = np.arange(num_steps)
     for feature in np.flatnonzero(gaps_TF.any(0)).tolist():
         measured = np.flatnonzero(~gaps_TF[:, feature])
-        if not len(measured):
-            raise RowError("all values are missing", 0, feature)
-        steps_TF[:, feature] = np.interp(steps_T, measured, steps_TF[measured, feature])
-    return steps_TF, int(gaps_TF.sum())
+        if len(measured):
+            values_TF[:, feature] = np.interp(steps_T, measured, values_TF[measured, feature])
+    return Steps(values_TF, int(gaps_TF.sum()), padding, ~gaps_TF)
 
 
-def parse_number(cell: str) -> float:
-    """Return a cell's number, NaN if it is missing. Raises ValueError."""
-    if cell.strip().lower() in MISSING:
-        return math.nan
-    # Python reads 1_0 as ten. In a file it is a slip.
-    if "_" in cell:
-        raise ValueError
-    return float(cell)
+def _end_of_steps(values_TF: np.ndarray, pads: Sequence[float]) -> int:
+    """Return the number of steps before those at the end that hold nothing but a pad."""
 
+    def is_padding(steps_TF: np.ndarray) -> np.ndarray:
+        same = [np.isnan(steps_TF) if math.isnan(pad) else steps_TF == pad for pad in pads]
+        padding_T: np.ndarray = np.any([values.all(-1) for values in same], axis=0)
+        return padding_T
 
-def parse_numbers(cells: Sequence[str]) -> list[float]:
-    """Return the numbers of cells. Raises RowError whose step is the index of the cell."""
-    # Most lines hold numbers only, and float() for all cells at once is fast.
-    try:
-        if "_" not in "".join(cells):
-            return list(map(float, cells))
-    except ValueError:
-        pass
-    numbers = []
-    for index, cell in enumerate(cells):
-        try:
-            numbers.append(parse_number(cell))
-        except ValueError:
-            raise RowError(f"'{quote(cell)}' is not a number", index) from None
-    return numbers
-
-
-def is_number(cell: str) -> bool:
-    """Return whether a cell holds a number, or says that one is missing."""
-    try:
-        parse_number(cell)
-    except ValueError:
-        return False
-    return True
+    # Most sequences have none, and their last step tells.
+    if not pads or not is_padding(values_TF[-1]):
+        return len(values_TF)
+    data = np.flatnonzero(~is_padding(values_TF))
+    return int(data[-1]) + 1 if len(data) else 0
 
 
 def quote(text: str) -> str:
@@ -164,8 +206,8 @@ def printable(text: str) -> str:
 def parse_name(value: object, role: str) -> str | None:
     """Return the name of a label, split, group or id (its `role`), None if there is none.
 
-    Numbers become text: 1.0 is "1", as one format's whole number is another's float. Raises
-    RowError for what cannot be a name.
+    Numbers become text. A label or group that is a whole number is the same in every format: 1.0 is
+    1, but 007 stays. Raises RowError for what cannot be a name.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -183,22 +225,15 @@ def parse_name(value: object, role: str) -> str | None:
         raise RowError(f"{role} '{quote(name)}': {len(name):,} characters long")
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         raise RowError(f"{role} '{quote(name)}': control characters, or not UTF-8")
+    if role in ("label", "group") and (whole := WHOLE_NUMBER.fullmatch(name)):
+        name = "0" if whole[1] == "-0" else whole[1]
+    if role == "label" and re.fullmatch(r"b'.*'|b\".*\"", name):
+        raise RowError(
+            f"label {quote(name)}: bytes that were written as text; save text: label.decode()"
+        )
+    if role in ("label", "group", "split") and name.lower() in NO_LABEL:
+        return None
     return name or None
-
-
-def read_lines(path: Path, progress: Progress) -> Iterator[str]:
-    """Yield the lines of a text file; bytes that are not UTF-8 become surrogates."""
-    opened = nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb")
-    with opened as file:
-        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
-            if len(line) == LONGEST_LINE:
-                raise UserError(f"{path}:{number}: a line of {LONGEST_LINE:,} bytes; is it a text?")
-            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise UserError(f"{path}: UTF-16; save it as UTF-8")
-            progress(len(line))
-            # Excel starts its "CSV UTF-8" with a byte order mark, which belongs to no cell.
-            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            yield text.decode("utf-8", "surrogateescape")
 
 
 def reason_of(error: BaseException) -> str:

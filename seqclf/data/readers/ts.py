@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from seqclf.data.readers.lines import TextFile
+from seqclf.data.readers.numbers import parse_numbers
 from seqclf.data.readers.rows import (
     BadRow,
     Progress,
@@ -16,8 +18,6 @@ from seqclf.data.readers.rows import (
     RowError,
     finish_steps,
     parse_name,
-    parse_numbers,
-    read_lines,
 )
 from seqclf.errors import UserError
 
@@ -27,24 +27,25 @@ class _Header(NamedTuple):
     classes: frozenset[str]  # casefolded; empty if the header lists none
 
 
-def read_ts(path: Path, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
+def read_ts(file: TextFile, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
     """Yield the sequences of a .ts file. `?` is a missing value, which is always filled."""
-    lines = enumerate(read_lines(path, progress), 1)
-    header = _read_header(path, lines)
-    row_number = 0
+    lines = enumerate(file.lines(progress), 1)
+    header = _read_header(file.name, lines)
+    options = replace(options, fill_missing=True)
+    row_number = -1
     for line_number, line in lines:
         text = line.strip()
         if not text or text.startswith("#"):
             continue
         row_number += 1
-        where = f"{path}:{line_number}"
+        where = f"{file.name}:{line_number}"
         try:
-            yield _parse_row(text, header, row_number, where)
+            yield _parse_row(text, header, row_number, where, options)
         except RowError as error:
             yield BadRow(where, error.problem)
 
 
-def _read_header(path: Path, lines: Iterator[tuple[int, str]]) -> _Header:
+def _read_header(path: str, lines: Iterator[tuple[int, str]]) -> _Header:
     """Read the lines up to `@data`. Raises UserError for what a classifier cannot learn from."""
     fields: dict[str, list[str]] = {}
     for number, line in lines:
@@ -68,11 +69,12 @@ def _read_header(path: Path, lines: Iterator[tuple[int, str]]) -> _Header:
     return _Header(has_labels.lower() == "true", frozenset(name.casefold() for name in classes))
 
 
-def _parse_row(text: str, header: _Header, row_number: int, where: str) -> Row:
+def _parse_row(
+    text: str, header: _Header, row_number: int, where: str, options: ReadOptions
+) -> Row:
     """Parse a line: the dimensions, each a list of values, then the label. Raises RowError."""
     dimensions = text.split(":")
     label = parse_name(dimensions.pop(), "label") if header.has_labels else None
-    label = None if label == "?" else label
     # A header separates classes by spaces, so it cannot list a label with a space in it.
     if (
         label
@@ -89,11 +91,11 @@ def _parse_row(text: str, header: _Header, row_number: int, where: str) -> Row:
                 f"{len(values[0])}"
             )
     try:
-        steps, filled = finish_steps(np.array(values).T, fill_missing=True)
+        finished = finish_steps(np.array(values).T, options)
     except RowError as error:
         position = f"dimension {error.feature + 1}, value {error.step + 1}"
         raise RowError(error.message(position)) from None
-    return Row(str(row_number), steps, where, label=label, filled=filled)
+    return Row(str(row_number), where=where, label=label, **finished._asdict())
 
 
 def _parse_dimension(dimension: int, text: str) -> list[float]:

@@ -1,0 +1,73 @@
+"""What people should know of a data set that was prepared: one line for each finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seqclf.data.draft import Draft, as_tensor
+from seqclf.data.passes import FeatureFacts, find_facts
+from seqclf.data.prepared import LEFT_OUT, SPLITS
+from seqclf.data.readers.rows import quote
+
+MOST_NAMED = 5  # features that a note names
+MOST_FEATURES = 2000  # of which the facts are compared
+
+
+def find_notes(path: Path, draft: Draft, labels: Tensor, splits: Tensor) -> Iterator[str]:
+    """Yield a line for each finding, about features or sequences, that may be a mistake."""
+    kept = splits != LEFT_OUT
+    lengths = as_tensor(draft.offsets).diff()[kept]
+    longest = int(lengths.max())
+    if longest == 1 and draft.kind != "text":
+        yield "every sequence has one step: is a line one sequence? --form wide reads it so"
+    elif draft.kind == "vectors" and longest < draft.num_features:
+        yield (
+            f"sequences of {int(lengths.min())} to {longest} steps have {draft.num_features:,} "
+            "features a step, which is more; --channels-first reads arrays of cases x channels x "
+            "time"
+        )
+    for number, split in enumerate(SPLITS):
+        if number and not (splits == number).any():
+            yield f"no example is in {split}"
+    if draft.kind == "vectors" and draft.num_features <= MOST_FEATURES:
+        yield from _feature_notes(draft, find_facts(path, draft, labels, splits), longest=longest)
+
+
+def _feature_notes(draft: Draft, facts: FeatureFacts, *, longest: int) -> Iterator[str]:
+    features = range(draft.num_features)
+    names = draft.feature_names
+
+    def titles(indices: list[int]) -> str:
+        shown = ", ".join(quote(names[index]) for index in indices[:MOST_NAMED])
+        return shown + f" and {len(indices) - MOST_NAMED} more" * (len(indices) > MOST_NAMED)
+
+    constant = [index for index in features if facts.is_constant_F[index]] if longest > 1 else []
+    decisive = [index for index in features if facts.decides(index)]
+    rising = [index for index in features if facts.rises_F[index]] if longest > 1 else []
+    if draft.num_features == 1:
+        # A single feature is the measurement itself, and may well rise or decide.
+        rising = decisive = []
+    if constant:
+        yield (
+            f"{titles(constant)}: the same at all steps of a sequence, in every sequence; "
+            "--drop leaves a column out"
+        )
+    if rising:
+        yield (
+            f"{titles(rising)}: rises from step to step in every sequence; if it is the time, "
+            "--time sorts the steps by it"
+        )
+    if decisive:
+        yield (
+            f"{titles(decisive)}: this feature alone tells the classes apart; if it says the label "
+            "in other words, --drop it"
+        )
+
+
+def num_classes_of(labels: Tensor, splits: Tensor) -> int:
+    """Return the number of classes that some split has."""
+    return len(torch.unique(labels[splits != LEFT_OUT]))

@@ -1,0 +1,111 @@
+"""The lines of a text file: compressed or not, in any encoding, or from standard input."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from seqclf.data.readers.rows import STDIN, Progress
+from seqclf.errors import UserError
+
+LONGEST_LINE = 2**28  # characters
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text file that may be read several times."""
+
+    path: Path  # where the text is
+    name: str  # for messages
+    encoding: str | None = None  # None: UTF-8
+
+    @classmethod
+    def of(cls, path: Path, encoding: str | None = None) -> TextFile:
+        """Return the text file at a path."""
+        return cls(path, str(path), encoding)
+
+    def lines(self, progress: Progress = lambda num_bytes: None) -> Iterator[str]:
+        """Yield the lines with their ends; bytes that are not UTF-8 become surrogates.
+
+        `progress` gets the number of bytes of the file, compressed ones if it is compressed.
+        Raises UserError that names what is wrong, and OSError.
+        """
+        with self.path.open("rb") as file:
+            is_gz = self.path.suffix.lower() == ".gz"
+            content = gzip.GzipFile(fileobj=file) if is_gz else file
+            try:
+                self._check_start(content.peek(2)[:2])
+                encoding = self.encoding or "utf-8-sig"
+                errors = "strict" if self.encoding else "surrogateescape"
+                text = io.TextIOWrapper(content, encoding, errors, newline="")
+                done = 0
+                for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), 1):
+                    if len(line) == LONGEST_LINE:
+                        raise UserError(
+                            f"{self.name}:{number}: a line of {LONGEST_LINE:,} characters; "
+                            "is it a text?"
+                        )
+                    if (position := file.tell()) != done:
+                        progress(position - done)
+                        done = position
+                    yield line
+            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+                raise UserError(f"{self.name}: not a .gz that can be read: {error}") from None
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{self.name}: not {self.encoding} ({error.reason}); say its --encoding"
+                ) from None
+
+    def _check_start(self, start: bytes) -> None:
+        if self.encoding is None and (
+            start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start
+        ):
+            raise UserError(f"{self.name}: UTF-16; read it with --encoding utf-16")
+
+    def check_utf8(self, number: int, line: str) -> None:
+        """Raise UserError if a line, which must be right, holds bytes that are not UTF-8."""
+        if any("\udc80" <= letter <= "\udcff" for letter in line):
+            raise UserError(
+                f"{self.name}:{number}: not UTF-8; say its --encoding, such as latin-1, cp1252 "
+                "or utf-16"
+            )
+
+
+@contextmanager
+def text_file(path: Path, encoding: str | None) -> Iterator[TextFile]:
+    """Give the text file at a path; standard input (`-`) goes into a temporary file first."""
+    if encoding is not None:
+        try:
+            codecs.lookup(encoding)
+        except LookupError:
+            raise UserError(
+                f"--encoding {encoding}: unknown; such as latin-1, cp1252 or utf-16"
+            ) from None
+    if path == STDIN:
+        yield TextFile(Path(_copy_of(sys.stdin.buffer).name), str(path), encoding)
+    elif path.exists() and not path.is_file():
+        # A pipe can be read once, and a table is read twice.
+        yield TextFile(Path(_copy_of(path).name), str(path), encoding)
+    else:
+        yield TextFile.of(path, encoding)
+
+
+@lru_cache(maxsize=8)
+def _copy_of(source: Path | BinaryIO) -> IO[bytes]:
+    """Copy a stream, or what comes through a pipe, into a temporary file, once."""
+    copy = tempfile.NamedTemporaryFile()  # noqa: SIM115  # it lives as long as the process
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+        shutil.copyfileobj(stream, copy)
+    copy.flush()
+    return copy

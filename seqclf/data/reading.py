@@ -1,0 +1,44 @@
+"""How files are read: what `prepare` was told and decided, which predictions must repeat.
+
+A data set keeps it in dataset.json, and a model in its config.json.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from seqclf.data.readers.rows import Form
+
+LabelChange = Literal["error", "majority", "cut"]
+
+
+class Reading(BaseModel):
+    """How to read files as those of a data set were read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # Columns, by name; without a header line by number.
+    id: str | None = None
+    time: str | None = None
+    label: str | None = None
+    group: str | None = None
+    tokens: str | None = None
+    text: str | None = None
+    form: Form | None = None  # of a table
+    columns: tuple[str, ...] = ()  # of a wide table: the names of the steps
+    num_values: int | None = None  # of a wide table without a header line: the number of steps
+
+    fill_missing: bool = False
+    pad_value: float | None = None
+    channels_first: bool = False
+
+    window: int | None = None  # the steps of a window; None: sequences stay whole
+    stride: int | None = None  # the steps between the beginnings of two windows; None: `window`
+    on_label_change: LabelChange = "error"
+    min_share: float = 0.0  # of a window's steps that must have its label
+
+    # What becomes of the numbers before they are float32 of the model:
+    offset: tuple[float, ...] = ()  # taken off each feature in float64; empty: nothing
+    measured: tuple[str, ...] = ()  # features beside which a 0 or 1 says whether they were measured
