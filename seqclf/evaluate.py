@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seqclf.config.settings import Value
 from seqclf.data.batches import evaluation_batches, split_range
 from seqclf.data.sequences import Sequences
 from seqclf.processes.runtime import Runtime
@@ -59,6 +60,17 @@ class Metrics:
         hits = self.confusion.diagonal().double()
         sums = self.confusion.sum(0) + self.confusion.sum(1)
         return float((2 * hits[sums > 0] / sums[sums > 0]).mean())
+
+    def to_json(self, classes: tuple[str, ...]) -> dict[str, Value]:
+        """Return the metrics of a file, and its confusion matrix."""
+        return {
+            "examples": self.count,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "classes": list(classes),
+            "confusion": self.confusion.tolist(),
+        }
 
     def named(self, split: str) -> dict[str, float]:
         """Return the metrics under their names in metrics.jsonl."""

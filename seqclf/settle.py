@@ -155,13 +155,15 @@ def make_plan(config: Config, examples: Sequences) -> BatchPlan:
     batch_size, _ = config.sizes(len(examples))
     buckets = None
     if examples.lengths is not None and config.data.bucket:
-        try:
-            budget = config.data.max_steps_per_batch
-            buckets = make_buckets(examples.lengths, batch_size, budget)
-        except ValueError as error:
+        budget = config.data.max_steps_per_batch
+        longest = int(examples.lengths.max())
+        if budget is not None and longest > budget:
+            title = examples.title(int(examples.lengths.argmax()))
             raise UserError(
-                f"data.max_steps_per_batch: training {error}; raise it, or set data.max_length"
-            ) from None
+                f"data.max_steps_per_batch: training {title} has {longest} steps, more than "
+                f"{budget}; raise it, or set data.max_length"
+            )
+        buckets = make_buckets(examples.lengths, batch_size, budget)
     plan = BatchPlan(len(examples), batch_size, config.seed, num_steps=0, buckets=buckets)
     steps, epochs = config.train.steps, config.train.epochs
     return replace(plan, num_steps=count_steps(plan.steps_per_epoch, steps=steps, epochs=epochs))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from seqclf.config.settings import settings_by_name
 from seqclf.data.batches import padding_fraction
 from seqclf.data.sequences import Sequences
+from seqclf.evaluate import Metrics
 from seqclf.model import LSTMClassifier
 from seqclf.prefixes import (
     classify_prefixes,
@@ -77,7 +78,9 @@ def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str
         unit = f"{per_line} {unit}s"
     unit += " in permuted order" * (model.read == "permuted")
     truth = sequences.classes[int(sequences.labels[index])]
-    text = [f"reading test example {index} (truth: {truth}), its guess after every {unit}:"]
+    text = [
+        f"reading test {sequences.title(index)} (truth: {truth}), its guess after every {unit}:"
+    ]
     for drawing, name, probability in zip(drawings, names, best_E.tolist(), strict=True):
         guess = f"{name:<{name_width}}  {probability:4.0%} {'█' * round(probability * bar_width)}"
         text.append(f"|{drawing:<{width}}|  {guess}".rstrip())
@@ -135,6 +138,25 @@ def opening(setup: Setup, path: Path) -> list[str]:
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
     ]
+
+
+def metrics_text(metrics: Metrics, classes: tuple[str, ...]) -> str:
+    """Return metrics and the confusion matrix, with a row for each true class."""
+    lines = [
+        f"examples  {metrics.count:,}",
+        f"accuracy  {metrics.accuracy:.2%}",
+        f"macro F1  {metrics.macro_f1:.4f}",
+        f"loss      {metrics.loss:.4f}",
+        "",
+        "rows: the truth; columns: the guess",
+    ]
+    width = max(map(len, classes))
+    counts = [[f"{count:,}" for count in row] for row in metrics.confusion.tolist()]
+    cell = max(len(text) for row in [list(classes), *counts] for text in row)
+    lines.append(" " * width + "".join(f" {name:>{cell}}" for name in classes))
+    for name, row in zip(classes, counts, strict=True):
+        lines.append(f"{name:<{width}}" + "".join(f" {text:>{cell}}" for text in row))
+    return "\n".join(lines)
 
 
 def where_it_goes_on(step: int, saved_step: int) -> str:

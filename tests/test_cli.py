@@ -54,11 +54,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
         (["evaluate"], "required: run_dir"),
         (["evaluate", "absent"], "absent: no run there"),
         (["evaluate", "empty"], "empty: no run there"),
-        (["evaluate", "untrained"], "no trained model there"),
+        (["evaluate", "untrained"], "neither a trained model nor a whole checkpoint there"),
         (["evaluate", "broken"], "config.yaml:1:1: sede: unknown key; did you mean 'seed'?"),
         (["checkpoints"], "required: run_dir"),
         (["checkpoints", "empty"], "empty: no run there (config.yaml is missing)"),
-        (["predict", "untrained"], "no trained model there"),
+        (["predict", "untrained"], "neither a trained model nor a whole checkpoint there"),
         (["predict", "untrained", "--count", "0"], "--count 0: must be at least 1"),
     ],
 )

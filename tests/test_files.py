@@ -251,7 +251,7 @@ def test_bad_rows_are_named_by_number_and_the_others_predicted(
     write_rows(tmp_path / "new.jsonl", [*rows, {"text": "a"}])
     assert main.main(["predict", str(trained), f"{tmp_path}/new.jsonl"]) == 2
     out, err = capsys.readouterr()
-    assert [line.split(",")[0] for line in out.splitlines()] == ["id", "1"]
+    assert [line.split(",")[0] for line in out.splitlines()] == ["id", "0"]
     assert "new.jsonl:2: 2 features a step, where the model reads 3" in err
     assert "new.jsonl:3: step 1, feature 1: a missing value" in err
     assert "new.jsonl:4: text, where the model reads features" in err
@@ -287,8 +287,10 @@ def test_columns_are_matched_by_name(tmp_path: Path, capsys: pytest.CaptureFixtu
         capsys.readouterr()
         main.main(["predict", f"{tmp_path}/run", f"{tmp_path}/{name}.csv", "--id", "id"])
         printed.append(capsys.readouterr())
-    assert printed[0].out == printed[1].out
-    assert "no feature a, which the model was trained on" in printed[2].err
+    with_truth = list(csv.DictReader(io.StringIO(printed[0].out)))
+    assert [row.pop("truth") for row in with_truth] == ["x", "y"] * 30
+    assert with_truth == list(csv.DictReader(io.StringIO(printed[1].out)))
+    assert "z.csv:1: no column 'a', which the model reads; found id, b, c" in printed[2].err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ Each imports what it needs when it is called, so that help and mistakes need not
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +23,7 @@ from seqclf.run.records import CONFIG, FACTS, Facts, read_record
 
 if TYPE_CHECKING:
     from seqclf.data.readers.rows import ReadOptions
+    from seqclf.predictions import Per, Source
 
 
 def train_command(arguments: Namespace) -> int:
@@ -48,9 +51,24 @@ def load_settings(arguments: Namespace) -> tuple[Config, list[str]]:
 
 
 def evaluate_command(arguments: Namespace) -> int:
-    """Measure a run's result again."""
+    """Measure a run's result again on its data, or on a file with labels."""
+    if arguments.input is not None:
+        from seqclf.predictions import measure_file
+        from seqclf.terminal import metrics_text
+
+        metrics, classes = measure_file(arguments.run_dir, *_source(arguments))
+        text = metrics_text(metrics, classes)
+        print(json.dumps(metrics.to_json(classes)) if arguments.json else text)
+        return 0
+    _refuse_read_options(arguments)
+    if arguments.per is not None:
+        raise UserError(f"--per {arguments.per}: needs INPUT, a file with labels")
     config, run_dir = _load_run(arguments)
-    for name, value in evaluate_run(config, run_dir).items():
+    named = evaluate_run(config, run_dir)
+    if arguments.json:
+        print(json.dumps(named))
+        return 0
+    for name, value in named.items():
         print(f"{name:<14} {value:.6f}")
     return 0
 
@@ -88,30 +106,72 @@ def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
 
 
 def predict_command(arguments: Namespace) -> int:
-    """Name the classes of the sequences in a file, or of test examples beside the truth."""
-    if arguments.count < 1:
+    """Name the classes of the sequences in a file, or of examples of a split beside the truth."""
+    if arguments.count is not None and arguments.count < 1:
         raise UserError(f"--count {arguments.count}: must be at least 1")
     if arguments.input is not None:
-        from seqclf.predict import predict_file
+        from seqclf.predictions import predict_file
 
-        return predict_file(
-            _run_dir(arguments),
-            arguments.input,
-            out=arguments.out,
-            options=_read_options(arguments),
-            file_format=arguments.format,
-            skip=arguments.on_bad_row == "skip",
-        )
+        for option in ("count", "split"):
+            if (value := getattr(arguments, option)) is not None:
+                raise UserError(
+                    f"--{option} {value}: chooses from the run's data, not {arguments.input}"
+                )
+        source, per = _source(arguments)
+        return predict_file(arguments.run_dir, source, arguments.out, per)
+    _refuse_read_options(arguments)
     config, run_dir = _load_run(arguments)
     from seqclf.data import sources
-    from seqclf.run.weights import load_model
+    from seqclf.predictions import load_predictor, write_split
     from seqclf.terminal import predictions_text, reading_text
 
-    model, _ = load_model(run_dir)
-    test = sources.load(config.data, seed=config.seed).test
-    print(predictions_text(model, test, arguments.count))
-    print(f"\n{reading_text(model, test, 0)}")
+    model, architecture = load_predictor(run_dir)
+    splits = sources.load(config.data, seed=config.seed)
+    name = arguments.split or "test"
+    sequences = {"train": splits.train, "val": splits.validation, "test": splits.test}[name]
+    if sequences is None:
+        raise UserError(f"--split {name}: the data of {run_dir} have no validation examples")
+    if arguments.out is not None or arguments.split is not None:
+        if arguments.count is not None:
+            sequences = sequences.first(arguments.count)
+        write_split(model, architecture, sequences, arguments.out, arguments.per)
+        return 0
+    if arguments.per is not None:
+        raise UserError(f"--per {arguments.per}: needs INPUT, --split or --out")
+    print(predictions_text(model, sequences, arguments.count or 10))
+    print(f"\n{reading_text(model, sequences, 0)}")
     return 0
+
+
+def _source(arguments: Namespace) -> tuple[Source, Per | None]:
+    """Return the file to predict, and what makes a line."""
+    from seqclf.predictions import Source
+
+    source = Source(
+        arguments.input,
+        _read_options(arguments),
+        arguments.format,
+        skip_bad=arguments.on_bad_row == "skip",
+    )
+    return source, arguments.per
+
+
+def _refuse_read_options(arguments: Namespace) -> None:
+    """Refuse options that say how to read a file, where there is none."""
+    from seqclf.data.readers.rows import ReadOptions
+
+    given, default = _read_options(arguments), ReadOptions()
+    for field in dataclasses.fields(ReadOptions):
+        if getattr(given, field.name) != getattr(default, field.name):
+            flag = {"split": "split-column"}.get(field.name, field.name.replace("_", "-"))
+            raise UserError(
+                f"--{flag}: says how to read a file; name the file after {arguments.run_dir}"
+            )
+    for name, usual in (("format", None), ("on_bad_row", "error")):
+        if getattr(arguments, name) != usual:
+            raise UserError(
+                f"--{name.replace('_', '-')}: says how to read a file, and none is named"
+            )
 
 
 def report_command(arguments: Namespace) -> int:

@@ -122,33 +122,57 @@ def _add_train(commands: _Commands) -> None:
     )
 
 
+EVALUATE = """\
+Without an INPUT the run's own test and validation examples are measured. An
+INPUT is a file with labels; RUN_DIR may then be a bare folder model/.
+"""
+
+
 def _add_evaluate(commands: _Commands) -> None:
-    summary = "measure a trained model again on its data"
-    parser = commands.add("evaluate", summary, usage="RUN_DIR [options]")
+    summary = "measure a trained model again on its data, or on a file with labels"
+    usage = "RUN_DIR [INPUT] [options]"
+    parser = commands.add("evaluate", summary, usage=usage, description=EVALUATE)
     parser.add_argument("run_dir", type=Path, help="directory of a finished run")
     _add_data_folders(parser)
+    parser.add_argument("input", type=Path, nargs="?", help=f"a file with labels: {READABLE}")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    _add_per(parser)
+    _add_read_options(parser)
 
 
 PREDICT = """\
 With an INPUT each row's class and the probabilities of all classes are written,
-in the order of the input; without, test examples are shown beside the truth.
+in the order of the input, read as the training files were; without, examples of
+the run's data are shown beside the truth, or written with --split and --out.
 """
 
 
 def _add_predict(commands: _Commands) -> None:
     summary = "name the classes of new sequences, or of test examples"
-    usage = "RUN_DIR [INPUT --out PATH] [options]"
+    usage = "RUN_DIR [INPUT] [--out PATH] [options]"
     parser = commands.add("predict", summary, usage=usage, description=PREDICT)
-    parser.add_argument("run_dir", type=Path, help="directory of a finished run")
+    parser.add_argument("run_dir", type=Path, help="directory of a run, or its folder model/")
     _add_data_folders(parser)
     parser.add_argument(
-        "input", type=Path, nargs="?", help=f"a file to read, or - for standard input: {READABLE}"
+        "input", type=Path, nargs="?", help=f"what to read, or - for standard input: {READABLE}"
     )
-    parser.add_argument("--count", type=int, default=10, help="test examples to show [10]")
+    parser.add_argument(
+        "--split", choices=["train", "val", "test"], help="examples to write [test]"
+    )
+    parser.add_argument("--count", type=int, help="examples to show [10], or to write [all]")
     parser.add_argument(
         "--out", type=Path, help="the file to write, .csv or .jsonl [csv on standard output]"
     )
+    _add_per(parser)
     _add_read_options(parser)
+
+
+def _add_per(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--per",
+        choices=["window", "recording"],
+        help="a line for each window, or for each recording (the mean of its windows) [window]",
+    )
 
 
 def _add_report(commands: _Commands) -> None:

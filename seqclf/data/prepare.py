@@ -16,25 +16,14 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from seqclf.data.batches import mix
 from seqclf.data.draft import HEADER_BYTES, Adjustment, Draft, as_tensor
-from seqclf.data.notes import find_notes, num_classes_of
-from seqclf.data.passes import measure_features, number_tokens
-from seqclf.data.prepared import (
-    INDEX,
-    INFO,
-    LEFT_OUT,
-    SPLITS,
-    VALUES,
-    DatasetInfo,
-    FileInfo,
-    SplitInfo,
-    sort_classes,
-)
+from seqclf.data.index import write_index
+from seqclf.data.notes import num_classes_of
+from seqclf.data.prepared import INFO, LEFT_OUT, SPLITS, VALUES, DatasetInfo
 from seqclf.data.readers import read_rows
 from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, Row
 from seqclf.data.reading import LabelChange, Reading
@@ -148,7 +137,8 @@ def prepare(
         if not preparation.skip_bad:
             _refuse(bad_rows)
         _check_splits(draft, splits, preparation)
-        info = _write_index(folder, draft, splits, journal, inputs)
+        sources = [path for path, _ in inputs]
+        info = write_index(folder, draft, splits, journal, sources)
         (folder / INFO).write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if bad_rows:
             lines = "".join(f"{bad.where}: {bad.problem}\n" for bad in bad_rows)
@@ -345,106 +335,3 @@ def _leave_out(draft: Draft, splits: Tensor) -> tuple[Tensor, list[BadRow]]:
         bad_classes.append(BadRow(draft.first_seen[label], problem))
         splits = torch.where(labels == label, LEFT_OUT, splits)
     return splits, bad_classes
-
-
-def _write_index(
-    folder: Path, draft: Draft, splits: Tensor, journal: Journal, inputs: Sequence[Input]
-) -> DatasetInfo:
-    """Write the index and number the tokens anew; return what dataset.json says."""
-    labels, classes = _number_classes(draft, splits)
-    offsets = as_tensor(draft.offsets)
-    tokens = number_tokens(folder / VALUES, draft, splits)
-    mean, std = measure_features(folder / VALUES, draft, splits)
-    ids, id_offsets = draft.ids.tensors()
-    places, place_offsets = draft.places.tensors()
-    index = {
-        "offsets": offsets,
-        "labels": labels,
-        "parts": splits.to(torch.uint8),
-        "rows": as_tensor(draft.rows),
-        "first_steps": as_tensor(draft.first_steps),
-        "ids": ids,
-        "id_offsets": id_offsets,
-        "places": places,
-        "place_offsets": place_offsets,
-        "sources": as_tensor(draft.sources),
-    }
-    if len(draft.groups):
-        index["groups"] = as_tensor(draft.groups)
-    (folder / INDEX).write_bytes(save(index))
-    notes = [*journal.notes, *_counts(draft), *find_notes(folder / VALUES, draft, labels, splits)]
-    return DatasetInfo(
-        format=1,
-        kind=draft.kind,
-        classes=classes,
-        features=draft.feature_names if draft.kind == "vectors" else (),
-        mean=mean,
-        std=std,
-        tokens=tokens,
-        parts=_describe_splits(labels, offsets.diff(), splits, classes),
-        left_out=len(draft.bad_rows) + int((splits == LEFT_OUT).sum()),
-        files={name: FileInfo.of(folder / name) for name in (VALUES, INDEX)},
-        sources=tuple(str(path) for path, _ in inputs),
-        left_aside=journal.left_aside,
-        notes=tuple(notes),
-        roles=journal.roles,
-        reading=_finish_reading(draft, journal),
-    )
-
-
-def _counts(draft: Draft) -> Iterator[str]:
-    """Yield a line for all that was filled, or is in no example."""
-    if draft.num_filled:
-        yield f"{draft.num_filled:,} missing values are filled, from their neighbours in time"
-    if draft.num_padding:
-        yield f"{draft.num_padding:,} steps of padding are left off, at the ends of sequences"
-    if draft.num_undecided:
-        yield f"{draft.num_undecided:,} windows are left out: too few of their steps have one label"
-    if draft.num_lost:
-        yield f"{draft.num_lost:,} steps are in no window"
-
-
-def _finish_reading(draft: Draft, journal: Journal) -> Reading:
-    """Return how new files must be read, with all that the journal knows."""
-    names = draft.feature_names
-    adjustment = draft.adjustment
-    found = {role: name for role, name in journal.roles.items() if role in Reading.model_fields}
-    return draft.reading.model_copy(
-        update={
-            **found,
-            "form": journal.form,
-            "columns": journal.columns,
-            "num_values": journal.num_values,
-            "offset": adjustment.offset,
-            "measured": tuple(names[index] for index in adjustment.measured),
-        }
-    )
-
-
-def _number_classes(draft: Draft, splits: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Return labels by the classes in their natural order, and these classes."""
-    labels = as_tensor(draft.labels)
-    learnable = set(labels[splits != LEFT_OUT].tolist())
-    classes = sort_classes(name for name, label in draft.class_ids.items() if label in learnable)
-    new_labels = torch.zeros(len(draft.class_ids), dtype=torch.int64)
-    for number, name in enumerate(classes):
-        new_labels[draft.class_ids[name]] = number
-    return new_labels[labels], classes
-
-
-def _describe_splits(
-    labels: Tensor, lengths: Tensor, splits: Tensor, classes: tuple[str, ...]
-) -> dict[str, SplitInfo]:
-    infos = {}
-    for number, name in enumerate(SPLITS):
-        members = splits == number
-        if members.any():
-            counts = torch.bincount(labels[members], minlength=len(classes)).tolist()
-            infos[name] = SplitInfo(
-                examples=int(members.sum()),
-                steps=int(lengths[members].sum()),
-                shortest=int(lengths[members].min()),
-                longest=int(lengths[members].max()),
-                classes=dict(zip(classes, counts, strict=True)),
-            )
-    return infos

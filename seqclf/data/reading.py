@@ -17,7 +17,7 @@ LabelChange = Literal["error", "majority", "cut"]
 class Reading(BaseModel):
     """How to read files as those of a data set were read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Columns, by name; without a header line by number.
     id: str | None = None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seqclf.data.readers.rows import quote
 from seqclf.data.reading import Reading
 
 IGNORED = -100  # the label of a row that fills an empty share: no loss, no gradient
@@ -194,6 +195,15 @@ class Sequences:
             lengths=self.lengths[ids],
             origins=self.origins and self.origins.select(ids),
         )
+
+    def title(self, index: int) -> str:
+        """Return what a line or a page calls an example."""
+        name = self.name(index)
+        return name if self.origins is None else f"example '{quote(name)}'"
+
+    def first(self, count: int) -> Sequences:
+        """Return the first examples, at most `count`, as a data set."""
+        return self.select(torch.arange(min(count, len(self))))
 
     def cut(self, max_length: int | None, keep: str) -> Sequences:
         """Return the sequences with no more than `max_length` steps, the first or the last."""

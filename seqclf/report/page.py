@@ -39,7 +39,7 @@ from seqclf.run.records import (
     MistakeRecord,
     class_table,
 )
-from seqclf.run.weights import load_newest
+from seqclf.run.weights import find_weights
 
 NUM_PREDICTIONS = 10
 MOST_PAIRS = 10  # of confused classes
@@ -48,6 +48,8 @@ MOST_PAIRS = 10  # of confused classes
 class Prediction(NamedTuple):
     """A test example, and what the model takes it for."""
 
+    title: str
+    is_named: bool
     truth: str
     guess: str
     probability: float
@@ -152,14 +154,15 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
         },
     )
     try:
-        model, file = load_newest(run.path)
+        saved = find_weights(run.path)
+        model = saved.build()
         config, _ = load_config(run.path / CONFIG, flags)
         splits = sources.load(config.data, seed=config.seed)
         if splits.fingerprint() != run.facts.data_fingerprint:
             raise UserError(f"the data of {run.path} are others now; name its own")
     except UserError as error:
         return replace(page, no_reading_because=str(error))
-    name = file.parent.name
+    name = saved.file.parent.name
     return replace(
         page,
         reading=watch_reading(model, splits.test),
@@ -175,6 +178,8 @@ def first_predictions(model: LSTMClassifier, test: Sequences) -> list[Prediction
     best_B, guesses_B = probabilities_BC.nan_to_num(0).max(1)  # a model that diverged says NaN
     return [
         Prediction(
+            title=test.title(index),
+            is_named=test.origins is not None,
             truth=test.classes[int(test.labels[index])],
             guess=test.classes[int(guesses_B[index])],
             probability=float(best_B[index]),

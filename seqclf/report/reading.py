@@ -72,7 +72,7 @@ def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
         index = int(ids_N[position])
         name = f"reading-example-{index}"
         story, figures[name] = read_example(model, test, index)
-        captions[name] = f"{kind}: test example {index}, {story}"
+        captions[name] = f"{kind}: test {test.title(index)}, {story}"
     return ReadingSection(num_read, len(test), captions=captions, figures=figures)
 
 

@@ -168,6 +168,7 @@ class Run:
         mistakes = [
             MistakeRecord(
                 example=mistake.example,
+                name=sequences.name(mistake.example) if sequences.origins else "",
                 truth=classes[mistake.truth],
                 guess=classes[mistake.guess],
                 probability=mistake.probability,

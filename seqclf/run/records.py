@@ -137,10 +137,18 @@ class MistakeRecord(BaseModel):
     """An example that was named wrongly. In the file the picture's keys stand beside the others."""
 
     example: int
+    """Its position in the split."""
+    name: str = ""
+    """What the user's file calls it; empty where the data set has no names."""
     truth: str
     guess: str
     probability: float
     picture: Picture
+
+    @property
+    def title(self) -> str:
+        """What a page calls the example."""
+        return f"'{self.name}'" if self.name else str(self.example)
 
     @model_validator(mode="before")
     @classmethod
@@ -151,7 +159,7 @@ class MistakeRecord(BaseModel):
 
     @model_serializer(mode="plain")
     def _spread_picture(self) -> dict[str, Any]:
-        mistake = {name: getattr(self, name) for name in ("example", "truth", "guess")}
+        mistake = {name: getattr(self, name) for name in ("example", "name", "truth", "guess")}
         picture = self.picture.model_dump(exclude_unset=True)
         return {**mistake, "probability": self.probability, **picture}
 

@@ -37,14 +37,21 @@ class SavedWeights(NamedTuple):
     file: Path
     content: bytes
     architecture: Architecture
+    step: int | None = None  # of the checkpoint; None: the result of a run that has finished
+
+    def build(self) -> LSTMClassifier:
+        """Build the model, on the CPU, ready to predict. Raises UserError if it is damaged."""
+        model = self.architecture.build()
+        load_tensors(self.content, model.state_dict(), where=str(self.file))
+        return model.eval()
 
 
 def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
-    """Load the result of a run, on the CPU, ready to predict.
+    """Load the result of a run, or a bare folder model/, on the CPU, ready to predict.
 
     Raises UserError if there is no result or if it is damaged.
     """
-    folder = Path(run_dir) / MODEL
+    folder = _model_folder(Path(run_dir))
     try:
         content = (folder / MODEL_FILE).read_bytes()
         architecture = Architecture.model_validate_json(read_small(folder / ARCHITECTURE_FILE))
@@ -55,16 +62,13 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
         ) from None
     except ValueError as error:
         raise UserError(f"{folder / ARCHITECTURE_FILE}: damaged: {error}") from None
-    return _build(SavedWeights(folder / MODEL_FILE, content, architecture)), architecture
+    return SavedWeights(folder / MODEL_FILE, content, architecture).build(), architecture
 
 
-def load_newest(run_dir: Path) -> tuple[LSTMClassifier, Path]:
-    """Load a run's result, or its newest checkpoint if there is no result yet, and its file.
-
-    Raises UserError if there is neither.
-    """
-    saved = find_weights(run_dir)
-    return _build(saved), saved.file
+def _model_folder(path: Path) -> Path:
+    """Return where a run keeps its result; the path itself if it is such a folder."""
+    is_bare = (path / MODEL_FILE).is_file() and (path / ARCHITECTURE_FILE).is_file()
+    return path if is_bare else path / MODEL
 
 
 def start_from_weights(
@@ -104,9 +108,13 @@ def start_from_weights(
 
 
 def find_weights(run_dir: Path) -> SavedWeights:
-    """Find a run's newest weights. Raises UserError if there are none."""
-    file = run_dir / MODEL / MODEL_FILE
+    """Find a run's result, or its newest checkpoint if there is no result yet.
+
+    Raises UserError if there is neither.
+    """
+    file = _model_folder(run_dir) / MODEL_FILE
     architecture: object
+    step = None
     if file.exists():
         content = read_file(file)
         described_in = file.with_name(ARCHITECTURE_FILE)
@@ -117,22 +125,17 @@ def find_weights(run_dir: Path) -> SavedWeights:
             reasons = "".join(f"\n  {reason}" for reason in rejected)
             raise UserError(
                 f"{run_dir}: neither a trained model nor a whole checkpoint there; "
-                f"name a run's directory{reasons}"
+                f"name a run's directory, or its model/{reasons}"
             )
         file = checkpoint.path / MODEL_FILE
+        step = checkpoint.state.step
         content = checkpoint.files[MODEL_FILE]
         described_in = run_dir / FACTS
         architecture = read_json(described_in).get("architecture")
     try:
-        return SavedWeights(file, content, Architecture.model_validate(architecture))
+        return SavedWeights(file, content, Architecture.model_validate(architecture), step)
     except ValueError as error:
         raise UserError(f"{described_in}: damaged: {error}") from None
-
-
-def _build(saved: SavedWeights) -> LSTMClassifier:
-    model = saved.architecture.build()
-    load_tensors(saved.content, model.state_dict(), where=str(saved.file))
-    return model.eval()
 
 
 def _without_output_layer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

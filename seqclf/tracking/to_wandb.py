@@ -39,7 +39,7 @@ MOST_ROWS = 10_000  # W&B shows no more of a table
 # W&B's own chart of a confusion matrix calls its columns so.
 PAIR_COLUMNS = ("Actual", "Predicted", "nPredictions")
 CLASS_COLUMNS = ("class", "precision", "recall", "f1", "support")
-MISTAKE_COLUMNS = ("example", "truth", "guess", "probability")
+MISTAKE_COLUMNS = ("example", "name", "truth", "guess", "probability")
 
 
 class Bests:

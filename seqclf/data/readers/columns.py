@@ -108,9 +108,8 @@ def decide(table: Table, options: ReadOptions, journal: Journal) -> Columns:
             raise UserError(f"--time {options.time}: sorts steps that stand in lines of their own")
         aside[special.pop("time")] = "the time of a whole sequence is no step"
     if not table.names and "label" in special and options.label is None:
-        title = special["label"]
         journal.note(
-            f"{table.where}: no header line, so column {title}, the first, is the label; --label "
+            f"{table.where}: no header line, so column {special['label']}, the first, is the label; --label "
             "-1 takes the last one"
         )
     journal.form = form
@@ -177,7 +176,9 @@ def find_special(table: Table, options: ReadOptions) -> dict[str, int]:
     special: dict[str, int] = {}
     for role in SPECIAL:
         option = "--split-column" if role == "split" else f"--{role}"
-        if (name := getattr(options, role)) is not None and not _is_none(table, role, name):
+        name = getattr(options, role)
+        is_soft = role in options.soft and name not in table.names
+        if name is not None and not is_soft and not _is_none(table, role, name):
             special[role] = _index_of(table, name, option)
     if not table.names:
         # The archives' tables have no header, and the label in the first column.
@@ -186,7 +187,7 @@ def find_special(table: Table, options: ReadOptions) -> dict[str, int]:
         return special
     taken = {*(options.features or ()), *options.drop, options.tokens, options.text}
     for role, known in KNOWN.items():
-        if role in special or getattr(options, role) is not None:
+        if role in special or (getattr(options, role) is not None and role not in options.soft):
             continue
         found = [
             index
@@ -326,7 +327,7 @@ def _id_candidates(table: Table, indices: Sequence[int]) -> list[str]:
 def _ask_for_id(
     table: Table, special: Mapping[str, int], rest: Sequence[int], reason: str = ""
 ) -> str:
-    candidates = _id_candidates(table, [*rest, *special.values()])
+    candidates = _id_candidates(table, rest)
     named = ", ".join(f"'{quote(name)}'" for name in candidates)
     choice = f" (perhaps {named})" if named else ""
     return (

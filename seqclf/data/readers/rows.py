@@ -70,6 +70,7 @@ class ReadOptions:
 
     # The features, in their order; in wide form the columns of the steps. None: the reader decides.
     features: tuple[str, ...] | None = None
+    soft: frozenset[str] = frozenset()  # options that a file need not have a column for
     wanted_by: str = "--features"  # who names the features, for messages
     drop: tuple[str, ...] = ()  # columns that are no features
 
