@@ -54,7 +54,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
         (["evaluate"], "required: run_dir"),
         (["evaluate", "absent"], "absent: no run there"),
         (["evaluate", "empty"], "empty: no run there"),
-        (["evaluate", "untrained"], "neither a trained model nor a whole checkpoint there"),
+        (["evaluate", "untrained"], "no trained model there"),
         (["evaluate", "broken"], "config.yaml:1:1: sede: unknown key; did you mean 'seed'?"),
         (["checkpoints"], "required: run_dir"),
         (["checkpoints", "empty"], "empty: no run there (config.yaml is missing)"),

@@ -1,85 +1,289 @@
-"""Records: a JSON object in a line, or a row of a parquet file."""
+"""Records: sequences that are objects with keys, such as {"steps": [[1, 2]], "label": "a"}."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from seqclf.data.readers.lines import TextFile
-from seqclf.data.readers.manifests import read_table
+from seqclf.data.readers.columns import KNOWN
 from seqclf.data.readers.rows import (
+    SPECIAL,
     BadRow,
     Journal,
     Names,
-    Progress,
     ReadOptions,
     Row,
     RowError,
     Steps,
     finish_steps,
     parse_name,
+    printable,
     quote,
-    reason_of,
 )
-from seqclf.data.readers.survey import Line
-from seqclf.data.readers.tables import TableFile
-from seqclf.errors import UserError
+from seqclf.data.readers.times import Times
 
-VALUE_KEYS = ("steps", "tokens", "text")  # a record has one of them
+VALUE_KEYS: tuple[Literal["steps", "tokens", "text"], ...] = ("steps", "tokens", "text")
+_OPTION = {"split": "--split-column"}  # of a role, where it is not the role's own name
+
+# What a key holds: a list of numbers (or of lists), a list of words, a text, nothing, or a value.
+Held = Literal["numbers", "words", "text", "nothing", "value"]
 
 
-def read_jsonl(file: TextFile, options: ReadOptions, progress: Progress) -> Iterator[Row | BadRow]:
-    """Yield a sequence from each line's JSON object."""
-    row_number = -1
-    for line_number, line in enumerate(file.lines(progress), 1):
-        if not line.strip():
+class Keys(NamedTuple):
+    """What the keys of a record mean."""
+
+    kind: Literal["steps", "tokens", "text"]
+    values: tuple[str, ...]  # where the sequence is; several keys each hold a feature
+    roles: dict[str, str]  # a word of SPECIAL -> its key
+    is_by_name: bool = True  # whether the key of the sequence is one of VALUE_KEYS or an option's
+
+
+def what_is_held(value: object) -> Held:
+    """Return what a key of a JSON object holds."""
+    if isinstance(value, list):
+        first = next((cell for cell in value if cell is not None), None)
+        return "words" if isinstance(first, str) else "numbers"
+    return "nothing" if value is None else "text" if isinstance(value, str) else "value"
+
+
+def decide_keys(
+    held: Mapping[str, Held],
+    options: ReadOptions,
+    journal: Journal,
+    index_columns: Collection[str] = (),
+) -> Keys:
+    """Decide what each key is, and keep the decisions in the journal. Raises RowError."""
+    aside = {key: "--drop" for key in held if key in options.drop}
+    roles = _find_roles([key for key in held if key not in aside], options)
+    aside |= {
+        key: "pandas' index"
+        for key in held
+        if key in index_columns and key not in {*roles.values(), *(options.features or ())}
+    }
+    rest = {
+        key: what
+        for key, what in held.items()
+        if key not in aside and (key not in roles.values() or key == roles.get("time"))
+    }
+    time = roles.get("time")
+    keys = _find_values({key: what for key, what in rest.items() if key != time}, options, roles)
+    if time and (keys.kind == "text" or rest[time] not in ("numbers", "words")):
+        if options.time is not None and "time" not in options.soft:
+            raise RowError(f"--time {options.time}: sorts steps, and its key must hold a list")
+        del roles["time"]
+        aside[time] = "the time of a whole sequence is no step"
+    titles = ", ".join(f"'{quote(key)}'" for key in keys.values)
+    for key, what in rest.items():
+        if key not in (*keys.values, *roles.values(), *aside):
+            one_value = "one value for a whole sequence; " * (what not in ("numbers", "words"))
+            aside[key] = f"{one_value}the {keys.kind} are in {titles}"
+    if not keys.is_by_name and len(keys.values) == 1:
+        journal.note(f"the steps are in {titles}, the only list")
+    elif not keys.is_by_name:
+        journal.note(f"the features of a step are in the lists {titles}")
+    journal.roles |= roles
+    journal.left_aside |= {quote(key): why for key, why in aside.items()}
+    return keys
+
+
+def _find_roles(keys: Sequence[str], options: ReadOptions) -> dict[str, str]:
+    """Find the keys with a meaning of their own: those that options name, or known names."""
+    roles: dict[str, str] = {}
+    taken = {*VALUE_KEYS, *(options.features or ()), options.tokens, options.text}
+    for role in SPECIAL:
+        name = getattr(options, role)
+        if name in keys:
+            roles[role] = name
             continue
-        row_number += 1
-        where = f"{file.name}:{line_number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield BadRow(where, f"column {error.colno}: not JSON: {error.msg}")
-        except (RecursionError, ValueError):  # nested too deep; a number of too many digits
-            yield BadRow(where, "JSON that cannot be read")
-        else:
-            yield _from_record(record, row_number, where, options)
+        if role == "label" and name == "none":
+            continue
+        if name is not None and role not in options.soft:
+            option = _OPTION.get(role, f"--{role}")
+            raise RowError(f"no key '{name}' ({option}) among {quote(', '.join(keys))}")
+        found = [
+            key
+            for known in KNOWN[role]
+            for key in keys
+            if key.lower() == known and key not in taken and key not in roles.values()
+        ]
+        if role == "label" and len({key.lower() for key in found}) > 1:
+            names = " and ".join(f"'{quote(key)}'" for key in found)
+            raise RowError(f"both {names} may be the label; choose with --label")
+        if found:
+            roles[role] = found[0]
+    return roles
 
 
-def _from_record(record: object, number: int, where: str, options: ReadOptions) -> Row | BadRow:
-    """Make a sequence of {"steps": [[...], ...]}, {"tokens": [...]} or {"text": "..."}."""
-    try:
-        if not isinstance(record, dict):
-            raise RowError('expected an object like {"steps": [[1.0, 2.0]], "label": "a"}')
-        keys = [key for key in VALUE_KEYS if record.get(key) is not None]
-        if len(keys) != 1:
+def _find_values(rest: Mapping[str, Held], options: ReadOptions, roles: dict[str, str]) -> Keys:
+    """Find the keys that hold the sequence. Raises RowError."""
+    kinds: tuple[Literal["tokens", "text"], ...] = ("tokens", "text")
+    for kind in kinds:
+        name = getattr(options, kind)
+        if name is not None and (name in rest or kind not in options.soft):
+            if name not in rest:
+                raise RowError(f"no key '{name}' (--{kind}) among {quote(', '.join(rest))}")
+            return Keys(kind, (name,), roles)
+    lists = [key for key, what in rest.items() if what == "numbers"]
+    is_chosen = options.features is not None and options.wanted_by == "--features"
+    if not is_chosen:
+        found = [key for key in VALUE_KEYS if rest.get(key, "nothing") != "nothing"]
+        if len(found) == 1:
+            return Keys(found[0], (found[0],), roles)
+        if found or not lists:
+            words = [key for key, what in rest.items() if what == "words"]
+            remedy = f"; --tokens {words[0]} reads the words of that list" if words else ""
             raise RowError(
-                f"expected one of steps, tokens and text, found {quote(', '.join(record))}"
+                "expected one of steps, tokens and text, or a list of numbers; found "
+                f"{quote(', '.join(rest))}{remedy}"
             )
-        roles = ("id", *Names._fields)
-        row_id, *others = (
-            parse_name(record.get(getattr(options, role) or role), role) for role in roles
+    # A list alone is the steps, whatever the model or another file calls its features.
+    if options.features is not None and (is_chosen or len(lists) > 1):
+        missing = [name for name in options.features if name not in lists]
+        if missing:
+            by = "--features names" if is_chosen else f"{options.wanted_by} reads"
+            raise RowError(
+                f"no list '{quote(missing[0])}', which {by}; found {quote(', '.join(lists))}"
+            )
+        lists = list(options.features)
+    bad_name = next((key for key in lists if printable(key) != key), None)
+    if bad_name is not None:
+        raise RowError(f"key '{quote(bad_name)}': control characters, or not UTF-8")
+    return Keys("steps", tuple(lists), roles, is_by_name=is_chosen)
+
+
+class RecordReader:
+    """Makes sequences of records. The keys of lists must be the same in all of them."""
+
+    def __init__(self, options: ReadOptions, journal: Journal, keys: Keys | None = None) -> None:
+        self._options = options
+        self._journal = journal
+        self._keys = keys  # of all records; None: each record decides
+        self._lists: tuple[str, ...] = ()  # the keys of the first record's lists
+        self._last_id: str | None = None
+        self._has_repeated = False
+        self._times = Times()
+
+    def read(self, record: object, number: int, where: str) -> Row | BadRow:
+        """Return the sequence of a record; `number` is its place, from 0."""
+        try:
+            if not isinstance(record, dict):
+                raise RowError('expected an object like {"steps": [[1.0, 2.0]], "label": "a"}')
+            keys = self._keys or self._decide(record)
+            row_id, *others = (
+                parse_name(record.get(keys.roles.get(role, "")), role)
+                for role in ("id", *Names._fields)
+            )
+            values = self._in_order(_parse_values(record, keys), record, keys, where)
+            found = _finish(values, keys, self._options)
+        except RowError as error:
+            return BadRow(where, error.message())
+        if row_id and row_id == self._last_id and not self._has_repeated:
+            self._has_repeated = True
+            self._journal.note(
+                f"{where}: id '{quote(row_id)}' comes again; each record is a sequence of its own"
+            )
+        self._last_id = row_id
+        # A single list may hold lists, whose numbers have no names.
+        has_names = len(keys.values) > 1 or (keys.kind == "steps" and self._chooses(keys, found))
+        return Row(
+            row_id or str(number),
+            where=where,
+            **Names(*others)._asdict(),
+            features=keys.values if has_names else None,
+            **found._asdict(),
         )
-        found = _parse_value(keys[0], record[keys[0]], options)
-        if not len(found.steps):
-            raise RowError("an empty sequence")
+
+    def _chooses(self, keys: Keys, found: Steps) -> bool:
+        """Whether --features names the one feature that there is."""
+        return self._options.features == keys.values and found.steps.shape[1:] == (1,)  # type: ignore[union-attr]
+
+    def _decide(self, record: Mapping[str, object]) -> Keys:
+        held = {key: what_is_held(value) for key, value in record.items()}
+        keys = decide_keys(held, self._options, self._journal)
+        if not keys.is_by_name:
+            self._lists = self._lists or keys.values
+            if keys.values != self._lists:
+                raise RowError(
+                    f"lists {quote(', '.join(keys.values))}, where the first record has "
+                    f"{quote(', '.join(self._lists))}"
+                )
+        return keys
+
+    def _in_order(
+        self,
+        values: np.ndarray | tuple[str, ...],
+        record: Mapping[str, object],
+        keys: Keys,
+        where: str,
+    ) -> np.ndarray | tuple[str, ...]:
+        """Return steps in the order of their times, if a record has times."""
+        if "time" not in keys.roles:
+            return values
+        key = keys.roles["time"]
+        times = record.get(key)
+        if not isinstance(times, list) or len(times) != len(values):
+            count = f"{len(times)} times" if isinstance(times, list) else "no list"
+            raise RowError(f"'{quote(key)}': {count}, where there are {len(values)} steps")
+        cells = ["" if time is None else str(time) for time in times]
+        moments = [self._times.parse(cell, where) for cell in cells]
+        order = sorted(range(len(moments)), key=moments.__getitem__)
+        return values[order] if isinstance(values, np.ndarray) else tuple(values[i] for i in order)
+
+
+def _parse_values(record: Mapping[str, object], keys: Keys) -> np.ndarray | tuple[str, ...]:
+    """Return a record's numbers [T, F], bytes [T] or tokens. Raises RowError."""
+    value = record.get(keys.values[0])
+    if keys.kind == "text":
+        return _parse_text(value)
+    if keys.kind == "tokens":
+        return _parse_tokens(value)
+    return _parse_steps(value) if len(keys.values) == 1 else _join_lists(record, keys.values)
+
+
+def _finish(values: np.ndarray | tuple[str, ...], keys: Keys, options: ReadOptions) -> Steps:
+    """Return steps without padding and gaps. Raises RowError."""
+    if not len(values):
+        raise RowError("an empty sequence")
+    if keys.kind != "steps":
+        return Steps(values)
+    try:
+        return finish_steps(np.asarray(values), options)
     except RowError as error:
-        return BadRow(where, error.message())
-    names = Names(*others)
-    return Row(row_id or str(number), where=where, **names._asdict(), **found._asdict())
+        if len(keys.values) == 1 or not error.has_position:
+            raise
+        raise RowError(error.message(_position(keys.values[error.feature], error.step))) from None
 
 
-def _parse_value(key: str, value: object, options: ReadOptions) -> Steps:
-    """Return a record's steps. Raises RowError."""
-    if key == "text":
-        return Steps(_parse_text(value))
-    if key == "tokens":
-        return Steps(_parse_tokens(value))
-    return finish_steps(_parse_steps(value), options)
+def _join_lists(record: Mapping[str, object], keys: Iterable[str]) -> np.ndarray:
+    """Return lists of numbers as the features [T, F] of steps. Raises RowError."""
+    columns: dict[str, np.ndarray] = {}
+    for key in keys:
+        try:
+            column = _parse_steps(record.get(key))
+        except RowError as error:
+            message = error.message(_position(key, error.step))
+            raise RowError(
+                message if error.has_position else f"'{quote(key)}': {message}"
+            ) from None
+        if column.size and column.shape[1] != 1:
+            raise RowError(
+                f"'{quote(key)}': lists in a list, beside other lists; choose the list of the "
+                "steps with --features"
+            )
+        columns[key] = column.reshape(-1, 1)
+    (first, steps), *others = columns.items()
+    for key, column in others:
+        if len(column) != len(steps):
+            raise RowError(
+                f"{len(column)} values in '{quote(key)}', where '{quote(first)}' has {len(steps)}"
+            )
+    return np.hstack([*columns.values()])
+
+
+def _position(key: str, step: int) -> str:
+    return f"'{quote(key)}', step {step + 1}"
 
 
 def _parse_text(value: object) -> np.ndarray:
@@ -120,68 +324,3 @@ def _parse_steps(value: object) -> np.ndarray:
         return np.array(rows, np.float64)
     except OverflowError:
         raise RowError("a number too large for float32") from None
-
-
-def read_parquet(
-    path: Path, options: ReadOptions, journal: Journal, progress: Progress
-) -> Iterator[Row | BadRow]:
-    """Yield the sequences of a parquet file: records, or a table in long or wide form."""
-    # pyarrow is an optional dependency.
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            f"{path}: reading parquet needs pyarrow: pip install 'seqclf[parquet]'"
-        ) from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            index = _pandas_index(file.schema_arrow.metadata)
-        if set(names) & set(VALUE_KEYS) and options.id is None:
-            for number, record in enumerate(_parquet_records(path, progress)):
-                yield _from_record(record, number, f"{path}, row {number}", options)
-        else:
-            table = TableFile(
-                str(path),
-                partial(_parquet_lines, path, names),
-                has_header=True,
-                index_columns=index,
-            )
-            yield from read_table(table, options, journal, progress)
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise UserError(
-            f"{path}: not a parquet file that can be read: {reason_of(error)}"
-        ) from None
-
-
-def _parquet_records(path: Path, progress: Progress) -> Iterator[dict[str, object]]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        num_rows = max(1, file.metadata.num_rows)
-        for batch in file.iter_batches(batch_size=1024):
-            progress(path.stat().st_size * len(batch) / num_rows)
-            yield from batch.to_pylist()
-
-
-def _parquet_lines(path: Path, names: list[str], progress: Progress) -> Iterator[Line]:
-    yield f"{path}, header", names
-    for number, record in enumerate(_parquet_records(path, progress)):
-        yield f"{path}, row {number}", [_format_cell(record[name]) for name in names]
-
-
-def _pandas_index(metadata: dict[bytes, bytes] | None) -> frozenset[str]:
-    """Return the columns that pandas says are its index."""
-    try:
-        columns = json.loads((metadata or {})[b"pandas"])["index_columns"]
-    except (KeyError, ValueError):
-        return frozenset()
-    return frozenset(name for name in columns if isinstance(name, str))
-
-
-def _format_cell(value: object) -> str:
-    """Return a parquet value as the cell of a text file that a table reader expects."""
-    if value is None:
-        return ""
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
