@@ -15,7 +15,7 @@ from seqclf.data.batches import MAX_EVAL_STEPS, evaluation_batches
 from seqclf.data.draft import Adjustment
 from seqclf.data.readers.rows import BadRow, ReadOptions, Row, quote
 from seqclf.data.sequences import Sequences
-from seqclf.data.windows import cut_into_parts
+from seqclf.data.windows import Part, cut_into_parts
 from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.prefixes import probabilities
 
@@ -29,10 +29,19 @@ class Prediction(NamedTuple):
 
     id: str
     row: int  # counts the rows of the file
-    first: int  # the window's first step
-    end: int  # the step after its last one
-    truth: str | None  # the label, where the file has one
+    part: Part  # of the row, with the label where the file has one
     probabilities: list[float]
+    place: str = ""  # of an example of a data set: the file, and the line or number in it
+
+    @property
+    def truth(self) -> str | None:
+        """The label, None if it is not known."""
+        return self.part.label
+
+    @property
+    def guess(self) -> int:
+        """The number of the most probable class."""
+        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
 
 
 class _Waiting(NamedTuple):
@@ -52,35 +61,56 @@ class Tally:
     shortest: int = 0
     longest: int = 0
     largest: float = 0.0  # the largest number of all
+    num_undecided: int = 0  # sequences whose steps have labels, but not one for the sequence
+    num_uncut: int = 0  # rows without the labels that rows were cut by
 
     def notes(self, architecture: Architecture) -> Iterator[str]:
         """Yield a line for each finding."""
+        unit = "windows" if architecture.reading.window else "sequences"
         if architecture.lengths is not None and (count := self.num_long + self.num_short):
-            shortest, longest = architecture.lengths
             yield (
-                f"{count:,} sequences are of another length, {self.shortest:,} to "
-                f"{self.longest:,} steps (such as '{quote(self.first_id)}'), than the training "
-                f"sequences, {shortest:,} to {longest:,} steps; do not trust these predictions"
+                f"{count:,} {unit} are of another length, {_range(self.shortest, self.longest)} "
+                f"steps (such as '{quote(self.first_id)}'), than those of training, "
+                f"{_range(*architecture.lengths)} steps; do not trust these predictions"
             )
         if architecture.scale > 1 and 0 < self.largest <= 1:
             yield (
                 f"all pixels lie in 0 to 1, where the model was trained on 0 to "
                 f"{architecture.scale:g}; multiply them by {architecture.scale:g}"
             )
+        if self.num_undecided:
+            yield (
+                f"{self.num_undecided:,} {unit} have no truth: no label stands at enough of their "
+                "steps"
+            )
+        if self.num_uncut:
+            yield (
+                f"{self.num_uncut:,} sequences are not cut, as they have no labels: the training "
+                "sequences were cut where the label changes"
+            )
 
     def add(self, row_id: str, values: Tensor, architecture: Architecture) -> None:
         """Look at a sequence."""
         if architecture.scale > 1:
             self.largest = max(self.largest, float(values.max()))
-        shortest, longest = architecture.lengths or (0, len(values))
-        is_long = len(values) > FAR_LENGTH * longest
-        is_short = FAR_LENGTH * len(values) < shortest
+        if architecture.lengths is None:
+            return
+        # As the model reads it: an image's steps may be pixels, and long sequences are cut.
+        steps = values if values.ndim == 1 else read_images(values[None], architecture.read)[0]
+        length = min(len(steps), architecture.max_length or len(steps))
+        shortest, longest = architecture.lengths
+        is_long = length > FAR_LENGTH * longest
+        is_short = FAR_LENGTH * length < shortest
         if is_long or is_short:
             self.first_id = self.first_id or row_id
-            self.shortest = min(self.shortest or len(values), len(values))
-            self.longest = max(self.longest, len(values))
+            self.shortest = min(self.shortest or length, length)
+            self.longest = max(self.longest, length)
             self.num_long += is_long
             self.num_short += is_short
+
+
+def _range(shortest: int, longest: int) -> str:
+    return f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
 
 
 def options_of_model(architecture: Architecture, given: ReadOptions) -> ReadOptions:
@@ -129,8 +159,7 @@ def predict_rows(
     """Yield a prediction for each row, or for each window of it, or a BadRow, in their order."""
     tally = Tally() if tally is None else tally
     token_numbers = {name: number for number, name in enumerate(architecture.tokens, 1)}
-    # Windows must not depend on labels, which a file to predict need not have.
-    reading = architecture.reading.model_copy(update={"on_label_change": "majority"})
+    reading = architecture.reading
     waiting: list[_Waiting | BadRow] = []
     num_steps = 0
     for number, row in enumerate(rows):
@@ -138,13 +167,14 @@ def predict_rows(
         if isinstance(row, BadRow) or isinstance(values, BadRow):
             waiting.append(values)  # type: ignore[arg-type]
             continue
-        known = row._replace(label=row.label or "") if row.step_labels is None else row
-        for part in cut_into_parts(known, reading).parts:
-            truth = part.label or None
-            prediction = Prediction(row.id, number, part.first, part.end, truth, [])
-            waiting.append(_Waiting(prediction, values[part.first : part.end]))
-            tally.add(row.id, values[part.first : part.end], architecture)
-            num_steps += part.end - part.first
+        is_labelled = row.label is not None or row.step_labels is not None
+        tally.num_uncut += reading.on_label_change == "cut" and not is_labelled
+        for part in cut_into_parts(row, reading).parts:
+            part_values = values[part.first : part.end]
+            waiting.append(_Waiting(Prediction(row.id, number, part, []), part_values))
+            tally.add(row.id, part_values, architecture)
+            tally.num_undecided += part.is_undecided
+            num_steps += len(part_values)
         if len(waiting) >= MAX_ROWS or num_steps > MAX_EVAL_STEPS:
             yield from _predict_together(model, architecture, waiting)
             waiting = []
@@ -168,7 +198,7 @@ def to_values(
         # 0 stands for every token that the training data did not have.
         return torch.tensor([token_numbers.get(token, 0) for token in steps])
     if kind == "text":
-        return torch.from_numpy(np.ascontiguousarray(steps))
+        return torch.from_numpy(steps.copy())  # a reader's bytes may be read-only
     names = _named_features(architecture)
     if row.features and names and row.features != names:
         # Features are found by their names: a file may have more of them, in another order.
@@ -248,10 +278,11 @@ def predict_split(model: LSTMClassifier, sequences: Sequences) -> Iterator[Predi
         length = sequences.shape[0] if sequences.lengths is None else int(sequences.lengths[index])
         truth = sequences.classes[int(sequences.labels[index])]
         if origins is None:
-            yield Prediction(str(index), index, 0, length, truth, row)
+            yield Prediction(str(index), index, Part(0, length, truth), row)
         else:
             number, first = int(origins.rows[index]), int(origins.first_steps[index])
-            yield Prediction(origins.ids[number], number, first, first + length, truth, row)
+            part = Part(first, first + length, truth)
+            yield Prediction(origins.ids[number], number, part, row, origins.place(index))
 
 
 def by_recording(predictions: Iterable[Prediction | BadRow]) -> Iterator[Prediction | BadRow]:
@@ -266,9 +297,10 @@ def by_recording(predictions: Iterable[Prediction | BadRow]) -> Iterator[Predict
             continue
         windows = [member for member in members if isinstance(member, Prediction)]
         mean = np.mean([window.probabilities for window in windows], axis=0)
-        truths = {window.truth for window in windows}
-        yield windows[0]._replace(
-            end=windows[-1].end,
-            truth=truths.pop() if len(truths) == 1 else None,
-            probabilities=mean.tolist(),
+        truths = {window.truth for window in windows} - {None}
+        truth = truths.pop() if len(truths) == 1 else None
+        is_undecided = truth is None and any(
+            window.truth or window.part.is_undecided for window in windows
         )
+        whole = Part(windows[0].part.first, windows[-1].part.end, truth, is_undecided)
+        yield windows[0]._replace(part=whole, probabilities=mean.tolist())

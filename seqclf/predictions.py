@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
@@ -17,7 +18,7 @@ import torch
 
 from seqclf.data.readers import read_rows
 from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, quote
-from seqclf.data.sequences import Sequences
+from seqclf.data.sequences import Origins, Sequences
 from seqclf.errors import USAGE_ERROR, UserError
 from seqclf.evaluate import Metrics
 from seqclf.model import Architecture, LSTMClassifier
@@ -58,6 +59,8 @@ class _Counts:
     labelled: int = 0
     hits: int = 0
     in_classes: int = 0
+    unlabelled: int = 0  # not counting windows whose steps have not one label
+    first_unlabelled: str = ""
 
     def add_bad(self, bad: BadRow) -> None:
         """Count a bad row, and name it: at once, as the file may be long."""
@@ -69,8 +72,11 @@ class _Counts:
         """Count a prediction."""
         self.predicted += 1
         self.labelled += prediction.truth is not None
-        self.hits += prediction.truth == guess_of(prediction, classes)
+        self.hits += prediction.truth == classes[prediction.guess]
         self.in_classes += prediction.truth in classes
+        if prediction.truth is None and not prediction.part.is_undecided:
+            self.unlabelled += 1
+            self.first_unlabelled = self.first_unlabelled or prediction.id
 
 
 def load_predictor(path: Path) -> tuple[LSTMClassifier, Architecture]:
@@ -90,20 +96,22 @@ def predict_file(model_path: Path, source: Source, out: Path | None, per: Per | 
     the first LISTED of those rows is named on stderr. The file `out` appears when it is complete,
     and one that exists already stays as it is if the exit code is 2. Raises UserError.
     """
-    _check_out(out)
+    _check_out(out, source.path)
     model, architecture = load_predictor(model_path)
     journal = Journal()
     tally = Tally()
     predictions = _predictions(model, architecture, source, journal, tally, per)
-    has_parts = architecture.reading.window is not None and per != "recording"
     counts = _Counts()
     # A call that fails never touches a file that is there.
-    is_precious = out is not None and out.exists() and not source.skip_bad
+    is_precious = out is not None and os.path.exists(out) and not source.skip_bad
     with _written(out, keeps=lambda: is_precious and counts.num_bad > 0) as file:
         start = list(islice(predictions, MAX_ROWS))
-        # A table has a column for the truth if its first rows have labels.
-        has_truth = any(isinstance(one, Prediction) and one.truth is not None for one in start)
-        table = _Table(file, out, architecture.classes, has_parts=has_parts, has_truth=has_truth)
+        extras = {
+            "parts": architecture.reading.has_parts and per != "recording",
+            "truth": "label" in journal.roles
+            or any(isinstance(one, Prediction) and one.truth is not None for one in start),
+        }
+        table = _Table(file, out, architecture.classes, extras)
         for one in chain(start, predictions):
             if isinstance(one, BadRow):
                 counts.add_bad(one)
@@ -111,6 +119,10 @@ def predict_file(model_path: Path, source: Source, out: Path | None, per: Per | 
                 counts.add(one, architecture.classes)
                 table.write(one)
     _say(journal, tally, architecture)
+    if counts.labelled and not extras["truth"]:
+        print(
+            f"note: the first {MAX_ROWS} rows have no label, so no truth is shown", file=sys.stderr
+        )
     where = "" if out is None else f" in {out}"
     if is_precious and counts.num_bad:
         where = f"; {out} is left as it was, --on-bad-row skip writes it"
@@ -118,9 +130,20 @@ def predict_file(model_path: Path, source: Source, out: Path | None, per: Per | 
     return USAGE_ERROR if counts.num_bad and not source.skip_bad else 0
 
 
-def _check_out(out: Path | None) -> None:
-    if out is not None and out.suffix not in SUFFIXES:
+def _check_out(out: Path | None, source: Path | None = None) -> None:
+    if out is None:
+        return
+    if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: expected a name that ends in .csv or .jsonl")
+    if source is not None and _is_same(out, source):
+        raise UserError(f"--out {out}: is the input; name another file")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return False
 
 
 @contextmanager
@@ -138,7 +161,8 @@ def _written(out: Path | None, keeps: Callable[[], bool] = lambda: False) -> Ite
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error.strerror or error}") from None
     finally:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink(missing_ok=True)
 
 
 def _predictions(
@@ -149,12 +173,16 @@ def _predictions(
     tally: Tally,
     per: Per | None,
 ) -> Iterator[Prediction | BadRow]:
-    if per is not None and architecture.reading.window is None:
-        raise UserError(f"--per {per}: the model was not trained on windows")
+    _check_per(architecture, per)
     options = options_of_model(architecture, source.options)
     rows = read_rows(source.path, options, journal, format=source.format)
     predictions = predict_rows(model, architecture, rows, tally)
     return by_recording(predictions) if per == "recording" else predictions
+
+
+def _check_per(architecture: Architecture, per: Per | None) -> None:
+    if per is not None and architecture.reading.window is None:
+        raise UserError(f"--per {per}: the model was not trained on windows")
 
 
 def write_split(
@@ -166,16 +194,19 @@ def write_split(
 ) -> None:
     """Write id, truth, class and all probabilities of each example of a split."""
     _check_out(out)
-    if per is not None and architecture.reading.window is None:
-        raise UserError(f"--per {per}: the model was not trained on windows")
-    origins = sequences.origins
+    _check_per(architecture, per)
     predictions: Iterable[Prediction | BadRow] = predict_split(model, sequences)
     if per == "recording":
         predictions = by_recording(predictions)
-    has_parts = origins is not None and origins.has_parts and per != "recording"
+    origins = sequences.origins
+    extras = {
+        "place": origins is not None and _has_twins(origins),
+        "parts": origins is not None and origins.has_parts and per != "recording",
+        "truth": True,
+    }
     counts = _Counts()
     with _written(out) as file:
-        table = _Table(file, out, architecture.classes, has_parts=has_parts, has_truth=True)
+        table = _Table(file, out, architecture.classes, extras)
         for one in predictions:
             assert isinstance(one, Prediction)
             counts.add(one, architecture.classes)
@@ -183,48 +214,46 @@ def write_split(
     print(_summary(counts, "" if out is None else f" in {out}"), file=sys.stderr)
 
 
+def _has_twins(origins: Origins) -> bool:
+    """Return whether the split's files have an id twice, as files without ids have."""
+    is_of_split = torch.isin(origins.sources, origins.sources[origins.rows])
+    rows = is_of_split.nonzero()[:, 0].tolist()
+    return len({origins.ids[row] for row in rows}) < len(rows)
+
+
 class _Table:
-    """A .csv or .jsonl of predictions."""
+    """A .csv or .jsonl of predictions. Not every table has a place, parts and the truth."""
 
     def __init__(
-        self,
-        file: TextIO,
-        out: Path | None,
-        classes: tuple[str, ...],
-        *,
-        has_parts: bool,
-        has_truth: bool,
+        self, file: TextIO, out: Path | None, classes: tuple[str, ...], extras: Mapping[str, bool]
     ) -> None:
         self._file = file
         self._classes = classes
-        self._has_parts = has_parts
-        self._has_truth = has_truth
-        self._csv = csv.writer(file) if out is None or out.suffix == ".csv" else None
+        self._extras = extras
+        is_csv = out is None or out.suffix.lower() == ".csv"
+        self._csv = csv.writer(file) if is_csv else None
         if self._csv:
-            parts = ["first_step", "last_step"] * has_parts
-            names = ["id", *parts, *["truth"] * has_truth, "class"]
-            self._csv.writerow([*names, *(f"p({name})" for name in classes)])
+            names = {"place": ["place"], "parts": ["first_step", "last_step"], "truth": ["truth"]}
+            chosen = [name for extra in names if extras.get(extra) for name in names[extra]]
+            self._csv.writerow(["id", *chosen, "class", *(f"p({name})" for name in classes)])
 
     def write(self, prediction: Prediction) -> None:
         """Write a line."""
         line: dict[str, object] = {"id": prediction.id}
-        if self._has_parts:
+        if self._extras.get("place"):
+            line["place"] = prediction.place
+        if self._extras.get("parts"):
             # People count steps from 1, and the last step is in the window.
-            line |= {"first_step": prediction.first + 1, "last_step": prediction.end}
-        if self._has_truth:
+            line |= {"first_step": prediction.part.first + 1, "last_step": prediction.part.end}
+        if self._extras.get("truth"):
             line["truth"] = prediction.truth
-        line["class"] = guess_of(prediction, self._classes)
+        line["class"] = self._classes[prediction.guess]
         if self._csv:
             shown = (f"{p:.6g}" for p in prediction.probabilities)
             self._csv.writerow([*line.values(), *shown])
         else:
             named = dict(zip(self._classes, prediction.probabilities, strict=True))
             self._file.write(json.dumps({**line, "probabilities": named}) + "\n")
-
-
-def guess_of(prediction: Prediction, classes: tuple[str, ...]) -> str:
-    """Return the most probable class."""
-    return classes[max(range(len(classes)), key=prediction.probabilities.__getitem__)]
 
 
 def measure_file(
@@ -236,41 +265,72 @@ def measure_file(
     """
     model, architecture = load_predictor(model_path)
     classes = architecture.classes
+    numbers = {name: number for number, name in enumerate(classes)}
+    options = replace(source.options, needs_label=source.options.labels is None)
+    source = source._replace(options=options)
     journal = Journal()
     tally = Tally()
     counts = _Counts()
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     loss = 0.0
     for one in _predictions(model, architecture, source, journal, tally, per):
-        if isinstance(one, Prediction) and one.truth not in classes:
-            problem = (
-                f"label '{quote(one.truth)}': no class of the model" if one.truth else "no label"
-            )
-            one = BadRow(f"{source.path}, '{quote(one.id)}'", problem)
-        if isinstance(one, BadRow):
-            counts.add_bad(one)
+        bad = one if isinstance(one, BadRow) else _find_bad_label(one, architecture, source)
+        if bad is not None:
+            counts.add_bad(bad)
             continue
-        truth = classes.index(one.truth or "")
-        guess = max(range(len(classes)), key=one.probabilities.__getitem__)
-        confusion[truth, guess] += 1
-        loss -= math.log(max(one.probabilities[truth], sys.float_info.min))
+        assert isinstance(one, Prediction)
         counts.add(one, classes)
+        if one.truth is not None:
+            truth = numbers[one.truth]
+            confusion[truth, one.guess] += 1
+            loss -= math.log(max(one.probabilities[truth], sys.float_info.min))
     _say(journal, tally, architecture)
+    _check_measured(counts, source)
+    return Metrics(loss / counts.labelled, confusion), classes
+
+
+def _find_bad_label(
+    prediction: Prediction, architecture: Architecture, source: Source
+) -> BadRow | None:
+    """Return what is wrong with a label; None if it can be measured, or if there is none."""
+    truth = prediction.truth
+    if truth is not None and truth not in architecture.classes:
+        problem = f"label '{quote(truth)}': no class of the model"
+    elif prediction.part.is_undecided and not architecture.reading.has_parts:
+        problem = "more than one label"
+    else:
+        return None
+    return BadRow(f"{source.path}, '{quote(prediction.id)}'", problem)
+
+
+def _check_measured(counts: _Counts, source: Source) -> None:
+    """Say what was not measured. Raises UserError if it must be, or if nothing was."""
+    remedy = "--on-bad-row skip leaves them out"
     if counts.num_bad and not source.skip_bad:
-        raise UserError(
-            f"{counts.num_bad:,} rows cannot be measured, see above; --on-bad-row skip leaves them "
-            "out"
-        )
+        raise UserError(f"{counts.num_bad:,} rows cannot be measured, see above; {remedy}")
     if not counts.predicted:
-        raise UserError(f"{source.path}: no sequences there")
+        raise UserError(f"{source.path}: no sequence there can be measured")
+    if not counts.labelled:
+        raise UserError(
+            f"{source.path}: no sequence has a label; name their column with --label, or a file "
+            "of labels with --labels"
+        )
+    if counts.unlabelled and not source.skip_bad:
+        raise UserError(
+            f"{source.path}: {counts.unlabelled:,} sequences, the first of them "
+            f"'{quote(counts.first_unlabelled)}', have no label; {remedy}"
+        )
     if counts.num_bad:
         print(f"{counts.num_bad:,} rows were left out, see above", file=sys.stderr)
-    return Metrics(loss / counts.predicted, confusion), classes
+    if counts.unlabelled:
+        print(f"{counts.unlabelled:,} sequences without a label were left out", file=sys.stderr)
 
 
 def _say(journal: Journal, tally: Tally, architecture: Architecture) -> None:
     """Print on stderr what the reading decided, and what is unlike the training data."""
-    aside = [f"{name or repr(name)} ({why})" for name, why in journal.left_aside.items()]
+    aside = [
+        f"{quote(name) if name else repr(name)} ({why})" for name, why in journal.left_aside.items()
+    ]
     if aside:
         more = f" and {len(aside) - LISTED} more" * (len(aside) > LISTED)
         print(f"left aside: {', '.join(aside[:LISTED])}{more}", file=sys.stderr)

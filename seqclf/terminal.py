@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from seqclf.config.settings import settings_by_name
 from seqclf.data.batches import padding_fraction
+from seqclf.data.readers.rows import quote
 from seqclf.data.sequences import Sequences
 from seqclf.evaluate import Metrics
 from seqclf.model import LSTMClassifier
@@ -27,6 +28,7 @@ WIDTH = 80  # columns of a terminal
 MOST_LINES = 32  # of a sequence that is drawn
 MOST_FEATURES = 28  # on a line
 SHADES = " .:-=+*#%@"  # dark to bright
+ERROR_COLUMNS = ("truth", "guess", "errors")
 BAR_WIDTH = 20  # of probability 1, where the line has room for it
 
 
@@ -141,22 +143,52 @@ def opening(setup: Setup, path: Path) -> list[str]:
 
 
 def metrics_text(metrics: Metrics, classes: tuple[str, ...]) -> str:
-    """Return metrics and the confusion matrix, with a row for each true class."""
+    """Return metrics and the confusion matrix, with a row for each true class.
+
+    Where the matrix is wider than a terminal, its most frequent errors are listed in its place.
+    """
     lines = [
         f"examples  {metrics.count:,}",
         f"accuracy  {metrics.accuracy:.2%}",
         f"macro F1  {metrics.macro_f1:.4f}",
         f"loss      {metrics.loss:.4f}",
         "",
-        "rows: the truth; columns: the guess",
     ]
-    width = max(map(len, classes))
+    names = [quote(name) for name in classes]
     counts = [[f"{count:,}" for count in row] for row in metrics.confusion.tolist()]
-    cell = max(len(text) for row in [list(classes), *counts] for text in row)
-    lines.append(" " * width + "".join(f" {name:>{cell}}" for name in classes))
-    for name, row in zip(classes, counts, strict=True):
-        lines.append(f"{name:<{width}}" + "".join(f" {text:>{cell}}" for text in row))
-    return "\n".join(lines)
+    numbered = [f"{number} {name}" for number, name in enumerate(names)]
+    for rows, columns in ((names, names), (numbered, [*map(str, range(len(names)))])):
+        width = max(map(len, rows))
+        cell = max(len(text) for row in [columns, *counts] for text in row)
+        if width + (1 + cell) * len(names) > WIDTH:
+            continue
+        lines.append("rows: the truth; columns: the guess")
+        lines.append(" " * width + "".join(f" {name:>{cell}}" for name in columns))
+        for name, row in zip(rows, counts, strict=True):
+            lines.append(f"{name:<{width}}" + "".join(f" {text:>{cell}}" for text in row))
+        return "\n".join(lines)
+    return "\n".join([*lines, *_error_lines(metrics.confusion, names)])
+
+
+def _error_lines(confusion: Tensor, names: list[str]) -> list[str]:
+    """Return the most frequent pairs of a truth and another guess, and their counts."""
+    errors = confusion.clone().fill_diagonal_(0)
+    counts, pairs = errors.flatten().sort(descending=True, stable=True)
+    num_pairs = int((counts > 0).sum())
+    num_shown = min(num_pairs, MOST_LINES)
+    rows = [
+        (names[pair // len(names)], names[pair % len(names)], f"{count:,}")
+        for pair, count in zip(pairs[:num_shown].tolist(), counts.tolist(), strict=False)
+    ]
+    widths = [max(len(row[column]) for row in [ERROR_COLUMNS, *rows]) for column in range(2)]
+    more = f"and {num_pairs - num_shown:,} more pairs; " if num_pairs > num_shown else ""
+    return [
+        *(
+            f"{truth:<{widths[0]}}  {guess:<{widths[1]}}  {count}"
+            for truth, guess, count in [ERROR_COLUMNS, *rows]
+        ),
+        f"{more}--json prints the whole confusion matrix",
+    ]
 
 
 def where_it_goes_on(step: int, saved_step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from helpers.reading import numbers, problems, rows, write
 from hypothesis import HealthCheck, given, settings
@@ -246,7 +248,7 @@ def test_jsonl_of_every_kind(tmp_path: Path) -> None:
         ('{"tokens": ["\\ud800"]}', "token 1: not UTF-8"),
         ('{"text": ""}', "an empty sequence"),
         ('{"text": "\\ud800"}', "text: not UTF-8"),
-        ('{"text": "a", "tokens": ["a"]}', "expected one of steps, tokens and text, found text"),
+        ('{"text": "a", "tokens": ["a"]}', "found tokens and text; --drop leaves"),
         ('{"text": "a", "label": ["b"]}', "label: a list, expected a text or a number"),
         ('{"text": "a", "label": "' + "b" * 300 + '"}', "300 characters long"),
         ("[1, 2]", "expected an object like"),
@@ -272,7 +274,7 @@ def test_manifest_problems_name_line_file_and_column(tmp_path: Path) -> None:
         "manifest.csv:2: bad.csv:3, column b: 'oops' is not a number",
         "manifest.csv:3: short.csv:2, 1 cells, where other lines have 2",
         "manifest.csv:4: nan.csv:3, column b: a missing value; --fill-missing fills such gaps",
-        "manifest.csv:5: x.wav: expected .npy, .csv, .tsv, .txt",
+        "manifest.csv:5: x.wav: expected .npy, .csv, .tsv, .txt, .png, .jpg, .jpeg, .bmp, .gif",
         "manifest.csv:6: gone.npy: No such file or directory",
         "manifest.csv:7: deep.npy: shape (2, 2, 2), where steps x features are expected",
         "manifest.csv:8: no path",
@@ -355,7 +357,28 @@ def saved() -> bytes:
     return file.getvalue()
 
 
-VALID |= {"x.npz": (compressed(), ReadOptions()), "x.npy": (saved(), ReadOptions())}
+def picture() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
+ARFF = b"@attribute 'x 0' real\n@attribute x1 real\n@attribute class {a,'b c'}\n@data\n1,?,'b c'\n"
+RELATIONAL = b"@attribute r relational\n@attribute x real\n@end r\n@attribute c {a}\n@data\n"
+VALID |= {
+    "x.npz": (compressed(), ReadOptions()),
+    "x.npy": (saved(), ReadOptions()),
+    "flat.jsonl": (b'{"rec": 1, "x": 0.5, "y": [1]}\n{"rec": 1, "x": null}\n', ReadOptions()),
+    "x.json": (b'[{"x": [1, 2], "y": [3, 4], "time": [2, 1], "label": "a"}]', ReadOptions()),
+    "y.json": (b'{"x": [1, 2], "rec": ["a", "b"], "label": [1, 2]}', ReadOptions(id="rec")),
+    "z.json": (b'{"x": {"0": 1}, "label": {"0": "a"}}', ReadOptions()),
+    "x.arff": (ARFF, ReadOptions()),
+    "y.arff": (RELATIONAL + rb"'1,2\n3,4',a", ReadOptions()),
+    "x.txt": (b"  1.0000000e+00  -6.4e-01   NaN\n  2.0000000e+00  1   2\n", ReadOptions()),
+    "x.png": (picture(), ReadOptions()),
+    "x.csv.gz": (gzip.compress(LONG.encode()), ReadOptions(id="id")),
+    "x.ts.gz": (gzip.compress(TS.encode()), ReadOptions()),
+}
 
 
 @pytest.mark.parametrize("keyword", ["@timestamps", "@targetLabel", "@classLabel"])
@@ -365,7 +388,7 @@ def test_a_ts_keyword_without_a_value_is_false(keyword: str, tmp_path: Path) -> 
 
 
 @settings(
-    max_examples=150,
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

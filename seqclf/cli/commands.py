@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,7 @@ from seqclf.config.reference import STARTER, commented_yaml
 from seqclf.config.settings import Config, fields
 from seqclf.errors import UserError
 from seqclf.processes.signals import Signals, end_with_launcher
-from seqclf.run.records import CONFIG, FACTS, Facts, read_record
+from seqclf.run.records import CONFIG, FACTS, Facts, finite_or_null, read_record
 
 if TYPE_CHECKING:
     from seqclf.data.readers.rows import ReadOptions
@@ -57,8 +58,11 @@ def evaluate_command(arguments: Namespace) -> int:
         from seqclf.terminal import metrics_text
 
         metrics, classes = measure_file(arguments.run_dir, *_source(arguments))
-        text = metrics_text(metrics, classes)
-        print(json.dumps(metrics.to_json(classes)) if arguments.json else text)
+        if arguments.json:
+            loss = finite_or_null({"loss": metrics.loss})
+            print(json.dumps(metrics.to_json(classes) | loss))
+        else:
+            print(metrics_text(metrics, classes))
         return 0
     _refuse_read_options(arguments)
     if arguments.per is not None:
@@ -66,7 +70,7 @@ def evaluate_command(arguments: Namespace) -> int:
     config, run_dir = _load_run(arguments)
     named = evaluate_run(config, run_dir)
     if arguments.json:
-        print(json.dumps(named))
+        print(json.dumps(finite_or_null(named)))
         return 0
     for name, value in named.items():
         print(f"{name:<14} {value:.6f}")
@@ -315,9 +319,15 @@ def completion_command(arguments: Namespace) -> int:
 
 def _run_dir(arguments: Namespace) -> Path:
     run_dir: Path = arguments.run_dir
-    if not (run_dir / CONFIG).is_file():
-        raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
-    return run_dir
+    # os.path, as a name that cannot be is no file either.
+    if os.path.isfile(run_dir / CONFIG):
+        return run_dir
+    from seqclf.run.checkpoint import MODEL_FILE
+
+    if os.path.isfile(run_dir / MODEL_FILE):
+        remedy = "name a file after it, or the directory of its run"
+        raise UserError(f"{run_dir}: a model without its run, and so without its data; {remedy}")
+    raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
 
 
 def _load_run(arguments: Namespace) -> tuple[Config, Path]:

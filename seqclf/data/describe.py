@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from seqclf.data.readers.rows import quote
 NUM_BARS = 12
 BAR_WIDTH = 40
 MOST_NAMED = 20  # features or columns in a line; dataset.json has all
+MOST_LINES = 100  # of classes or of features
 
 
 def describe_dataset(folder: Path) -> str:
@@ -44,10 +45,7 @@ def describe_dataset(folder: Path) -> str:
     lengths = torch.cat([split.lengths for split in splits.values() if split.lengths is not None])
     lines += ["", "lengths (steps, all parts)", *_histogram(lengths), "", *_class_lines(info)]
     if info.features:
-        width = max(map(len, info.features))
-        lines += ["", f"{'feature':<{max(width, 7)}} {'mean':>12} {'std':>12}  (training part)"]
-        for name, mean, std in zip(info.features, info.mean, info.std, strict=True):
-            lines.append(f"{name:<{max(width, 7)}} {mean:>12.5g} {std:>12.5g}")
+        lines += ["", *_feature_lines(info)]
     return "\n".join(lines)
 
 
@@ -96,13 +94,31 @@ def _histogram(lengths: Tensor) -> list[str]:
 
 
 def _class_lines(info: DatasetInfo) -> list[str]:
-    width = max(5, *(len(name) for name in info.classes))
-    lines = [f"{'class':<{width}} " + "".join(f"{name:>9}" for name in info.parts)]
     totals: Counter[str] = Counter()
     for split in info.parts.values():
         totals.update(split.classes)
-    for name in info.classes:
+    shown = [quote(name) for name in info.classes[:MOST_LINES]]
+    width = max(map(len, ["class", *shown]))
+    lines = [f"{'class':<{width}} " + "".join(f"{name:>9}" for name in info.parts)]
+    for title, name in zip(shown, info.classes, strict=False):
         counts = "".join(f"{split.classes[name]:>9,}" for split in info.parts.values())
         fraction = totals[name] / max(1, totals.total())
-        lines.append(f"{name:<{width}} {counts}  {fraction:6.1%}")
-    return lines
+        lines.append(f"{title:<{width}} {counts}  {fraction:6.1%}")
+    return lines + _more(info.classes)
+
+
+def _feature_lines(info: DatasetInfo) -> list[str]:
+    shown = [quote(name) for name in info.features[:MOST_LINES]]
+    width = max(map(len, ["feature", *shown]))
+    lines = [f"{'feature':<{width}} {'mean':>12} {'std':>12}  (training part)"]
+    # As the files have them: the numbers that are stored may lack an offset.
+    for title, mean, std, offset in zip(
+        shown, info.mean, info.std, info.reading.offset or (0.0,) * len(info.mean), strict=False
+    ):
+        number = f"{mean + offset:.10g}" if offset else f"{mean:.5g}"
+        lines.append(f"{title:<{width}} {number:>12} {std:>12.5g}")
+    return lines + _more(info.features)
+
+
+def _more(names: Sequence[str]) -> list[str]:
+    return [f"and {len(names) - MOST_LINES:,} more"] * (len(names) > MOST_LINES)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from seqclf.data.prepared import SPLITS, VALUE_TYPES, Kind
-from seqclf.data.readers.rows import BadRow, Row
+from seqclf.data.readers.rows import BadRow, Row, quote
 from seqclf.data.reading import Reading
 from seqclf.data.windows import cut_into_parts
 
@@ -99,9 +99,10 @@ class Draft:
 
     first_seen: dict[int, str] = field(default_factory=dict)  # where each class came first
     bad_rows: list[BadRow] = field(default_factory=list)
-    num_filled: int = 0
+    num_filled: int = 0  # missing values between or beside others of their feature
+    num_unmeasured: int = 0  # missing values of features without any value in their sequence
     num_padding: int = 0
-    num_undecided: int = 0  # windows without a label
+    num_undecided: int = 0  # parts whose steps have not one label
     num_lost: int = 0  # steps in no window
     num_rows: int = 0
 
@@ -113,12 +114,18 @@ class Draft:
     _block: list[np.ndarray] = field(default_factory=list)
     _block_size: int = 0
 
-    def find_problem(self, row: Row) -> str | None:
-        """Return why a row cannot stand beside those before it, None if it can."""
+    def find_problem(self, row: Row, split: str | None) -> str | None:
+        """Return why a row cannot stand beside those before it, None if it can.
+
+        `split` is the one that the row's whole file belongs to, if the user names one.
+        """
         if not row.label and row.step_labels is None:
             return "no label; give it one, or name its column with --label"
         if row.split is not None and row.split not in SPLITS:
-            return f"split '{row.split}': expected train, val or test"
+            name = quote(row.split)
+            return f"split '{name}': expected train, val or test; --drop leaves its column out"
+        if row.split is not None and split not in (None, row.split):
+            return f"split '{row.split}', but --{split} names this file; name it without --{split}"
         if not self.num_rows:
             return None
         kind, num_features = _kind_and_features(row)
@@ -129,8 +136,8 @@ class Draft:
         # A file that names its features may stand beside one that does not.
         if row.features is not None and row.features != (self.features or row.features):
             return (
-                f"features {', '.join(row.features)}, where rows before have "
-                f"{', '.join(self.features or ())}"
+                f"features {quote(', '.join(row.features))}, where rows before have "
+                f"{quote(', '.join(self.features or ()))}"
             )
         return None
 
@@ -143,7 +150,9 @@ class Draft:
         if not self.num_rows:
             self.kind, self.num_features = _kind_and_features(row)
             self.features = row.features
-        parts, num_undecided, num_lost = cut_into_parts(row, self.reading)
+        parts, num_lost = cut_into_parts(row, self.reading)
+        num_undecided = sum(part.is_undecided for part in parts)
+        parts = [part for part in parts if not part.is_undecided]
         if row.group is not None or self.keeps_groups or self.group_ids:
             # The first row that names a group may come late.
             for number in range(len(self.groups), len(self.labels)):
@@ -152,7 +161,8 @@ class Draft:
             self._add_to_group(row.group or f"\0{self.num_rows}", len(parts))
         values = self._values_of(row)
         for part in parts:
-            label = self.class_ids.setdefault(part.label or "", len(self.class_ids))
+            assert part.label  # find_problem refuses a row without one
+            label = self.class_ids.setdefault(part.label, len(self.class_ids))
             self.first_seen.setdefault(label, row.where)
             self.offsets.append(self.offsets[-1] + part.end - part.first)
             self.labels.append(label)
@@ -164,7 +174,9 @@ class Draft:
         # Without the name of the file: the same data are the same data set wherever they lie.
         self.places.add(row.where.removeprefix(file_name))
         self.sources.append(source)
-        self.num_filled += row.filled
+        num_unmeasured = _count_unmeasured(row)
+        self.num_filled += row.filled - num_unmeasured
+        self.num_unmeasured += num_unmeasured
         self.num_padding += row.padding
         self.num_undecided += num_undecided
         self.num_lost += num_lost
@@ -208,9 +220,11 @@ class Draft:
         if self.kind != "vectors":
             return Adjustment()
         low, high = (np.broadcast_to(edge, self.num_features) for edge in (self.low, self.high))
+        # A feature without any value, or with one value alone, has no range.
+        width = np.where(high > low, high, 0.0) - np.where(high > low, low, 0.0)
         rounding = np.maximum(np.abs(low), np.abs(high)) * 2.0**-24
-        is_far = (rounding > LARGEST_ROUNDING * (high - low)) & (high > low)
-        middle = np.where(is_far, low + (high - low) / 2, 0.0)
+        is_far = (width > 0) & (rounding > LARGEST_ROUNDING * width)
+        middle = np.where(is_far, low, 0.0) + np.where(is_far, width / 2, 0.0)
         gaps = np.flatnonzero(np.broadcast_to(self.has_gaps, self.num_features))
         return Adjustment(
             tuple(middle.tolist()) if is_far.any() else (),
@@ -251,6 +265,13 @@ def _kind_and_features(row: Row) -> tuple[Kind, int]:
     if isinstance(row.steps, tuple):
         return "tokens", 0
     return ("text", 0) if row.steps.ndim == 1 else ("vectors", row.steps.shape[1])
+
+
+def _count_unmeasured(row: Row) -> int:
+    """Return how many values of a row no reader could fill: all of a feature are missing."""
+    if row.measured is None or not isinstance(row.steps, np.ndarray):
+        return 0
+    return int(np.isnan(row.steps).sum())
 
 
 def as_tensor(numbers: array[int]) -> Tensor:

@@ -75,9 +75,16 @@ def _counts(draft: Draft) -> Iterator[str]:
     """Yield a line for all that was filled, or is in no example."""
     if draft.num_filled:
         yield f"{draft.num_filled:,} missing values are filled, from their neighbours in time"
+    if draft.num_unmeasured:
+        yield (
+            f"{draft.num_unmeasured:,} missing values are filled with the feature's mean over "
+            "train, as the feature has no value in their sequence"
+        )
     if draft.num_padding:
         yield f"{draft.num_padding:,} steps of padding are left off, at the ends of sequences"
-    if draft.num_undecided:
+    if draft.num_undecided and draft.reading.on_label_change == "cut":
+        yield f"{draft.num_undecided:,} stretches of sequences are left out: no label there"
+    elif draft.num_undecided:
         yield f"{draft.num_undecided:,} windows are left out: too few of their steps have one label"
     if draft.num_lost:
         yield f"{draft.num_lost:,} steps are in no window"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from seqclf.data.readers.rows import quote
 
 MOST_NAMED = 5  # features that a note names
 MOST_FEATURES = 2000  # of which the facts are compared
+MOST_DECIMALS = 10  # classes that may be called 0.5, 1.5 ...
 
 
 def find_notes(path: Path, draft: Draft, labels: Tensor, splits: Tensor) -> Iterator[str]:
@@ -26,31 +27,32 @@ def find_notes(path: Path, draft: Draft, labels: Tensor, splits: Tensor) -> Iter
         yield "every sequence has one step: is a line one sequence? --form wide reads it so"
     elif draft.kind == "vectors" and longest < draft.num_features:
         yield (
-            f"sequences of {int(lengths.min())} to {longest} steps have {draft.num_features:,} "
-            "features a step, which is more; --channels-first reads arrays of cases x channels x "
-            "time"
+            f"no sequence has more than {longest} steps, but a step has {draft.num_features:,} "
+            "features; --channels-first reads arrays of cases x channels x time"
         )
     for number, split in enumerate(SPLITS):
         if number and not (splits == number).any():
             yield f"no example is in {split}"
+    if _are_measured(draft.class_ids):
+        yield (
+            f"the {len(draft.class_ids):,} labels are numbers with decimals: seqclf tells classes "
+            "apart and predicts no numbers"
+        )
     if draft.kind == "vectors" and draft.num_features <= MOST_FEATURES:
         yield from _feature_notes(draft, find_facts(path, draft, labels, splits), longest=longest)
 
 
 def _feature_notes(draft: Draft, facts: FeatureFacts, *, longest: int) -> Iterator[str]:
-    features = range(draft.num_features)
     names = draft.feature_names
 
     def titles(indices: list[int]) -> str:
         shown = ", ".join(quote(names[index]) for index in indices[:MOST_NAMED])
         return shown + f" and {len(indices) - MOST_NAMED} more" * (len(indices) > MOST_NAMED)
 
-    constant = [index for index in features if facts.is_constant_F[index]] if longest > 1 else []
-    decisive = [index for index in features if facts.decides(index)]
-    rising = [index for index in features if facts.rises_F[index]] if longest > 1 else []
-    if draft.num_features == 1:
-        # A single feature is the measurement itself, and may well rise or decide.
-        rising = decisive = []
+    constant = facts.constant if longest > 1 else []
+    # A single feature is the measurement itself, and may well rise or decide.
+    rising = facts.rising if draft.num_features > 1 else []
+    decisive = facts.decisive if draft.num_features > 1 else []
     if constant:
         yield (
             f"{titles(constant)}: the same at all steps of a sequence, in every sequence; "
@@ -66,6 +68,15 @@ def _feature_notes(draft: Draft, facts: FeatureFacts, *, longest: int) -> Iterat
             f"{titles(decisive)}: this feature alone tells the classes apart; if it says the label "
             "in other words, --drop it"
         )
+
+
+def _are_measured(labels: Collection[str]) -> bool:
+    """Return whether labels look like measured numbers."""
+    try:
+        numbers = list(map(float, labels))
+    except ValueError:
+        return False
+    return len(numbers) > MOST_DECIMALS and any(number % 1 for number in numbers)
 
 
 def num_classes_of(labels: Tensor, splits: Tensor) -> int:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,7 +26,7 @@ from seqclf.data.index import write_index
 from seqclf.data.notes import num_classes_of
 from seqclf.data.prepared import INFO, LEFT_OUT, SPLITS, VALUES, DatasetInfo
 from seqclf.data.readers import read_rows
-from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, Row
+from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, Row, quote
 from seqclf.data.reading import LabelChange, Reading
 from seqclf.data.splits import deal_by_class, deal_by_group
 from seqclf.errors import UserError
@@ -40,6 +41,7 @@ OTHER_FRACTIONS = (
 )
 SKIPPED = "skipped.txt"
 LISTED = 10  # a message lists this many bad rows; SKIPPED lists all
+MOST_CLASSES = 10_000  # an evaluation counts all pairs of them
 
 
 class Input(NamedTuple):
@@ -132,6 +134,7 @@ def prepare(
     """
     with _staged(out, overwrite=preparation.overwrite) as folder:
         draft, journal = _read_inputs(folder / VALUES, inputs, preparation, say)
+        _check_classes(draft, preparation)
         splits, bad_classes = _leave_out(draft, _choose_splits(draft, preparation))
         bad_rows = [*draft.bad_rows, *bad_classes]
         if not preparation.skip_bad:
@@ -175,14 +178,37 @@ def _read_inputs(
     return draft, journal
 
 
+def _check_classes(draft: Draft, preparation: Preparation) -> None:
+    """Refuse labels that look like numbers to predict, or like ids. Raises UserError."""
+    if not len(draft.labels):
+        raise UserError(
+            f"no window is left: in none of {draft.num_undecided:,} have enough steps one label; "
+            "choose a smaller --window or --min-share"
+        )
+    counts = torch.bincount(as_tensor(draft.labels))
+    num_single = int((counts == 1).sum())
+    are_mostly_single = num_single > LISTED and 2 * num_single > len(counts)
+    if len(counts) > MOST_CLASSES or (are_mostly_single and not preparation.skip_bad):
+        first = ", ".join(f"'{quote(name)}'" for name in islice(draft.class_ids, 3))
+        raise UserError(
+            f"{len(counts):,} different labels, such as {first}, of which {num_single:,} have one "
+            "example: are they numbers to predict, or ids? seqclf tells classes apart, of which it "
+            f"takes at most {MOST_CLASSES:,}; name the column of the class with --label"
+        )
+
+
 def _check_splits(draft: Draft, splits: Tensor, preparation: Preparation) -> None:
     """Refuse a data set that nothing can be learnt from. Raises UserError with the remedy."""
-    if not (splits != LEFT_OUT).any():
-        _refuse(draft.bad_rows)
     labels = as_tensor(draft.labels)
-    if num_classes_of(labels, splits) < 2:
-        name = next(iter(draft.class_ids), "")
-        raise UserError(f"one class alone, '{name}': there is nothing to tell apart; add another")
+    kept = labels[splits != LEFT_OUT].unique().tolist()
+    if not kept:
+        _refuse(draft.bad_rows)
+        raise UserError("no class has two examples, so none is left; give more of them")
+    if len(kept) == 1:
+        name = next(name for name, label in draft.class_ids.items() if label == kept[0])
+        raise UserError(
+            f"one class alone, '{quote(name)}': there is nothing to tell apart; add another"
+        )
     for number in (0, 2):
         if (splits == number).any():
             continue
@@ -192,25 +218,47 @@ def _check_splits(draft: Draft, splits: Tensor, preparation: Preparation) -> Non
                 f"{message}, and none of them says {SPLITS[number]}; add files with "
                 f"--{SPLITS[number]}, or leave out --split-column, --train, --val and --test"
             )
-        message += f", split {','.join(map(str, preparation.fractions))}"
+        if len(draft.groups):
+            num_groups = len(as_tensor(draft.groups).unique())
+            message += f" of {num_groups:,} recordings or groups, which stay in one split each"
+        message += f", split {_join(preparation.fractions)}"
         for fractions in OTHER_FRACTIONS:
-            dealt, _ = _leave_out(draft, _deal(draft, replace(preparation, fractions=fractions)))
-            if all((dealt == part).any() for part, share in enumerate(fractions) if share):
-                remedy = f"--split {','.join(map(str, fractions))} works"
-                raise UserError(f"{message}; {remedy}, or give more of them")
+            if _can_split(draft, replace(preparation, fractions=fractions)):
+                raise UserError(
+                    f"{message}; --split {_join(fractions)} works, or give more of them"
+                )
         raise UserError(f"{message}; give more of them")
+
+
+def _join(fractions: Sequence[float]) -> str:
+    return ",".join(f"{fraction:g}" for fraction in fractions)
+
+
+def _can_split(draft: Draft, preparation: Preparation) -> bool:
+    """Return whether a preparation of the same rows would succeed."""
+    splits, bad_classes = _leave_out(draft, _deal(draft, preparation))
+    if bad_classes and not preparation.skip_bad:
+        return False
+    has_examples = [bool((splits == number).any()) for number in range(len(SPLITS))]
+    return num_classes_of(as_tensor(draft.labels), splits) > 1 and all(
+        has or not share for has, share in zip(has_examples, preparation.fractions, strict=True)
+    )
 
 
 @contextmanager
 def _staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a folder that becomes `out` at the end; if the body raises, nothing is left of it."""
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists already; name another folder, or add --overwrite")
-    if out.exists() and overwrite and not (out / INFO).exists() and any(out.iterdir()):
-        raise UserError(f"--out {out}: holds something else than a data set; name another folder")
-    staging = out.with_name(f".{out.name}.partial")
-    old = out.with_name(f".{out.name}.old")
+    title = f"--out {out}"
+    out = Path(os.path.abspath(out))  # . and .. have no name
+    staging = out.parent / f".{out.name}.partial"
+    old = out.parent / f".{out.name}.old"
+    if out == Path.cwd():
+        raise UserError(f"{title}: is the folder you are in; name another folder")
     try:
+        if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{title}: exists already; name another folder, or add --overwrite")
+        if out.exists() and overwrite and not (out / INFO).exists() and any(out.iterdir()):
+            raise UserError(f"{title}: holds something else than a data set; name another folder")
         # A preparation that was killed may have left them.
         for stale in (staging, old):
             shutil.rmtree(stale, ignore_errors=True)
@@ -228,7 +276,7 @@ def _staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot write it: {error.strerror or error}") from None
+        raise UserError(f"{title}: cannot write it: {error.strerror or error}") from None
 
 
 def _write_rows(
@@ -236,8 +284,7 @@ def _write_rows(
 ) -> tuple[Draft, Journal]:
     """Write all steps of all good rows after a header."""
     reading = preparation.reading
-    has_parts = reading.window is not None or reading.on_label_change == "cut"
-    keeps_groups = has_parts or preparation.options.group is not None
+    keeps_groups = reading.has_parts or preparation.options.group is not None
     draft = Draft(file, reading, adjustment, keeps_groups=keeps_groups)
     journal = Journal()
     options = replace(
@@ -247,7 +294,7 @@ def _write_rows(
     )
     # The header holds the number of steps, so it is written last, into this space.
     file.write(b"\0" * HEADER_BYTES)
-    sizes = [path.stat().st_size for path, _ in inputs if path.is_file()]
+    sizes = [os.path.getsize(path) for path, _ in inputs if os.path.isfile(path)]
     with tqdm(
         total=sum(sizes) if len(sizes) == len(inputs) else None,
         unit="B",
@@ -260,7 +307,7 @@ def _write_rows(
             for row in read_rows(
                 path, options, journal, progress=bar.update, format=preparation.format
             ):
-                problem = draft.find_problem(row) if isinstance(row, Row) else None
+                problem = draft.find_problem(row, split) if isinstance(row, Row) else None
                 if isinstance(row, Row) and not problem:
                     draft.add(row, split or row.split, source=number, file_name=str(path))
                     continue
@@ -319,19 +366,19 @@ def _deal(draft: Draft, preparation: Preparation) -> Tensor:
 def _leave_out(draft: Draft, splits: Tensor) -> tuple[Tensor, list[BadRow]]:
     """Leave out examples whose class cannot be learnt; return the splits, and these classes."""
     labels = as_tensor(draft.labels)
-    counts = torch.bincount(labels).tolist()
-    train_counts = torch.bincount(labels[splits == 0], minlength=len(counts)).tolist()
+    counts = torch.bincount(labels)
+    train_counts = torch.bincount(labels[splits == 0], minlength=len(counts))
+    cannot_be_learnt = (counts == 1) | (train_counts == 0)
+    names = list(draft.class_ids)
     bad_classes = []
-    for name, label in draft.class_ids.items():
+    for label in cannot_be_learnt.nonzero()[:, 0].tolist():
+        problem = f"label '{quote(names[label])}': "
         if counts[label] == 1:
-            problem = f"label '{name}': the only example of its class; give it more, or none"
-        elif not train_counts[label]:
-            problem = (
-                f"label '{name}': unknown to training ({counts[label]} examples, none of them in "
-                "train); is it misspelt?"
-            )
+            problem += "the only example of its class; give it more, or none"
         else:
-            continue
+            problem += (
+                f"unknown to training ({counts[label]} examples, none of them in train); is it "
+                "misspelt?"
+            )
         bad_classes.append(BadRow(draft.first_seen[label], problem))
-        splits = torch.where(labels == label, LEFT_OUT, splits)
-    return splits, bad_classes
+    return torch.where(cannot_be_learnt[labels], LEFT_OUT, splits), bad_classes

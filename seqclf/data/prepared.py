@@ -211,7 +211,6 @@ def _origins(info: DatasetInfo, index: dict[str, Tensor]) -> Origins | None:
     """Return where all examples come from; None if an older version prepared them."""
     if "rows" not in index:
         return None
-    reading = info.reading
     return Origins(
         ids=Texts(index["ids"], index["id_offsets"]),
         places=Texts(index["places"], index["place_offsets"]),
@@ -219,7 +218,7 @@ def _origins(info: DatasetInfo, index: dict[str, Tensor]) -> Origins | None:
         sources=index["sources"],
         rows=index["rows"],
         first_steps=index["first_steps"],
-        has_parts=reading.window is not None or reading.on_label_change == "cut",
+        has_parts=info.reading.has_parts,
     )
 
 

@@ -39,6 +39,11 @@ class Reading(BaseModel):
     on_label_change: LabelChange = "error"
     min_share: float = 0.0  # of a window's steps that must have its label
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether a sequence may be a part of one of a file."""
+        return self.window is not None or self.on_label_change == "cut"
+
     # What becomes of the numbers before they are float32 of the model:
     offset: tuple[float, ...] = ()  # taken off each feature in float64; empty: nothing
     measured: tuple[str, ...] = ()  # features beside which a 0 or 1 says whether they were measured

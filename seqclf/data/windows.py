@@ -16,71 +16,77 @@ class Part(NamedTuple):
 
     first: int
     end: int
-    label: str | None
+    label: str | None  # None: nobody labelled the row, or the part is undecided
+    is_undecided: bool = False  # its steps have labels, or might have, but not one for the part
 
 
 class Parts(NamedTuple):
     """The parts of a row, and what is in none of them."""
 
     parts: list[Part]
-    num_undecided: int = 0  # windows without a label that enough of their steps have
-    num_lost: int = 0  # steps that are in no window
+    num_lost: int = 0  # steps that are in no part
 
 
 def cut_into_parts(row: Row, reading: Reading) -> Parts:
-    """Return the examples that a row makes.
+    """Return the parts that a row makes, which do not depend on labels unless these cut it.
 
-    Windows are all of one length; a row, or a part with a label of its own, that is shorter than a
-    window is kept whole. A window has the label that most of its steps have.
+    Windows are all of one length; a row, or a stretch with a label of its own, that is shorter than
+    a window is kept whole. A window has the label that most of its steps have.
     """
     labels = row.step_labels
-    stretches: list[Part] = [Part(0, len(row.steps), row.label)]
+    stretches = [(0, len(row.steps))]
     if labels is not None and reading.on_label_change == "cut":
         stretches = list(_stretches(labels))
-        labels = None
     parts = []
-    num_undecided = 0
     num_lost = 0
-    for stretch in stretches:
-        if labels is None and row.step_labels is not None and stretch.label is None:
-            num_lost += stretch.end - stretch.first
-            continue
-        last_end = stretch.first
-        for first, end in _windows(stretch, reading):
-            num_lost += max(0, first - last_end)
-            last_end = end
-            label = stretch.label
-            if labels is not None:
-                label = _majority(labels[first:end], reading.min_share)
-                if label is None:
-                    num_undecided += 1
-                    continue
-            parts.append(Part(first, end, label))
-        num_lost += stretch.end - last_end
-    return Parts(parts, num_undecided, num_lost)
+    for first, end in stretches:
+        covered = first
+        for window in _windows(first, end, reading):
+            num_lost += max(0, window[0] - covered)
+            covered = window[1]
+            parts.append(_label(row, *window, reading))
+        num_lost += end - covered
+    return Parts(parts, num_lost)
 
 
-def _stretches(labels: Sequence[str]) -> Iterator[Part]:
-    """Yield the steps that follow each other with one label."""
-    for label, members in groupby(enumerate(labels), key=lambda member: member[1]):
-        steps = [step for step, _ in members]
-        yield Part(steps[0], steps[-1] + 1, label or None)
+def _stretches(labels: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield where steps that follow each other with one label begin and end."""
+    end = 0
+    for _, members in groupby(labels):
+        first, end = end, end + len(list(members))
+        yield first, end
 
 
-def _windows(part: Part, reading: Reading) -> Iterator[tuple[int, int]]:
-    """Yield where windows begin and end: all whole ones, or the part if it is shorter."""
+def _windows(first: int, end: int, reading: Reading) -> Iterator[tuple[int, int]]:
+    """Yield where windows begin and end: all whole ones, or all steps if they are fewer."""
     window = reading.window
-    if window is None or part.end - part.first <= window:
-        yield part.first, part.end
+    if window is None or end - first <= window:
+        yield first, end
         return
-    for first in range(part.first, part.end - window + 1, reading.stride or window):
-        yield first, first + window
+    for start in range(first, end - window + 1, reading.stride or window):
+        yield start, start + window
+
+
+def _label(row: Row, first: int, end: int, reading: Reading) -> Part:
+    """Return a part of a row with its label."""
+    if row.step_labels is None:
+        return Part(first, end, row.label)
+    labels = row.step_labels[first:end]
+    if reading.on_label_change == "error":
+        # One label alone may stand at some steps only.
+        found = set(labels) - {""}
+        label = found.pop() if len(found) == 1 else None
+    else:
+        label = _majority(labels, reading.min_share)
+    return Part(first, end, label, is_undecided=label is None)
 
 
 def _majority(labels: Sequence[str], min_share: float) -> str | None:
-    """Return the label that most steps have; None if it is not one, or not of enough steps."""
-    counts = Counter(label for label in labels if label).most_common(2)
-    if not counts or (len(counts) > 1 and counts[0][1] == counts[1][1]):
+    """Return the label that most steps have; None if it is not one, or not of enough steps.
+
+    Steps without a label count as a class of their own.
+    """
+    (label, count), *others = Counter(labels).most_common(2)
+    if not label or (others and others[0][1] == count) or count < min_share * len(labels):
         return None
-    label, count = counts[0]
-    return label if count >= min_share * len(labels) else None
+    return label

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
 
 def _model_folder(path: Path) -> Path:
     """Return where a run keeps its result; the path itself if it is such a folder."""
-    is_bare = (path / MODEL_FILE).is_file() and (path / ARCHITECTURE_FILE).is_file()
+    is_bare = all(os.path.isfile(path / name) for name in (MODEL_FILE, ARCHITECTURE_FILE))
     return path if is_bare else path / MODEL
 
 
@@ -115,7 +116,7 @@ def find_weights(run_dir: Path) -> SavedWeights:
     file = _model_folder(run_dir) / MODEL_FILE
     architecture: object
     step = None
-    if file.exists():
+    if os.path.exists(file):
         content = read_file(file)
         described_in = file.with_name(ARCHITECTURE_FILE)
         architecture = read_json(described_in)

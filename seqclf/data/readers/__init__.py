@@ -10,20 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from seqclf.data.readers.arff import read_arff
 from seqclf.data.readers.arrays import read_npy, read_npz
-from seqclf.data.readers.lines import TextFile, text_file
-from seqclf.data.readers.manifests import read_folder, read_table
-from seqclf.data.readers.records import read_jsonl, read_parquet
-from seqclf.data.readers.rows import STDIN, BadRow, Journal, Progress, ReadOptions, Row
+from seqclf.data.readers.folders import read_folder
+from seqclf.data.readers.images import IMAGES
+from seqclf.data.readers.json_records import read_json, read_jsonl
+from seqclf.data.readers.labels import is_label_table, read_with_labels
+from seqclf.data.readers.lines import text_file
+from seqclf.data.readers.manifests import read_table
+from seqclf.data.readers.own_files import OwnFiles
+from seqclf.data.readers.parquet import read_parquet
+from seqclf.data.readers.rows import STDIN, BadRow, Journal, Progress, ReadOptions, Row, RowError
 from seqclf.data.readers.tables import text_table
 from seqclf.data.readers.ts import read_ts
 from seqclf.errors import UserError
 
 SEPARATORS = {"csv": ",", "tsv": "\t", "txt": " "}
-TEXTS = (*SEPARATORS, "ts", "jsonl")  # may be compressed, or come from standard input
+TEXTS = (*SEPARATORS, "ts", "jsonl", "json", "arff")  # may be compressed, or standard input
 BINARIES = {"npy": read_npy, "npz": read_npz, "parquet": read_parquet}
-FORMATS = (*TEXTS, *BINARIES)
-COLUMNLESS = ("ts", "npy", "npz")
+RECORDS = {"jsonl": read_jsonl, "json": read_json, "arff": read_arff}
+PICTURES = tuple(suffix.removeprefix(".") for suffix in IMAGES)
+FORMATS = (*TEXTS, *BINARIES, *PICTURES)
+COLUMNLESS = ("ts", "npy", "npz", *PICTURES)
 
 
 def read_rows(
@@ -44,39 +52,74 @@ def read_rows(
     name = format or next((suffix for suffix in reversed(suffixes) if suffix != "gz"), "")
     if path == STDIN and format not in TEXTS:
         raise UserError(f"-: say what standard input holds, with --format {', '.join(TEXTS)}")
-    try:
-        if path != STDIN and path.is_dir():
-            yield from read_folder(path, options, journal, progress)
-            return
-        if name not in FORMATS or (name in BINARIES and suffixes[-1:] == ["gz"]):
-            raise UserError(f"{path}: expected a file that ends in {', '.join(FORMATS)}")
+    is_folder = path != STDIN and path.is_dir()
+    if not is_folder and (name not in FORMATS or (name not in TEXTS and suffixes[-1:] == ["gz"])):
+        raise UserError(f"{path}: expected a file that ends in {', '.join(FORMATS)}")
+
+    def read(options: ReadOptions) -> Iterator[Row | BadRow]:
+        if is_folder:
+            return read_folder(path, options, journal, progress)
         _check_options(path, options, name)
+        if options.channels_first and name not in ("npy", "npz"):
+            journal.note(f"--channels-first is of arrays; the steps of {path} stay as they are")
+        if name in PICTURES:
+            return _read_picture(path, options, journal)
         if name in BINARIES:
-            yield from BINARIES[name](path, options, journal, progress)
-            return
-        with text_file(path, options.encoding) as file:
-            yield from _read_text(file, name, options, journal, progress)
+            return BINARIES[name](path, options, journal, progress)
+        return _read_text(path, name, options, journal, progress)
+
+    try:
+        if is_label_table(options.labels, beside_array=name == "npy"):
+            has_columns = not is_folder and name not in COLUMNLESS
+            yield from read_with_labels(read, path, options, journal, has_columns=has_columns)
+        else:
+            yield from read(options)
     except OSError as error:
         raise UserError(f"{path}: cannot read it: {error.strerror or error}") from None
 
 
 def _read_text(
-    file: TextFile, name: str, options: ReadOptions, journal: Journal, progress: Progress
+    path: Path, name: str, options: ReadOptions, journal: Journal, progress: Progress
 ) -> Iterator[Row | BadRow]:
-    if name == "ts":
-        yield from read_ts(file, options, progress)
-    elif name == "jsonl":
-        yield from read_jsonl(file, options, progress)
+    with text_file(path, options.encoding) as file:
+        if name == "ts":
+            yield from read_ts(file, options, progress)
+        elif name in RECORDS:
+            yield from RECORDS[name](file, options, journal, progress)
+        else:
+            table = text_table(file, journal, separator=SEPARATORS[name])
+            yield from read_table(table, options, journal, progress)
+
+
+def _read_picture(path: Path, options: ReadOptions, journal: Journal) -> Iterator[Row | BadRow]:
+    own_files = OwnFiles(options, journal, says=str(path), roles=())
+    try:
+        row = own_files.read(path)
+    except RowError as error:
+        yield BadRow(str(path), error.problem)
     else:
-        table = text_table(file, journal, separator=SEPARATORS[name])
-        yield from read_table(table, options, journal, progress)
+        yield row._replace(id=path.name)
 
 
 def _check_options(path: Path, options: ReadOptions, format_name: str) -> None:
     """Refuse options that a file of this format cannot have."""
-    names = ("id", "time", "label", "group", "split", "tokens", "text")
-    for option in names if format_name in COLUMNLESS else ():
-        if (column := getattr(options, option)) is not None:
-            raise UserError(f"--{option} {column}: names a column, and {path} has none")
+    given = {
+        f"--{role}": getattr(options, role)
+        for role in ("id", "time", "label", "group", "split", "tokens", "text")
+        if role not in options.soft
+    }
+    if options.wanted_by == "--features":
+        given["--features"] = ",".join(options.features or ())
+    given["--drop"] = ",".join(options.drop)
+    for option, column in given.items() if format_name in COLUMNLESS else ():
+        if column:
+            raise UserError(f"{option} {column}: names a column, and {path} has none")
+    if options.header is not None and format_name not in SEPARATORS:
+        raise UserError(f"--header: {path} has no lines of which the first may be a header")
+    if options.encoding is not None and format_name not in TEXTS:
+        raise UserError(f"--encoding {options.encoding}: {path} is no text file")
     if options.labels is not None and format_name != "npy":
-        raise UserError(f"--labels {options.labels}: belongs to an .npy file, not to {path}")
+        raise UserError(
+            f"--labels {options.labels}: beside {path} it must be a .csv or .tsv with a column for "
+            "the id and one for the label"
+        )

@@ -1,12 +1,12 @@
 """.arff files, the text format of Weka, in which the UCR and UEA archives are kept too.
 
 scipy.io.arff is not used: it holds the whole file in memory, reads `1?` as a missing value, passes
-over cells that are too many, and names no line. The tests compare with it.
+over cells that are too many, names no line, and changes csv.field_size_limit for the whole process.
+The tests compare with it.
 """
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from seqclf.data.readers.columns import KNOWN
 from seqclf.data.readers.lines import TextFile
 from seqclf.data.readers.manifests import read_table
 from seqclf.data.readers.numbers import parse_numbers
+from seqclf.data.readers.roles import KNOWN, list_names
 from seqclf.data.readers.rows import (
     BadRow,
     Journal,
@@ -34,6 +34,7 @@ from seqclf.data.readers.tables import TableFile
 from seqclf.errors import UserError
 
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_CELL = re.compile(rf"\s*({_QUOTED}|[^'\",\t]*)\s*")
 _ATTRIBUTE = re.compile(rf"@attribute\s+({_QUOTED}|[^\s'\"]+)\s+(.+)", re.IGNORECASE)
 _TYPE = re.compile(r"(numeric|real|integer|string|date|relational)\b", re.IGNORECASE)
 
@@ -71,7 +72,10 @@ def read_arff(
         table = TableFile(file.name, partial(_lines, file, header), has_header=True)
         options = replace(options, label=label.name if label else options.label)
         rows = read_table(table, options, journal, progress)
-    classes = {parse_name(value, "label") for value in label.values} if label else set()
+    try:
+        classes = {parse_name(value, "label") for value in label.values} if label else set()
+    except RowError as error:
+        raise UserError(f"{file.name}, header: {error.problem}") from None
     for row in rows:
         if isinstance(row, Row) and row.label and classes and row.label not in classes:
             problem = f"label '{quote(row.label)}': not among the values in the header"
@@ -115,7 +119,10 @@ def _parse_attribute(where: str, text: str) -> _Attribute:
     match = _ATTRIBUTE.fullmatch(text)
     kind = match[2].strip() if match else ""
     if match and kind.startswith("{") and kind.endswith("}"):
-        values = tuple(cell.strip() for cell in _split(kind[1:-1], escape="\\"))
+        try:
+            values = tuple(map(_unquote, _split(kind[1:-1])))
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
         return _Attribute(_unquote(match[1]), "nominal", values)
     if not match or not (known := _TYPE.match(kind)):
         raise UserError(
@@ -125,37 +132,46 @@ def _parse_attribute(where: str, text: str) -> _Attribute:
     return _Attribute(_unquote(match[1]), known[1].lower())
 
 
-def _unquote(name: str) -> str:
-    return re.sub(r"\\(.)", r"\1", name[1:-1]) if name[0] in "'\"" else name
-
-
-def _split(line: str, escape: str | None) -> list[str]:
-    """Split a line at its commas, or at tabs if it has none; quotes are single or double."""
-    quotes = [letter for letter in "'\"" if letter in line]
-    (cells,) = csv.reader(
-        [line],
-        delimiter="," if "," in line or "\t" not in line else "\t",
-        quotechar=min(quotes, key=line.index, default='"'),
-        escapechar=escape,
-        skipinitialspace=True,
-    )
+def _split(line: str) -> list[str]:
+    """Split a line at its commas, or at tabs if it has none. Raises ValueError."""
+    separator = "," if "," in line or "\t" not in line else "\t"
+    if "'" not in line and '"' not in line:
+        return [cell.strip() for cell in line.split(separator)]
+    cells: list[str] = []
+    position = 0
+    while position <= len(line):
+        match = _CELL.match(line, position)
+        if not match or line[match.end() : match.end() + 1] not in ("", separator):
+            raise ValueError(f"value {len(cells) + 1}: a quote that is left open, or stands inside")
+        cells.append(match[1].strip())
+        position = match.end() + 1
     return cells
+
+
+def _unquote(cell: str) -> str:
+    if cell[:1] not in ("'", '"'):
+        return cell
+    return re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], cell[1:-1])
 
 
 def _find_label(
     file: TextFile, header: _Header, options: ReadOptions, journal: Journal
 ) -> _Attribute | None:
     """Return the attribute of the label: as named or known, or the last one with classes."""
-    if label := header.find(options.label):
-        return label
     if options.label is not None and "label" not in options.soft:
-        return None  # The reader of the table says which names there are.
+        if options.label == "none" or (label := header.find(options.label)):
+            return None if options.label == "none" else label
+        names = list_names([attribute.name for attribute in header.attributes])
+        raise UserError(f"{file.name}, header: no attribute '{options.label}' among {names}")
     known = [a for a in header.attributes if a.name.lower() in KNOWN["label"]]
-    if known:
-        return known[0] if len(known) == 1 else None
-    nominal = [attribute for attribute in header.attributes if attribute.kind == "nominal"]
-    if not nominal or options.labels is not None:
+    if len(known) > 1 and not options.needs_label:
         return None
+    if len(known) > 1:
+        names = ", ".join(f"'{quote(attribute.name)}'" for attribute in known)
+        raise UserError(f"{file.name}, header: {names} may all be the label; choose with --label")
+    nominal = [attribute for attribute in header.attributes if attribute.kind == "nominal"]
+    if known or not nominal:
+        return known[0] if known else None
     journal.note(
         f"{file.name}: the label is '{quote(nominal[-1].name)}', the last attribute that lists its "
         "values"
@@ -167,8 +183,6 @@ def _lines(file: TextFile, header: _Header, progress: Progress) -> Iterator[Line
     """Yield the names of the attributes, then the cells of each line of data."""
     names = [attribute.name for attribute in header.attributes]
     yield f"{file.name}, header", names
-    # A relational cell has its own escapes.
-    escape = None if any(a.kind == "relational" for a in header.attributes) else "\\"
     for number, line in enumerate(file.lines(progress), 1):
         text = line.strip()
         if number <= header.num_lines or not text or text.startswith("%"):
@@ -179,15 +193,15 @@ def _lines(file: TextFile, header: _Header, progress: Progress) -> Iterator[Line
                 "Weka's filter SparseToNonSparse does"
             )
         try:
-            cells = _split(text, escape)
-        except csv.Error as error:
-            raise UserError(f"{file.name}:{number}: {error}; is a quote left open?") from None
+            cells = _split(text)
+        except ValueError as error:
+            raise UserError(f"{file.name}:{number}: {error}") from None
         if len(cells) != len(names):
             raise UserError(
                 f"{file.name}:{number}: {len(cells)} values, where the header has {len(names)} "
                 "attributes; is the file cut off?"
             )
-        yield f"{file.name}:{number}", cells
+        yield f"{file.name}:{number}", list(map(_unquote, cells))
 
 
 def _read_relations(
@@ -206,6 +220,9 @@ def _read_relations(
             f"{file.name}: {len(relations)} relational attributes; aeon has the archive's .ts files"
         )
     (relation,) = relations
+    for role in ("id", "time", "group", "split", "tokens", "text"):
+        if (name := getattr(options, role)) is not None and role not in options.soft:
+            raise UserError(f"--{role} {name}: {file.name} has several features; it is not read so")
     journal.note(
         f"{file.name}: a line of '{quote(names[relation])}' is a feature, and its values are the "
         "steps, as in the UEA archive"
@@ -220,19 +237,19 @@ def _read_relations(
     next(lines)
     for number, (where, cells) in enumerate(lines):
         try:
-            name = None if index is None else parse_name(cells[index], "label")
+            known = None if index is None else parse_name(cells[index], "label")
             finished = finish_steps(_parse_relation(cells[relation]), options)
         except RowError as error:
             position = f"feature {error.feature + 1}, value {error.step + 1}"
             yield BadRow(where, error.message(position))
         else:
-            yield Row(str(number), where=where, label=name, **finished._asdict())
+            yield Row(str(number), where=where, label=known, **finished._asdict())
 
 
 def _parse_relation(cell: str) -> np.ndarray:
-    r"""Return numbers [T, F] of a cell such as 1,2,3\n4,5,6, a feature a line."""
+    """Return numbers [T, F] of a cell in which each line is a feature."""
     features: list[list[float]] = []
-    for number, line in enumerate(cell.replace("\\n", "\n").split("\n")):
+    for number, line in enumerate(cell.split("\n")):
         try:
             features.append(parse_numbers(line.split(",")))
         except RowError as error:

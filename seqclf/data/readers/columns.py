@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 from seqclf.data.readers.dialects import find_dialects
-from seqclf.data.readers.numbers import Dialect
-from seqclf.data.readers.rows import SPECIAL, Form, Journal, Names, ReadOptions, parse_name, quote
-from seqclf.data.readers.survey import Column, Survey
+from seqclf.data.readers.numbers import NUMBERS, CellKind, Dialect, kind_of
+from seqclf.data.readers.roles import Table as Table
+from seqclf.data.readers.roles import find_special as find_special
+from seqclf.data.readers.roles import index_of, list_names, option_of, reasons_by_name
+from seqclf.data.readers.rows import Form, Journal, Names, ReadOptions, parse_name, quote
+from seqclf.data.readers.survey import Column
+from seqclf.data.readers.wide import choose_steps, numbered_groups
 from seqclf.errors import UserError
 
-# Names in any case that say what a column is. The first that a table has is taken.
-KNOWN = {
-    "id": ("id",),
-    "time": ("time", "timestamp", "datetime"),
-    "label": ("label", "class", "target"),
-    "group": ("group", "subject"),
-    "split": ("split",),
-}
-# A number for a label or a group, such as label_id, says the same once more.
-_CODE = re.compile(r"(.+?)[ _.-]?(?:id|idx|index|code|num|no|nr|number|encoded)")
-# What pandas calls an index that it writes without a name, and what people call it.
-_INDEX = re.compile(r"|unnamed: \d+|__index_level_\d+__|level_\d+|index|idx|row|rownum|row_?number")
-_NUMBERED = re.compile(r"(.*?)(\d+(?:\.\d+)?)(\D*)")
 FEW_STEPS = 8  # so few numbered columns may also be the features of a step
 
 
@@ -48,6 +37,7 @@ class Columns:
     form: Form
     values: list[int] = field(default_factory=list)  # the columns of numbers, in their order
     dialects: tuple[Dialect, ...] = ()  # of these columns; empty if all are plain
+    time_dialect: Dialect = "plain"
     words: Words | None = None  # a column of words, in place of numbers
 
     @property
@@ -72,62 +62,119 @@ class Columns:
         return Names(*(self.parse(role, cells) for role in Names._fields))
 
 
-@dataclass(frozen=True)
-class Table:
-    """What is known of a table before its lines are read as sequences."""
-
-    where: str  # the header line, for messages
-    names: list[str]  # empty if there is no header line
-    survey: Survey
-    separator: str = ","
-    index_columns: frozenset[str] = frozenset()  # what a file says is pandas' index
-    is_one_sequence: bool = False  # each line is a step of it
-
-
 def decide(table: Table, options: ReadOptions, journal: Journal) -> Columns:
     """Decide what each column is, and keep the decisions in the journal. Raises UserError."""
-    columns = table.survey.columns
     special = find_special(table, options)
-    rest = [index for index in range(len(columns)) if index not in special.values()]
-    aside: dict[int, str] = _leave_aside_by_name(table, special, rest, options)
-    rest = [index for index in rest if index not in aside]
+    aside = dict.fromkeys(_dropped(table, special, options), "--drop")
+    beside = {*special.values(), *aside}
+    rest = [index for index in range(len(table.survey.columns)) if index not in beside]
     words = _find_words(table, rest, options)
     values: list[int] = []
     if words:
-        title = _title(table, words.column)
-        aside |= dict.fromkeys(rest, f"the sequences are the {words.kind} of '{title}'")
-        aside.pop(words.column, None)
-        has_steps = words.kind == "tokens" and "id" in special and _repeats(table, special["id"])
-        form: Form = options.form or ("long" if has_steps else "wide")
+        form = _form_of_words(table, special, rest, words, options)
+        reason = f"the sequences are the {words.kind} of '{quote(table.title(words.column))}'"
+        aside |= dict.fromkeys((index for index in rest if index != words.column), reason)
     else:
-        form = _choose_form(table, special, rest, options)
-        values, more = _choose_values(table, rest, form, options)
-        aside |= more
+        reasons = reasons_by_name(table, special, rest)
+        named = [index for index in rest if index not in reasons]
+        form = _choose_form(table, special, named, options)
+        if options.features is not None:
+            values = _wanted(table, rest, named, form, options, journal)
+            reason = f"not in {options.wanted_by}"
+            if options.wanted_by != "--features":
+                reason = f"no feature of {options.wanted_by}"
+            aside |= dict.fromkeys(set(rest).difference(values), reason)
+        else:
+            aside |= reasons
+            values = _choose_values(table, named, form, aside, journal)
     if form == "wide" and "time" in special:
-        if options.time is not None:
+        if options.time is not None and "time" not in options.soft:
             raise UserError(f"--time {options.time}: sorts steps that stand in lines of their own")
         aside[special.pop("time")] = "the time of a whole sequence is no step"
-    if not table.names and "label" in special and options.label is None:
-        journal.note(
-            f"{table.where}: no header line, so column {special['label']}, the first, is the label; --label "
-            "-1 takes the last one"
-        )
-    journal.form = form
-    journal.roles |= {role: _title(table, index) for role, index in special.items()}
-    journal.left_aside |= {_title(table, index): why for index, why in aside.items()}
+    _write_journal(table, special, aside, form, options, journal)
     if "label" not in special and options.needs_label:
         raise UserError(_ask_for_label(table, special))
-    chosen = Columns(table.names, len(columns), special, form, values, words=words)
-    columns_of_numbers = [columns[index] for index in values]
-    dialects = find_dialects(columns_of_numbers, table.separator, journal)
-    if len(set(chosen.features)) < len(values):
-        repeated = next(name for name in chosen.features if chosen.features.count(name) > 1)
-        raise UserError(f"{table.where}: column '{quote(repeated)}' comes twice")
+    chosen = Columns(table.names, len(table.survey.columns), special, form, values, words=words)
     if form == "wide" and table.names:
         journal.columns = chosen.features
     elif form == "wide":
         journal.num_values = len(values)
-    return replace(chosen, dialects=dialects)
+    return _with_dialects(table, chosen, journal)
+
+
+def _dropped(table: Table, special: Mapping[str, int], options: ReadOptions) -> list[int]:
+    """Return the columns that --drop names. Raises UserError if they are asked for, too."""
+    dropped = [index_of(table, name, "--drop") for name in options.drop]
+    for name, index in zip(options.drop, dropped, strict=True):
+        for role, column in special.items():
+            if column == index:
+                raise UserError(
+                    f"--drop {name}: this column is the {role}; {option_of(role)} names another"
+                )
+        if options.features is not None and table.title(index) in options.features:
+            raise UserError(f"--drop {name}: {options.wanted_by} reads this column")
+    return dropped
+
+
+def _write_journal(
+    table: Table,
+    special: Mapping[str, int],
+    aside: Mapping[int, str],
+    form: Form,
+    options: ReadOptions,
+    journal: Journal,
+) -> None:
+    if not table.names and not table.is_one_sequence:
+        note = f"{table.where}: no header line"
+        if "label" in special and (options.label is None or "label" in options.soft):
+            note += f", so column {special['label']} is the label (--label -1 takes the last one)"
+        journal.note(note + "; --header first takes names from the first line")
+    if form == "long" and "time" in options.soft and "time" not in special:
+        journal.note(
+            f"{table.where}: no column '{quote(options.time or '')}', by which the steps of the "
+            "training files are sorted; the lines keep their order"
+        )
+    journal.form = form
+    journal.roles |= {role: table.title(index) for role, index in special.items()}
+    num_columns = Counter(table.names)
+    for index in sorted(aside):
+        title = table.title(index)
+        if num_columns[title] > 1:
+            title = f"{title} (column {index + 1})".strip()
+        journal.left_aside[title] = aside[index]
+
+
+def _with_dialects(table: Table, chosen: Columns, journal: Journal) -> Columns:
+    """Find out how the columns write their numbers. Raises UserError if they do not."""
+    columns = table.survey.columns
+    indices = [*chosen.values, *([chosen.special["time"]] if "time" in chosen.special else [])]
+    read = [columns[index] for index in indices]
+    dialects = find_dialects(read, table.separator, journal)
+    num_values = len(chosen.values)
+    for column, dialect in zip(read[:num_values], dialects, strict=False):
+        if dialect != "boolean" and 2 * column.num_words > table.survey.num_lines:
+            raise UserError(_refuse_words(table, column))
+    is_plain = all(dialect == "plain" for dialect in dialects[:num_values])
+    return replace(
+        chosen,
+        dialects=() if is_plain else dialects[:num_values],
+        time_dialect=dialects[-1] if "time" in chosen.special else "plain",
+    )
+
+
+def _refuse_words(table: Table, column: Column) -> str:
+    no_numbers = (kind for kind in column.first if kind not in NUMBERS and kind != "missing")
+    where, cell = column.first[next(no_numbers)]
+    name = quote(column.name)
+    remedy = f"--drop {name} leaves the column out"
+    if "word" in column.first:
+        remedy += f", --tokens {name} reads its words"
+        if not table.names:
+            remedy += f", --label {name} takes it for the label"
+    return (
+        f"{where}, column {name}: '{quote(cell.strip())}' is not a number, nor are most cells of "
+        f"the column; {remedy}"
+    )
 
 
 def _find_words(table: Table, rest: Sequence[int], options: ReadOptions) -> Words | None:
@@ -135,164 +182,69 @@ def _find_words(table: Table, rest: Sequence[int], options: ReadOptions) -> Word
     kinds: tuple[Literal["tokens", "text"], ...] = ("tokens", "text")
     for kind in kinds:
         if (name := getattr(options, kind)) is not None:
-            return Words(kind, _index_of(table, name, f"--{kind}"))
+            return Words(kind, index_of(table, name, f"--{kind}"))
     columns = table.survey.columns
     if options.features is None and not any(columns[index].has_numbers for index in rest):
         for kind in kinds:
             for index in rest:
-                if columns[index].name.strip().lower() == kind and table.names:
+                if columns[index].name.lower() == kind and table.names:
                     return Words(kind, index)
     return None
 
 
-def _title(table: Table, index: int) -> str:
-    return table.names[index] if table.names else str(index)
-
-
-def _index_of(table: Table, name: str, asked_by: str) -> int:
-    """Return the index of a column that somebody names. Raises UserError."""
-    if name in table.names:
-        return table.names.index(name)
-    num_columns = len(table.survey.columns)
-    if not table.names:
-        if re.fullmatch(r"-?\d+", name) and -num_columns <= int(name) < num_columns:
-            return int(name) % num_columns
-        raise UserError(
-            f"{table.where}: no header line, so no column '{quote(name)}' ({asked_by}); say its "
-            f"number, 0 to {num_columns - 1}, or -1 for the last"
-        )
-    near = get_close_matches(name.lower(), [known.lower() for known in table.names], 1)
-    meant = next((known for known in table.names if near and known.lower() == near[0]), None)
-    raise UserError(
-        f"{table.where}: no column '{quote(name)}' ({asked_by}) among "
-        f"{quote(', '.join(table.names))}"
-        + (f"; did you mean '{quote(meant)}'?" if meant else "")
-        + ("; cells are separated by " + repr(table.separator)) * (len(table.names) == 1)
-    )
-
-
-def find_special(table: Table, options: ReadOptions) -> dict[str, int]:
-    """Find the columns with a meaning of their own: those that options name, or known names."""
-    special: dict[str, int] = {}
-    for role in SPECIAL:
-        option = "--split-column" if role == "split" else f"--{role}"
-        name = getattr(options, role)
-        is_soft = role in options.soft and name not in table.names
-        if name is not None and not is_soft and not _is_none(table, role, name):
-            special[role] = _index_of(table, name, option)
-    if not table.names:
-        # The archives' tables have no header, and the label in the first column.
-        if "label" not in special and 0 not in special.values() and _has_label(table, options):
-            special["label"] = 0
-        return special
-    taken = {*(options.features or ()), *options.drop, options.tokens, options.text}
-    for role, known in KNOWN.items():
-        if role in special or (getattr(options, role) is not None and role not in options.soft):
-            continue
-        found = [
-            index
-            for name in known
-            for index, title in enumerate(table.names)
-            if title.lower() == name
-            and title not in taken
-            and index not in special.values()
-            and (role != "time" or _is_time(table.survey.columns[index]))
-        ]
-        if role == "label" and len({table.names[index].lower() for index in found}) > 1:
-            names = " and ".join(f"'{quote(table.names[index])}'" for index in found)
-            raise UserError(f"{table.where}: both {names} may be the label; choose with --label")
-        if found:
-            special[role] = found[0]
-    return special
-
-
-def _is_none(table: Table, role: str, name: str) -> bool:
-    """Whether `--label none` says that there is no label."""
-    return role == "label" and name == "none" and name not in table.names
-
-
-def _has_label(table: Table, options: ReadOptions) -> bool:
-    """Whether the first column of a table without a header is the label. Raises UserError."""
-    num_columns = len(table.survey.columns)
-    if options.num_values is None:
-        return True
-    if num_columns not in (options.num_values, options.num_values + 1):
-        raise UserError(
-            f"{table.where}: no header line, and {num_columns} columns, where "
-            f"{options.wanted_by} reads {options.num_values}; which is the label? say --label 0, "
-            "or --label none"
-        )
-    return num_columns > options.num_values
-
-
-def _is_time(column: Column) -> bool:
-    """Whether a column that is called time can sort the steps."""
-    kinds = column.first.keys()
-    return bool(kinds) and (kinds <= {"whole", "point"} or kinds <= {"time"})
-
-
-def _leave_aside_by_name(
-    table: Table, special: Mapping[str, int], rest: Sequence[int], options: ReadOptions
-) -> dict[int, str]:
-    """Find columns that are no features, whatever they hold; return why not."""
-    aside: dict[int, str] = {}
-    known_as = {name: role for role, names in KNOWN.items() for name in names}
-    for index in rest:
-        name = table.names[index] if table.names else str(index)
-        column = table.survey.columns[index]
-        lower = name.strip().lower()
-        if name in options.drop:
-            aside[index] = "--drop"
-        elif options.features is not None:
-            if name not in options.features:
-                aside[index] = f"not among {options.wanted_by}"
-        elif not table.names:
-            continue
-        elif not name:
-            aside[index] = "counts the rows" if column.counts_rows else "has no name"
-        elif name in table.index_columns or (_INDEX.fullmatch(lower) and column.counts_rows):
-            aside[index] = "counts the rows" if column.counts_rows else "pandas' index"
-        else:
-            code = _CODE.fullmatch(lower)
-            role = known_as.get(lower) or (code and known_as.get(code[1]))
-            if role in ("id", "label", "group"):
-                taken = f", which is {table.names[special[role]]}" if role in special else ""
-                aside[index] = f"by its name another {role}{taken}"
-    missing = [name for name in options.drop if name not in table.names]
-    if missing:
-        _index_of(table, missing[0], "--drop")
-    return aside
+def _form_of_words(
+    table: Table,
+    special: Mapping[str, int],
+    rest: Sequence[int],
+    words: Words,
+    options: ReadOptions,
+) -> Form:
+    """Decide whether a line holds a token or all tokens of a sequence. Raises UserError."""
+    if options.form is not None or words.kind == "text":
+        return options.form or "wide"
+    if "id" in special:
+        return "long" if _repeats(table, special["id"]) else "wide"
+    one_each = not any(" " in cell.strip() for cell in table.survey.columns[words.column].values)
+    others = [index for index in rest if index != words.column]
+    if one_each and _id_candidates(table, others):
+        raise UserError(_ask_for_id(table, others))
+    return "wide"
 
 
 def _choose_form(
     table: Table, special: Mapping[str, int], rest: Sequence[int], options: ReadOptions
 ) -> Form:
-    """Decide whether a line is a step (long) or a sequence (wide)."""
+    """Decide whether a line is a step (long) or a sequence (wide). Raises UserError."""
     if table.is_one_sequence:
         return "long"
     if options.form is not None:
         if options.form == "long" and "id" not in special:
-            raise UserError(_ask_for_id(table, special, rest))
+            raise UserError(_ask_for_id(table, rest))
         return options.form
+    asked = "id" in special and options.id is not None and "id" not in options.soft
     if not table.names:
         return "long" if "id" in special and _repeats(table, special["id"]) else "wide"
-    numbered = _numbered(table.names, rest)
+    numbered = next(iter(numbered_groups(table.names, rest)), [])
+    if len(numbered) < 2 or 2 * len(numbered) < len(rest):
+        numbered = []
     if "id" in special:
         if options.time is not None or _repeats(table, special["id"]):
-            if options.id is None and options.time is None and len(numbered) > 1:
+            if not asked and options.time is None and numbered:
                 first, last = table.names[numbered[0]], table.names[numbered[-1]]
                 raise UserError(
                     f"{table.where}: '{table.names[special['id']]}' has lines of the same id, and "
-                    f"'{first}' to '{last}' count as steps do; say --form long (a line is a step) "
-                    "or --form wide (a line is a sequence)"
+                    f"'{quote(first)}' to '{quote(last)}' count as steps do; say --form long (a "
+                    "line is a step) or --form wide (a line is a sequence)"
                 )
             return "long"
-        return "long" if options.id is not None and len(numbered) < 3 else "wide"
-    if options.time is not None:
-        raise UserError(_ask_for_id(table, special, rest, f"--time {options.time}"))
-    others = [index for index in rest if index not in numbered]
+        return "long" if asked and len(numbered) < 3 else "wide"
+    if options.time is not None and "time" not in options.soft:
+        raise UserError(_ask_for_id(table, rest, f"--time {options.time}"))
+    others = [index for index in rest if index not in set(numbered)]
+    if "group" in special and not numbered:
+        others.append(special["group"])
     if len(numbered) < FEW_STEPS and _id_candidates(table, others):
-        raise UserError(_ask_for_id(table, special, rest))
+        raise UserError(_ask_for_id(table, others))
     return "wide"
 
 
@@ -301,34 +253,19 @@ def _repeats(table: Table, index: int) -> bool:
     return table.survey.columns[index].num_runs < table.survey.num_lines
 
 
-def _numbered(names: Sequence[str], indices: Sequence[int]) -> list[int]:
-    """Return the columns that count, such as t0, t1, t2, in this order; none if few do."""
-    groups: defaultdict[tuple[str, str], dict[float, int]] = defaultdict(dict)
-    for index in indices:
-        if match := _NUMBERED.fullmatch(names[index].strip()):
-            groups[match[1], match[3]].setdefault(float(match[2]), index)
-    largest = max(groups.values(), key=len, default={})
-    if len(largest) < 2 or 2 * len(largest) < len(indices):
-        return []
-    return [largest[number] for number in sorted(largest)]
-
-
 def _id_candidates(table: Table, indices: Sequence[int]) -> list[str]:
     """Return the columns that may be the id: their cells stay the same for some lines."""
     lines = table.survey.num_lines
     return [
-        table.names[index]
+        table.title(index)
         for index in indices
         if 2 <= (column := table.survey.columns[index]).num_runs <= lines // 2
         and column.first.keys() - {"missing"} <= {"word", "whole"}
     ]
 
 
-def _ask_for_id(
-    table: Table, special: Mapping[str, int], rest: Sequence[int], reason: str = ""
-) -> str:
-    candidates = _id_candidates(table, rest)
-    named = ", ".join(f"'{quote(name)}'" for name in candidates)
+def _ask_for_id(table: Table, rest: Sequence[int], reason: str = "") -> str:
+    named = ", ".join(f"'{quote(name)}'" for name in _id_candidates(table, rest))
     choice = f" (perhaps {named})" if named else ""
     return (
         f"{table.where}: {reason}{': ' * bool(reason)}if a line is a step, say --id, the column "
@@ -344,82 +281,93 @@ def _ask_for_label(table: Table, special: Mapping[str, int]) -> str:
         for index, column in enumerate(table.survey.columns)
         if index not in special.values() and column.is_choice
     ]
-    meant = f"; it may be {' or '.join(candidates[:6])}" if candidates else ""
-    return f"{table.where}: no column is called label; say --label{meant}"
+    message = f"{table.where}: no column is called label; say --label"
+    message += f"; it may be {' or '.join(candidates[:6])}" if candidates else ""
+    if table.names and sum(kind_of(name) != "word" for name in table.names) > 2:
+        message += "; or --header none, if the first line is no header"
+    return message
 
 
 def _choose_values(
-    table: Table, rest: Sequence[int], form: Form, options: ReadOptions
-) -> tuple[list[int], dict[int, str]]:
-    """Return the columns of numbers, and why the others are none."""
-    if options.features is not None and table.names:
-        return _wanted(table, form, options), {}
-    if options.features is not None and options.wanted_by == "--features":
-        return [_index_of(table, name, "--features") for name in options.features], {}
-    aside: dict[int, str] = {}
+    table: Table, rest: Sequence[int], form: Form, aside: dict[int, str], journal: Journal
+) -> list[int]:
+    """Return the columns of numbers; say in `aside` why others are none. Raises UserError."""
     values = []
     for index in rest:
         column = table.survey.columns[index]
-        if column.has_numbers or (form == "wide" and not table.names):
+        is_boolean = column.first.keys() <= {"missing", "boolean"}
+        # In a wide table, a column without a value stands where no sequence is as long.
+        is_empty = form == "long" and not column.has_value
+        is_step = form == "wide" and not table.names  # whatever it holds
+        if is_step or column.has_numbers or (is_boolean and not is_empty):
             values.append(index)
-        elif column.first.keys() <= {"missing"}:
-            if form == "wide":
-                values.append(index)  # where no sequence of the file is as long
-            else:
-                aside[index] = "no value in any line"
-        elif column.first.keys() <= {"missing", "boolean"}:
-            values.append(index)
-        elif "word" not in column.first:
+        elif is_empty:
+            aside[index] = "no value in any line"
+        elif "word" not in column.first and "boolean" not in column.first:
             aside[index] = f"times: {column.words}; --time sorts the steps by it"
         else:
             aside[index] = f"words: {column.words}"
     if form == "wide" and table.names:
-        values = _steps_of(table, values, aside)
+        values = choose_steps(table.where, table.names, values, aside, journal)
     if not values:
-        words = [name for i, why in aside.items() if "words" in why and (name := table.names[i])]
-        remedy = f"; --tokens {words[0]} reads its words" if words else ""
-        beside = ", ".join(quote(name) for name in table.names)
-        raise UserError(f"{table.where}: no column of numbers among {beside}{remedy}")
-    return values, aside
+        columns = [table.survey.columns[index] for index in rest]
+        words = [column.name for column in columns if "word" in column.first]
+        remedy = f"; --tokens {quote(words[0])} reads its words" if words else ""
+        beside = f"among {list_names(table.names)}"
+        if not table.names:
+            beside = f"beside '{quote(next(iter(table.survey.columns[0].values), ''))}'"
+        raise UserError(f"{table.where}: no column of numbers {beside}{remedy}")
+    for title, count in Counter(map(table.title, values)).items():
+        if count > 1:
+            raise UserError(
+                f"{table.where}: column '{quote(title)}' comes twice; rename one, or choose others "
+                "with --features"
+            )
+    if form == "long":
+        _note_counters(table, values, journal)
+    return values
 
 
-def _wanted(table: Table, form: Form, options: ReadOptions) -> list[int]:
-    """Return the columns that the options or a model name, in that order."""
-    assert options.features is not None
-    missing = [name for name in options.features if name not in table.names]
+def _note_counters(table: Table, values: Sequence[int], journal: Journal) -> None:
+    kinds: set[CellKind] = {"whole"}
+    for index in values:
+        column = table.survey.columns[index]
+        if column.counts_rows and column.first.keys() == kinds and table.survey.num_lines > 2:
+            title = quote(table.title(index))
+            journal.note(f"{title}: counts the rows of the file; --drop {title} leaves it out")
+
+
+def _wanted(
+    table: Table,
+    rest: Sequence[int],
+    named: Sequence[int],
+    form: Form,
+    options: ReadOptions,
+    journal: Journal,
+) -> list[int]:
+    """Return the columns that options, a model or a file before names, in that order."""
+    features = options.features or ()
+    num_columns = Counter(table.names)
+    for name, count in Counter(features).items():
+        if count > 1 or num_columns[name] > 1:
+            raise UserError(f"{table.where}: column '{quote(name)}' comes twice; rename one")
+    if options.wanted_by == "--features":
+        return [index_of(table, name, "--features") for name in features]
+    indices = {table.title(index): index for index in rest}
+    missing = [name for name in features if name not in indices]
+    if not missing:
+        return [indices[name] for name in features]
     # pandas numbers columns without names: they say no more than their places.
-    positions = [str(number) for number in range(len(table.names))]
-    if missing and form == "wide" and table.names == positions[: len(options.features)]:
-        return list(range(len(table.names)))
-    if missing and options.wanted_by != "--features":
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(
-            f"{table.where}: no column '{quote(missing[0])}'{more}, which {options.wanted_by} "
-            f"reads; found {quote(', '.join(table.names))}"
+    places = [str(number) for number in range(len(features))]
+    has_places = not table.names or [table.names[index] for index in named] == places
+    if form == "wide" and has_places and len(named) == len(features):
+        journal.note(
+            f"{table.where}: the columns have no names, so they are '{quote(features[0])}' to "
+            f"'{quote(features[-1])}' by their places"
         )
-    return [_index_of(table, name, "--features") for name in options.features]
-
-
-def _steps_of(table: Table, values: list[int], aside: dict[int, str]) -> list[int]:
-    """Return the columns of a wide table that are steps: those that count, if most do."""
-    groups = defaultdict(list)
-    for index in values:
-        if match := _NUMBERED.fullmatch(table.names[index].strip()):
-            groups[match[1], match[3]].append(index)
-    sizes = sorted((len(group) for group in groups.values()), reverse=True)
-    if len(sizes) > 1 and sizes[0] == sizes[1] > 2:
-        first, second = [group for group in groups.values() if len(group) == sizes[0]][:2]
-        names = [f"'{quote(table.names[i])}'" for i in (first[0], first[1], second[0], second[1])]
-        raise UserError(
-            f"{table.where}: {names[0]}, {names[1]} ... and {names[2]}, {names[3]} ... look like "
-            "several features of a step; a line holds one feature: choose the columns with "
-            "--features, or write a line a step"
-        )
-    numbered = _numbered(table.names, values)
-    if not numbered:
-        return values
-    first_name, last_name = table.names[numbered[0]], table.names[numbered[-1]]
-    for index in values:
-        if index not in numbered:
-            aside[index] = f"not one of the steps {first_name} ... {last_name}"
-    return numbered
+        return list(named)
+    more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+    raise UserError(
+        f"{table.where}: no column '{quote(missing[0])}'{more}, which {options.wanted_by} reads; "
+        f"found {list_names([table.title(index) for index in rest])}"
+    )

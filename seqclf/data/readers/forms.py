@@ -12,6 +12,7 @@ import numpy as np
 from seqclf.data.readers.columns import Columns
 from seqclf.data.readers.numbers import MISSING, parse_numbers
 from seqclf.data.readers.rows import (
+    NO_LABEL,
     BadRow,
     Names,
     ReadOptions,
@@ -22,7 +23,7 @@ from seqclf.data.readers.rows import (
     parse_name,
     quote,
 )
-from seqclf.data.readers.survey import Line
+from seqclf.data.readers.survey import Line, is_blank
 from seqclf.data.readers.times import Times
 from seqclf.errors import UserError
 
@@ -30,18 +31,51 @@ from seqclf.errors import UserError
 def read_wide(
     lines: Iterable[Line], columns: Columns, options: ReadOptions
 ) -> Iterator[Row | BadRow]:
-    """Yield a sequence of one feature from each line, or its words or text."""
-    for number, (where, cells) in enumerate(lines):
+    """Yield a sequence of one feature from each line, or its words or text.
+
+    Of sequences that were read the ids are kept, to refuse an id that comes again.
+    """
+    seen: set[str] = set()
+    number = -1
+    for where, cells in lines:
+        if is_blank(cells):
+            continue
+        number += 1
         try:
-            if columns.names and len(cells) > len(columns.names):
-                raise RowError(f"{len(cells)} cells, where the header has {len(columns.names)}")
+            _check_end(cells, columns)
             names = columns.parse_names(cells)
-            row_id = columns.parse("id", cells) or str(number)
+            row_id = _parse_id(cells, columns, str(number))
             found = _parse_words(cells, columns) or _parse_wide(cells, columns, options)
         except RowError as error:
             yield BadRow(where, error.problem)
-        else:
-            yield Row(row_id, where=where, **names._asdict(), **found._asdict())
+            continue
+        if "id" in columns.special:
+            if row_id in seen:
+                title = quote(columns.title(columns.special["id"]))
+                raise UserError(
+                    f"{where}: id '{quote(row_id)}' comes again; if a line is a step, sort the "
+                    f"lines by their id and say --form long; else --drop {title}, or --group "
+                    f"{title} if it tells which lines belong together"
+                )
+            seen.add(row_id)
+        yield Row(row_id, where=where, **names._asdict(), **found._asdict())
+
+
+def _check_end(cells: Sequence[str], columns: Columns) -> None:
+    """Raise RowError if a line goes on where the header ends, with more than empty cells."""
+    count = columns.count
+    if len(cells) > count and not is_blank(cells[count:]):
+        raise RowError(f"{len(cells)} cells, where the header has {count}")
+
+
+def _parse_id(cells: Sequence[str], columns: Columns, number: str) -> str:
+    """Return a line's id, or its number if the table has no ids. Raises RowError."""
+    if "id" not in columns.special:
+        return number
+    row_id = columns.parse("id", cells)
+    if row_id is None:
+        raise RowError(f"no id in column {quote(columns.title(columns.special['id']))}")
+    return row_id
 
 
 def _parse_words(cells: Sequence[str], columns: Columns) -> Steps | None:
@@ -61,18 +95,23 @@ def _parse_words(cells: Sequence[str], columns: Columns) -> Steps | None:
 
 def _parse_wide(cells: Sequence[str], columns: Columns, options: ReadOptions) -> Steps:
     """Return a line's steps. Raises RowError."""
-    values = [cells[index] for index in columns.values if index < len(cells)]
-    dialects = columns.dialects
+    indices = columns.values
+    num_steps = len(indices)
+    # A line may end before the last steps.
+    while num_steps and indices[num_steps - 1] >= len(cells):
+        num_steps -= 1
+    values = [cells[index] if index < len(cells) else "" for index in indices[:num_steps]]
     # A table pads shorter sequences with empty cells: gaps at the end are no steps.
     while values and values[-1].strip().lower() in MISSING:
         values.pop()
     try:
-        numbers = parse_numbers(values, dialects[: len(values)] if dialects else ())
-        return finish_steps(np.array(numbers), options)
+        numbers = parse_numbers(values, columns.dialects[: len(values)])
+        found = finish_steps(np.array(numbers), options)
+        return found._replace(padding=found.padding + num_steps - len(values))
     except RowError as error:
         if not error.has_position:
             raise
-        title = quote(columns.title(columns.values[error.step]))
+        title = quote(columns.title(indices[error.step]))
         raise RowError(f"column {title}: {error.problem}") from None
 
 
@@ -86,9 +125,12 @@ def read_long(
     """
     seen: set[str] = set()
     times = Times()
-    identified = _with_ids(lines, columns.special["id"])
-    for row_id, members in groupby(identified, key=itemgetter(0)):
+    index = columns.special["id"]
+    for row_id, members in groupby(_with_ids(lines, index), key=itemgetter(0)):
         row = read_steps(row_id, (line for _, line in members), columns, options, times)
+        if not row_id:
+            yield BadRow(row.where, f"no id in column {quote(columns.title(index))}")
+            continue
         if row_id in seen:
             raise UserError(
                 f"{row.where}: id '{quote(row_id)}' comes again after others; sort the lines by "
@@ -99,13 +141,15 @@ def read_long(
 
 
 def _with_ids(lines: Iterable[Line], index: int) -> Iterator[tuple[str, Line]]:
-    """Yield each line with its id, the cell at `index`."""
+    """Yield each line that holds something with its id, the cell at `index`."""
     row_id = ""
     for line in lines:
         cells = line[1]
         # A line that is cut off before its id makes the sequence before it a bad row.
         if index < len(cells):
             row_id = cells[index].strip()
+            if not row_id and is_blank(cells):
+                continue
         yield row_id, line
 
 
@@ -114,13 +158,16 @@ def read_steps(
 ) -> Row | BadRow:
     """Make a sequence of lines, each of which is a step."""
     time = columns.special.get("time")
-    # Arrays take 8 bytes a number, where a list of floats takes 32.
+    # Arrays take 8 bytes a number, where a list of floats takes 32. The second array has what is
+    # beyond the precision of the first one, such as nanoseconds since 1970.
     values = array("d")
-    moments = array("d")
+    moments = array("d"), array("d")
     words: list[str] = []
     labels: list[str] = []
     places: list[str] = []
-    names = Names()
+    names = found = Names()
+    named: list[int] = [i for role, i in columns.special.items() if role in Names._fields]
+    last: list[str] | None = None  # the cells of the line before in these columns
     bad: BadRow | None = None
     for where, cells in lines:
         places.append(where)
@@ -128,25 +175,29 @@ def read_steps(
             continue  # The lines that are left must be read, to get to the next sequence.
         try:
             if len(cells) != columns.count:
-                known = "the header has" if columns.names else "other lines have"
-                raise RowError(f"{len(cells)} cells, where {known} {columns.count}")
+                _check_length(cells, columns)
             if columns.words is None:
                 values.extend(_parse_step(cells, columns))
             else:
                 words.append(_parse_word(cells, columns.words.column))
             if time is not None:
-                moments.append(times.parse(cells[time], where))
-            found = columns.parse_names(cells)
+                moment = times.parse(cells[time], where, columns.time_dialect)
+                moments[0].append(moment)
+                moments[1].append(moment - int(moments[0][-1]) if type(moment) is int else 0)
+            if (now := [cells[index] for index in named]) != last:
+                last = now
+                found = columns.parse_names(cells)
+                is_free = options.keep_step_labels  # the label may change
+                names = _combine(names, found._replace(label=None) if is_free else found)
             if options.keep_step_labels:
                 labels.append(found.label or "")
-                found = found._replace(label=None)
-            names = _combine(names, found)
         except RowError as error:
             bad = BadRow(where, error.problem)
     if bad:
         return bad
-    in_order = np.argsort(np.frombuffer(moments), kind="stable") if moments else range(len(places))
-    order: list[int] = list(in_order)
+    order: list[int] = list(range(len(places)))
+    if time is not None:
+        order = np.lexsort((np.frombuffer(moments[1]), np.frombuffer(moments[0]))).tolist()
     try:
         if columns.words is None:
             values_TF = np.frombuffer(values).reshape(len(places), -1)
@@ -193,11 +244,23 @@ def _with_labels(row: Row, labels: Sequence[str]) -> Row:
     return row._replace(label=next(iter(different), row.label))
 
 
+def _check_length(cells: Sequence[str], columns: Columns) -> None:
+    """Raise RowError if a line has more or fewer cells than there are columns.
+
+    Empty cells may be more, and cells of columns without a name may lack.
+    """
+    named = [index for index, name in enumerate(columns.names) if name]
+    if len(cells) <= (named[-1] if named else columns.count - 1):
+        known = "the header has" if columns.names else "other lines have"
+        raise RowError(f"{len(cells)} cells, where {known} {columns.count}")
+    _check_end(cells, columns)
+
+
 def _parse_word(cells: Sequence[str], index: int) -> str:
-    word = cells[index].strip()
-    if word.lower() in MISSING:
+    word = parse_name(cells[index], "token")
+    if word is None or word.lower() in NO_LABEL:
         raise RowError("a missing token")
-    return quote(word)
+    return word
 
 
 def _parse_step(cells: Sequence[str], columns: Columns) -> list[float]:

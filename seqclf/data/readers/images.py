@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seqclf.data.readers.rows import Journal, RowError, reason_of
+from seqclf.data.readers.rows import Journal, RowError, printable, reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,8 +30,11 @@ def read_image(path: Path, name: str, journal: Journal) -> np.ndarray:
             with PIL.Image.open(file, formats=_FORMATS) as image:
                 num_frames = getattr(image, "n_frames", 1)
                 grey = _to_grey(image, journal) if num_frames == 1 else None
+        except PIL.UnidentifiedImageError:
+            raise RowError(f"{name}: no {', '.join(_FORMATS)} that can be read") from None
         except Exception as error:  # a broken file makes Pillow raise many kinds
-            raise RowError(f"{name}: not a picture that can be read: {reason_of(error)}") from None
+            reason = printable(reason_of(error))
+            raise RowError(f"{name}: not a picture that can be read: {reason}") from None
     if grey is None:
         raise RowError(f"{name}: {num_frames} pictures in a file; save one alone")
     return grey
@@ -42,14 +45,19 @@ def _to_grey(image: Image, journal: Journal) -> np.ndarray:
     import PIL.Image
     import PIL.ImageOps
 
+    # Pillow has no colours of 16 bits, and takes the upper 8 without a word.
+    if image.mode not in _GREY and _is_deep(image):
+        journal.note("16-bit colours of pictures lose their lower 8 bits")
     image.load()
     # A camera that is held upright says so beside the pixels.
     if image.getexif().get(0x0112, 1) != 1:
         journal.note("pictures are turned upright, as their EXIF data say")
         image = PIL.ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
+    if image.has_transparency_data and image.mode.startswith("I"):
+        journal.note("the transparency of 16-bit pictures is left aside")
+    elif image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
+        if image.getchannel("A").getextrema() != (255, 255):
             journal.note("transparent pixels of pictures become white")
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image).convert("RGB")
@@ -64,3 +72,8 @@ def _to_grey(image: Image, journal: Journal) -> np.ndarray:
             journal.note("colours of pictures become grey")
         image = colours.convert("L")
     return np.asarray(image)
+
+
+def _is_deep(image: Image) -> bool:
+    """Whether the file of a picture, not yet loaded, has 16 bits for each colour."""
+    return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))

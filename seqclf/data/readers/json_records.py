@@ -86,19 +86,23 @@ def _is_flat(record: dict[str, object]) -> bool:
 
 
 def _records_in_lines(file: TextFile, progress: Progress) -> Iterator[_Record]:
+    is_first = True
     for number, line in enumerate(file.lines(progress), 1):
         if not line.strip():
             continue
+        if is_first and line.lstrip()[0] + line.rstrip()[-1] in ("[]", "[[", "{{"):
+            raise UserError(
+                f"{file.name}:{number}: expected an object a line; if the whole file is one list "
+                "or object, say --format json"
+            )
+        is_first = False
         content: object
         try:
             content = _parse(line)
         except RowError as error:
             content = error
         except json.JSONDecodeError as error:
-            remedy = ""
-            if line.strip() in ("[", "{"):
-                remedy = "; if the file is one value over many lines, say --format json"
-            content = RowError(f"column {error.colno}: not JSON: {error.msg}{remedy}")
+            content = RowError(f"column {error.colno}: not JSON: {error.msg}")
         yield _Record(f"{file.name}:{number}", content)
 
 
@@ -152,7 +156,7 @@ def _load(file: TextFile, progress: Progress) -> object:
 
 def _records_of(content: object, name: str, journal: Journal) -> Callable[[], Iterator[object]]:
     """Return the records in what a JSON file holds. Raises UserError."""
-    if isinstance(content, list):
+    if isinstance(content, list) and (not content or any(isinstance(r, dict) for r in content)):
         return lambda: iter(content)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{name}: {_EXPECTED}")
@@ -165,7 +169,9 @@ def _records_of(content: object, name: str, journal: Journal) -> Callable[[], It
         return lambda: iter(inner)
     if len(content) > 1 and all(isinstance(value, list) for value in values):
         _check_lengths(content, name)
-        return lambda: (dict(zip(content, cells, strict=True)) for cells in zip(*values, strict=True))
+        return lambda: (
+            dict(zip(content, cells, strict=True)) for cells in zip(*values, strict=True)
+        )
     if all(isinstance(value, dict) for value in values):
         _check_index(content, name)
         return lambda: (

@@ -12,14 +12,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from seqclf.data.readers.rows import STDIN, Progress
+from seqclf.data.readers.rows import STDIN, Progress, reason_of
 from seqclf.errors import UserError
 
 LONGEST_LINE = 2**28  # characters
+START = 512  # bytes that show whether a file is a text
+LINES_AT_ONCE = 256  # lines between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -44,34 +46,43 @@ class TextFile:
         with self.path.open("rb") as file:
             is_gz = self.path.suffix.lower() == ".gz"
             content = gzip.GzipFile(fileobj=file) if is_gz else file
+            number = 0
             try:
-                self._check_start(content.peek(2)[:2])
-                encoding = self.encoding or "utf-8-sig"
+                self._check_start(content.peek(START)[:START])
                 errors = "strict" if self.encoding else "surrogateescape"
-                text = io.TextIOWrapper(content, encoding, errors, newline="")
+                text = io.TextIOWrapper(content, self.encoding or "utf-8", errors, newline="")
                 done = 0
-                for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), 1):
+                for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE), ""), 1):
                     if len(line) == LONGEST_LINE:
                         raise UserError(
                             f"{self.name}:{number}: a line of {LONGEST_LINE:,} characters; "
                             "is it a text?"
                         )
-                    if (position := file.tell()) != done:
+                    if number % LINES_AT_ONCE == 0:
+                        position = file.tell()
                         progress(position - done)
                         done = position
-                    yield line
+                    # A byte order mark, which Windows writes, is no letter of the first line.
+                    yield line.removeprefix("\ufeff") if number == 1 else line
+                progress(file.tell() - done)
             except (gzip.BadGzipFile, zlib.error, EOFError) as error:
                 raise UserError(f"{self.name}: not a .gz that can be read: {error}") from None
-            except UnicodeDecodeError as error:
+            except UnicodeError as error:
+                place = f" after line {number}" if number else ""
                 raise UserError(
-                    f"{self.name}: not {self.encoding} ({error.reason}); say its --encoding"
+                    f"{self.name}: not {self.encoding}{place} ({reason_of(error)}); say its "
+                    "--encoding"
                 ) from None
 
     def _check_start(self, start: bytes) -> None:
-        if self.encoding is None and (
-            start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start
-        ):
+        if self.encoding is not None:
+            return
+        if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise UserError(f"{self.name}: UTF-16; read it with --encoding utf-16")
+        if b"\0" in start:
+            raise UserError(
+                f"{self.name}: not a text, or UTF-16; if so, read it with --encoding utf-16"
+            )
 
     def check_utf8(self, number: int, line: str) -> None:
         """Raise UserError if a line, which must be right, holds bytes that are not UTF-8."""
@@ -87,7 +98,9 @@ def text_file(path: Path, encoding: str | None) -> Iterator[TextFile]:
     """Give the text file at a path; standard input (`-`) goes into a temporary file first."""
     if encoding is not None:
         try:
-            codecs.lookup(encoding)
+            b"a".decode(encoding)  # Some encodings are none of a text, such as hex.
+        except UnicodeError:
+            pass  # such as UTF-16, where one byte is no letter
         except LookupError:
             raise UserError(
                 f"--encoding {encoding}: unknown; such as latin-1, cp1252 or utf-16"

@@ -18,6 +18,7 @@ from seqclf.data.readers.rows import (
     ReadOptions,
     Row,
     RowError,
+    printable,
     quote,
     reason_of,
 )
@@ -61,13 +62,14 @@ def read_parquet(
         if isinstance(error, OSError) and error.errno is not None:
             raise  # The file is missing, or may not be read.
         raise UserError(
-            f"{path}: not a parquet file that can be read: {reason_of(error)}"
+            f"{path}: not a parquet file that can be read: {printable(reason_of(error))}"
         ) from None
 
 
 def _open(path: Path) -> _File:
     import pyarrow.parquet
 
+    path.stat()  # Of a file that is not there Arrow says more than one line.
     with pyarrow.parquet.ParquetFile(path) as file:
         metadata = file.metadata
         groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))

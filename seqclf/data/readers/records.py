@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from seqclf.data.readers.columns import KNOWN
+from seqclf.data.readers.roles import KNOWN, list_names, option_of
 from seqclf.data.readers.rows import (
     SPECIAL,
     BadRow,
@@ -23,9 +23,9 @@ from seqclf.data.readers.rows import (
     quote,
 )
 from seqclf.data.readers.times import Times
+from seqclf.errors import UserError
 
 VALUE_KEYS: tuple[Literal["steps", "tokens", "text"], ...] = ("steps", "tokens", "text")
-_OPTION = {"split": "--split-column"}  # of a role, where it is not the role's own name
 
 # What a key holds: a list of numbers (or of lists), a list of words, a text, nothing, or a value.
 Held = Literal["numbers", "words", "text", "nothing", "value"]
@@ -38,6 +38,10 @@ class Keys(NamedTuple):
     values: tuple[str, ...]  # where the sequence is; several keys each hold a feature
     roles: dict[str, str]  # a word of SPECIAL -> its key
     is_by_name: bool = True  # whether the key of the sequence is one of VALUE_KEYS or an option's
+
+
+class _OptionError(RowError):
+    """An option names what a record does not have."""
 
 
 def what_is_held(value: object) -> Held:
@@ -68,24 +72,28 @@ def decide_keys(
         if key not in aside and (key not in roles.values() or key == roles.get("time"))
     }
     time = roles.get("time")
+    if "label" not in roles and options.needs_label and options.label is None:
+        one_value = [key for key, what in rest.items() if what in ("value", "text")]
+        meant = f" (perhaps {list_names(one_value)})" if one_value else ""
+        raise _OptionError(f"no key is called label; say --label{meant}")
     keys = _find_values({key: what for key, what in rest.items() if key != time}, options, roles)
     if time and (keys.kind == "text" or rest[time] not in ("numbers", "words")):
         if options.time is not None and "time" not in options.soft:
-            raise RowError(f"--time {options.time}: sorts steps, and its key must hold a list")
+            raise _OptionError(f"--time {options.time}: sorts steps, and its key must hold a list")
         del roles["time"]
         aside[time] = "the time of a whole sequence is no step"
-    titles = ", ".join(f"'{quote(key)}'" for key in keys.values)
     for key, what in rest.items():
         if key not in (*keys.values, *roles.values(), *aside):
-            one_value = "one value for a whole sequence; " * (what not in ("numbers", "words"))
-            aside[key] = f"{one_value}the {keys.kind} are in {titles}"
-    if not keys.is_by_name and len(keys.values) == 1:
-        journal.note(f"the steps are in {titles}, the only list")
-    elif not keys.is_by_name:
-        journal.note(f"the features of a step are in the lists {titles}")
+            is_list = what in ("numbers", "words")
+            taken = f"not among the {keys.kind}, in {_titles(keys.values)}"
+            aside[key] = taken if is_list else "one value for a whole sequence"
     journal.roles |= roles
     journal.left_aside |= {quote(key): why for key, why in aside.items()}
     return keys
+
+
+def _titles(keys: Iterable[str]) -> str:
+    return ", ".join(f"'{quote(key)}'" for key in keys)
 
 
 def _find_roles(keys: Sequence[str], options: ReadOptions) -> dict[str, str]:
@@ -100,17 +108,19 @@ def _find_roles(keys: Sequence[str], options: ReadOptions) -> dict[str, str]:
         if role == "label" and name == "none":
             continue
         if name is not None and role not in options.soft:
-            option = _OPTION.get(role, f"--{role}")
-            raise RowError(f"no key '{name}' ({option}) among {quote(', '.join(keys))}")
+            raise _OptionError(
+                f"no key '{name}' ({option_of(role)}) among {quote(', '.join(keys))}"
+            )
         found = [
             key
             for known in KNOWN[role]
             for key in keys
             if key.lower() == known and key not in taken and key not in roles.values()
         ]
-        if role == "label" and len({key.lower() for key in found}) > 1:
-            names = " and ".join(f"'{quote(key)}'" for key in found)
-            raise RowError(f"both {names} may be the label; choose with --label")
+        if role == "label" and len(found) > 1:
+            if not options.needs_label:
+                continue
+            raise _OptionError(f"{_titles(found)} may all be the label; choose with --label")
         if found:
             roles[role] = found[0]
     return roles
@@ -123,7 +133,7 @@ def _find_values(rest: Mapping[str, Held], options: ReadOptions, roles: dict[str
         name = getattr(options, kind)
         if name is not None and (name in rest or kind not in options.soft):
             if name not in rest:
-                raise RowError(f"no key '{name}' (--{kind}) among {quote(', '.join(rest))}")
+                raise _OptionError(f"no key '{name}' (--{kind}) among {list_names([*rest])}")
             return Keys(kind, (name,), roles)
     lists = [key for key, what in rest.items() if what == "numbers"]
     is_chosen = options.features is not None and options.wanted_by == "--features"
@@ -131,20 +141,25 @@ def _find_values(rest: Mapping[str, Held], options: ReadOptions, roles: dict[str
         found = [key for key in VALUE_KEYS if rest.get(key, "nothing") != "nothing"]
         if len(found) == 1:
             return Keys(found[0], (found[0],), roles)
-        if found or not lists:
+        if found:
+            raise RowError(
+                f"expected one of steps, tokens and text, found {' and '.join(found)}; --drop "
+                "leaves a key out"
+            )
+        if not lists:
             words = [key for key, what in rest.items() if what == "words"]
-            remedy = f"; --tokens {words[0]} reads the words of that list" if words else ""
+            remedy = f"; --tokens {quote(words[0])} reads a list of words" if words else ""
             raise RowError(
                 "expected one of steps, tokens and text, or a list of numbers; found "
-                f"{quote(', '.join(rest))}{remedy}"
+                f"{list_names([*rest])}{remedy}"
             )
     # A list alone is the steps, whatever the model or another file calls its features.
     if options.features is not None and (is_chosen or len(lists) > 1):
         missing = [name for name in options.features if name not in lists]
         if missing:
             by = "--features names" if is_chosen else f"{options.wanted_by} reads"
-            raise RowError(
-                f"no list '{quote(missing[0])}', which {by}; found {quote(', '.join(lists))}"
+            raise _OptionError(
+                f"no list '{quote(missing[0])}', which {by}; found {list_names(lists)}"
             )
         lists = list(options.features)
     bad_name = next((key for key in lists if printable(key) != key), None)
@@ -161,16 +176,22 @@ class RecordReader:
         self._journal = journal
         self._keys = keys  # of all records; None: each record decides
         self._lists: tuple[str, ...] = ()  # the keys of the first record's lists
+        if keys:
+            self._keep_lists(keys)
         self._last_id: str | None = None
         self._has_repeated = False
+        self._is_first = True
         self._times = Times()
 
     def read(self, record: object, number: int, where: str) -> Row | BadRow:
-        """Return the sequence of a record; `number` is its place, from 0."""
+        """Return the sequence of a record; `number` is its place, from 0.
+
+        Raises UserError if options name what the first record does not have.
+        """
         try:
             if not isinstance(record, dict):
                 raise RowError('expected an object like {"steps": [[1.0, 2.0]], "label": "a"}')
-            keys = self._keys or self._decide(record)
+            keys = self._keys or self._decide(record, where)
             row_id, *others = (
                 parse_name(record.get(keys.roles.get(role, "")), role)
                 for role in ("id", *Names._fields)
@@ -199,17 +220,36 @@ class RecordReader:
         """Whether --features names the one feature that there is."""
         return self._options.features == keys.values and found.steps.shape[1:] == (1,)  # type: ignore[union-attr]
 
-    def _decide(self, record: Mapping[str, object]) -> Keys:
+    def _decide(self, record: Mapping[str, object], where: str) -> Keys:
         held = {key: what_is_held(value) for key, value in record.items()}
-        keys = decide_keys(held, self._options, self._journal)
-        if not keys.is_by_name:
-            self._lists = self._lists or keys.values
-            if keys.values != self._lists:
-                raise RowError(
-                    f"lists {quote(', '.join(keys.values))}, where the first record has "
-                    f"{quote(', '.join(self._lists))}"
-                )
-        return keys
+        try:
+            keys = decide_keys(held, self._options, self._journal)
+        except _OptionError as error:
+            if self._is_first:
+                raise UserError(f"{where}: {error.problem}") from None
+            raise
+        finally:
+            self._is_first = False
+        if keys.is_by_name:
+            return keys
+        if not self._lists:
+            self._keep_lists(keys)
+        if set(keys.values) != set(self._lists):
+            raise RowError(
+                f"lists {_titles(keys.values)}, where the records before have "
+                f"{_titles(self._lists)}"
+            )
+        return keys._replace(values=self._lists)
+
+    def _keep_lists(self, keys: Keys) -> None:
+        """Keep, and say, which lists of the first record hold the steps."""
+        if keys.is_by_name:
+            return
+        self._lists = keys.values
+        if len(keys.values) == 1:
+            self._journal.note(f"the steps are in {_titles(keys.values)}, the only list of numbers")
+        else:
+            self._journal.note(f"the features of a step are in the lists {_titles(keys.values)}")
 
     def _in_order(
         self,
@@ -286,9 +326,13 @@ def _position(key: str, step: int) -> str:
     return f"'{quote(key)}', step {step + 1}"
 
 
+def _type_of(value: object) -> str:
+    return "no value" if value is None else f"a {type(value).__name__}"
+
+
 def _parse_text(value: object) -> np.ndarray:
     if not isinstance(value, str):
-        raise RowError(f"text: a {type(value).__name__}, expected a text")
+        raise RowError(f"text: {_type_of(value)}, expected a text")
     try:
         return np.frombuffer(value.encode(), np.uint8)
     except UnicodeEncodeError:
@@ -297,7 +341,7 @@ def _parse_text(value: object) -> np.ndarray:
 
 def _parse_tokens(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise RowError(f"tokens: a {type(value).__name__}, expected a list")
+        raise RowError(f"tokens: {_type_of(value)}, expected a list")
     for number, token in enumerate(value, 1):
         if isinstance(token, bool) or not isinstance(token, str | int):
             raise RowError(f"token {number}: expected a text or a whole number")
@@ -310,7 +354,7 @@ def _parse_tokens(value: object) -> tuple[str, ...]:
 def _parse_steps(value: object) -> np.ndarray:
     """Return numbers in lists as float64 [T, F]; null is a missing value."""
     if not isinstance(value, list):
-        raise RowError(f"a {type(value).__name__}, expected a list of steps")
+        raise RowError(f"{_type_of(value)}, expected a list of steps")
     rows = [step if isinstance(step, list) else [step] for step in value]
     # Exact types, because bool is a subclass of int.
     allowed = {int, float, type(None)}

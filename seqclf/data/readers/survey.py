@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import zip_longest
 
-from seqclf.data.readers.numbers import NUMBERS, CellKind, kind_of
+from seqclf.data.readers.numbers import NUMBERS, CellKind, is_grouped, is_time, kind_of
 from seqclf.data.readers.rows import quote
 
 LINES_AT_ONCE = 4096
+CELLS_AT_ONCE = 2**19  # memory for the lines that are in it at once
 MOST_VALUES = 40  # a column with more different cells is no label
 
+# Gaps in the usual spelling, which are found without a look at each cell by itself.
+_EMPTY = frozenset({""})
+_GAPS = frozenset({"", "?", "nan", "NaN", "NAN", "NA", "N/A", "<NA>", "null", "NULL", "None", "-"})
+
 Line = tuple[str, list[str]]  # where the line is, and its cells
+
+
+def is_blank(cells: Sequence[str]) -> bool:
+    """Whether a line holds nothing, as lines that a spreadsheet leaves at the end of a table."""
+    return not any(map(str.strip, cells))
 
 
 @dataclass
@@ -25,6 +35,7 @@ class Column:
     # Each kind of cell that occurs, with the first such cell and where it is.
     first: dict[CellKind, tuple[str, str]] = field(default_factory=dict)
     values: Counter[str] = field(default_factory=Counter)  # complete up to MOST_VALUES
+    num_words: int = 0  # cells that are neither a number nor missing
     num_runs: int = 0  # of equal cells that follow each other
     counts_rows: bool = True  # whether the cells are n, n + 1, n + 2 ...
 
@@ -33,16 +44,21 @@ class Column:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether any line holds a number."""
-        return not NUMBERS.isdisjoint(self.first)
+        """Whether any line holds a number, or what looks like one."""
+        return not self.first.keys().isdisjoint(NUMBERS | {"odd"})
+
+    @property
+    def has_value(self) -> bool:
+        """Whether any line holds something."""
+        return bool(self.first.keys() - {"missing"})
 
     @property
     def words(self) -> str:
         """The first words, for messages."""
-        words = [
-            quote(cell) for cell in self.values if kind_of(cell) in ("word", "boolean", "time")
-        ]
-        return ", ".join(words[:3]) + ", …" * (len(words) > 3)
+        words = [cell for kind, (_, cell) in self.first.items() if not _is_number(kind)]
+        words += [cell for cell in self.values if not _is_number(kind_of(cell))]
+        different = list(dict.fromkeys(quote(word.strip()) for word in words))
+        return ", ".join(different[:3]) + ", …" * (len(different) > 3)
 
     @property
     def is_choice(self) -> bool:
@@ -55,43 +71,53 @@ class Column:
             "whole",
         }
 
-    def see(self, kind: CellKind, where: str, cell: str) -> None:
-        """Keep the first cell of a kind."""
-        self.first.setdefault(kind, (where, cell))
-
     def add(self, where: Sequence[str], cells: Sequence[str]) -> None:
         """Take the cells of more lines."""
-        plain = [cell for cell in cells if cell]
-        joined = "".join(plain)
-        try:
-            # Python reads 1_0 and Arabic digits as numbers. `kind_of` looks at such cells one by
-            # one, and at those that say that a number is missing.
-            if "_" in joined or "n" in joined or "N" in joined or not joined.isascii():
-                raise ValueError
-            numbers = list(map(float, plain))
-        except ValueError:
-            numbers = []
-            for cell in dict.fromkeys(cells):
-                if (kind := kind_of(cell)) not in self.first:
-                    self.see(kind, where[cells.index(cell)], cell)
+        numbers = _plain_numbers(cells)
+        if numbers is None:
+            self._see_each(where, cells)
         else:
-            self._see_numbers(where, cells)
+            self._see_numbers(where, cells, len(numbers))
         if self.counts_rows:
-            self._count(numbers if len(numbers) == len(cells) else [])
+            self._count(numbers if numbers is not None and len(numbers) == len(cells) else [])
         self.num_runs += sum(map(operator.ne, cells, [self._last, *cells[:-1]]))
         self._last = cells[-1]
         if len(self.values) <= MOST_VALUES:
             self.values.update(cells)
 
-    def _see_numbers(self, where: Sequence[str], cells: Sequence[str]) -> None:
-        """Keep the first cells of each kind, where all are plain numbers or empty."""
-        kinds: tuple[CellKind, ...] = ("missing", "point", "whole")
-        for kind in kinds:
+    def _see_each(self, where: Sequence[str], cells: Sequence[str]) -> None:
+        """Keep the first cells of each kind, whatever the cells are."""
+        if "time" in self.first and all(map(is_time, cells)):
+            self.num_words += len(cells)  # Much faster than kind_of, for a column of times.
+            return
+        for cell, count in Counter(cells).items():
+            kind = kind_of(cell)
             if kind not in self.first:
-                # Much faster than kind_of, which need not look at such cells.
-                index = next((i for i, cell in enumerate(cells) if _plain_kind(cell) == kind), None)
-                if index is not None:
-                    self.see(kind, where[index], cells[index])
+                self.first[kind] = where[cells.index(cell)], cell
+            if not _is_number(kind):
+                self.num_words += count
+
+    def _see_numbers(self, where: Sequence[str], cells: Sequence[str], num_numbers: int) -> None:
+        """Keep the first cells of each kind, where all are plain numbers or gaps."""
+        if num_numbers < len(cells) and "missing" not in self.first:
+            self._see(where, cells, "missing")
+        if "point" in self.first and "whole" in self.first:
+            return
+        num_points = "".join(cells).count(".")  # A number has one at most.
+        if num_points < num_numbers and "whole" not in self.first:
+            self._see(where, cells, "whole")
+        if num_points and "point" not in self.first:
+            self._see(where, cells, "point")
+            # In a column with 1.23, 1.234 cannot be 1234.
+            if "point" not in self.first and "grouped" not in self.first:
+                self._see(where, cells, "grouped")
+
+    def _see(self, where: Sequence[str], cells: Sequence[str], kind: CellKind) -> None:
+        """Keep the first cell of a kind, where all are plain numbers or gaps."""
+        for index, cell in enumerate(cells):
+            if _plain_kind(cell) == kind:
+                self.first[kind] = where[index], cell
+                return
 
     def _count(self, numbers: Sequence[float]) -> None:
         """Find out whether more numbers go on counting; no numbers end it."""
@@ -102,8 +128,29 @@ class Column:
             self.counts_rows = numbers == list(range(int(start), self._next))
 
 
+def _is_number(kind: CellKind) -> bool:
+    return kind in NUMBERS or kind == "missing"
+
+
+def _plain_numbers(cells: Sequence[str]) -> list[float] | None:
+    """Return the numbers of cells, without gaps; None if others than plain numbers are there."""
+    for gaps in (_EMPTY, _GAPS):  # Most columns have no gaps, or empty ones.
+        plain = [cell for cell in cells if cell not in gaps]
+        joined = "".join(plain)
+        # Python reads 1_0, nan, inf and Arabic digits. `kind_of` looks at such cells one by one.
+        if joined.isascii() and not any(letter in joined for letter in "_nN"):
+            try:
+                return list(map(float, plain))
+            except ValueError:
+                pass
+    return None
+
+
 def _plain_kind(cell: str) -> CellKind:
-    return "missing" if not cell else "point" if "." in cell else "whole"
+    """Return what a cell is that is a plain number or a gap."""
+    if cell in _GAPS:
+        return "missing"
+    return "whole" if "." not in cell else "grouped" if is_grouped(cell) else "point"
 
 
 @dataclass
@@ -121,8 +168,7 @@ def survey(names: Sequence[str], lines: Iterable[Line]) -> Survey:
     """
     columns = [Column(name) for name in names]
     num_lines = 0
-    lines = iter(lines)
-    while block := list(islice(lines, LINES_AT_ONCE)):
+    for block in _blocks(lines):
         where = [place for place, _ in block]
         cells_of_columns = list(zip_longest(*(cells for _, cells in block), fillvalue=""))
         if not names:
@@ -133,3 +179,20 @@ def survey(names: Sequence[str], lines: Iterable[Line]) -> Survey:
             column.add(where, cells or empty)
         num_lines += len(block)
     return Survey(columns, num_lines)
+
+
+def _blocks(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Yield the lines that hold something, some at once."""
+    block: list[Line] = []
+    num_cells = 0
+    for line in lines:
+        if is_blank(line[1]):
+            continue
+        block.append(line)
+        num_cells += len(line[1])
+        if len(block) == LINES_AT_ONCE or num_cells > CELLS_AT_ONCE:
+            yield block
+            block = []
+            num_cells = 0
+    if block:
+        yield block

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from seqclf.data.readers.columns import KNOWN
 from seqclf.data.readers.lines import TextFile
-from seqclf.data.readers.numbers import kind_of
-from seqclf.data.readers.rows import SPECIAL, Journal, Progress, ReadOptions
-from seqclf.data.readers.survey import Line
+from seqclf.data.readers.numbers import CELLS_OF, kind_of, parse_number
+from seqclf.data.readers.roles import KNOWN
+from seqclf.data.readers.rows import SPECIAL, Journal, Progress, ReadOptions, quote
+from seqclf.data.readers.survey import Line, is_blank
 from seqclf.errors import UserError
 
 LINES_AHEAD = 100  # lines that decide whether the first one is a header
+COLUMNS_AHEAD = 100  # the columns of them that are looked at
+LINES_OF_SAMPLE = 20  # lines that decide what separates the cells
 PATH_COLUMNS = ("path", "file")  # of a manifest, in any case
+SEPARATORS = ";\t|, "  # the first of them is taken where several are as likely
 
 
 @dataclass(frozen=True)
@@ -31,87 +36,148 @@ class TableFile:
 
 
 def text_table(file: TextFile, journal: Journal, *, separator: str) -> TableFile:
-    """Return the table in a text file; its first line decides what separates the cells."""
-    first = next(file.lines(), "")
-    file.check_utf8(1, first)
-    found = _find_separator(first, separator)
+    """Return the table in a text file; its first lines decide what separates the cells."""
+    sample = list(islice(file.lines(), LINES_OF_SAMPLE))
+    for line in sample[:1]:
+        file.check_utf8(1, line)
+    # Excel takes the separator from a line before the header.
+    if said := re.fullmatch(r'"?sep=(.)"?\s*', sample[0] if sample else ""):
+        found, skip = said[1], 1
+    else:
+        found, skip = _find_separator(sample, separator), 0
     if found != separator:
         names = {"\t": "a tab", " ": "blanks"}
         journal.note(f"{file.name}: cells are separated by {names.get(found, repr(found))}")
-    return TableFile(file.name, partial(_split_lines, file, found), found)
+    return TableFile(file.name, partial(_split_lines, file, found, skip), found)
 
 
-def _find_separator(line: str, separator: str) -> str:
-    """Return what separates the cells of a first line: the usual separator, if it is there."""
-    (cells,) = csv.reader([line], delimiter=separator) if separator != " " else [line.split()]
-    if len(cells) > 1:
-        return separator
-    # Spreadsheets in countries with a decimal comma save a .csv with semicolons.
-    found = max(";\t,|", key=line.count)
-    if found in line:
-        return found
-    return " " if len(line.split()) > 1 and all(map(_is_number, line.split()[1:])) else separator
+def _find_separator(sample: Sequence[str], usual: str) -> str:
+    """Return what separates the cells of a file's first lines.
+
+    It is the usual separator, or another one that gives as many cells in each line, and more of
+    them numbers: `1,5;2,5` has two cells.
+    """
+    lines = [line for line in sample if line.strip()]
+    num_numbers: dict[str, int] = {}
+    for separator in SEPARATORS:
+        rows = [_split(line, separator) for line in lines]
+        lengths = set(map(len, rows))
+        # Text has blanks, too.
+        if separator == " " != usual and num_numbers:
+            continue
+        if rows and len(rows[0]) > 1 and (separator == usual or len(lengths) == 1):
+            cells = (cell for row in rows for cell in row[:COLUMNS_AHEAD])
+            num_numbers[separator] = sum(map(_is_number, cells))
+    found = max(num_numbers, key=num_numbers.__getitem__, default=usual)
+    return found if num_numbers.get(found) or usual not in num_numbers else usual
+
+
+def _split(line: str, separator: str) -> list[str]:
+    if separator == " ":
+        return line.split()
+    return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
 
 
 def _is_number(cell: str) -> bool:
-    return kind_of(cell) in ("whole", "point", "missing")
+    return kind_of(cell) not in ("word", "odd", "missing")
 
 
-def _split_lines(file: TextFile, separator: str, progress: Progress) -> Iterator[Line]:
+def _split_lines(file: TextFile, separator: str, skip: int, progress: Progress) -> Iterator[Line]:
+    lines = islice(file.lines(progress), skip, None)
+    prefix = f"{file.name}:"
     if separator == " ":
-        for number, line in enumerate(file.lines(progress), 1):
+        for number, line in enumerate(lines, 1 + skip):
             if cells := line.split():
-                yield f"{file.name}:{number}", cells
+                yield f"{prefix}{number}", cells
         return
-    reader = csv.reader(file.lines(progress), delimiter=separator)
+    # A quote that is never closed would swallow all lines after it: strict refuses that.
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    number = skip
     try:
         for cells in reader:
+            number = reader.line_num + skip
             if len(cells) > 1 or (cells and cells[0].strip()):
-                yield f"{file.name}:{reader.line_num}", cells
+                yield f"{prefix}{number}", cells
     except csv.Error as error:
-        raise UserError(f"{file.name}:{reader.line_num}: {error}; is a quote left open?") from None
+        raise UserError(
+            f"{prefix}{number + 1}: {error}; is a quote left open, or not doubled inside a cell?"
+        ) from None
 
 
 def find_header(file: TableFile, options: ReadOptions) -> tuple[str, list[str]] | None:
     """Return where a table's first line is, and the names of the columns; None if it is empty.
 
-    Without a header line there are no names.
+    Without a header line there are no names. Raises UserError if the first line is not of the
+    table, or if it names too few columns.
     """
     start = list(islice(file.open(lambda num_bytes: None), LINES_AHEAD))
     if not start:
         return None
     where, cells = start[0]
     names = [cell.strip() for cell in cells]
+    others = [cells for _, cells in start[1:] if not is_blank(cells)]
+    fewest = min(map(len, others), default=0)
+    if len(names) == 1 < fewest:
+        raise UserError(
+            f"{where}: '{quote(names[0])}' is one cell, where the next lines have {fewest}; delete "
+            "what stands before the table"
+        )
     has_header = file.has_header if options.header is None else options.header
     if has_header is None:
-        has_header = _is_header(names, [cells for _, cells in start[1:]], options)
-    return where, names if has_header else []
+        has_header = _is_header(names, others, options)
+    if not has_header:
+        return where, []
+    if fewest > len(names) and not all(is_blank(cells[len(names) :]) for cells in others):
+        raise UserError(
+            f"{where}: the header names {len(names)} columns, where the next lines have {fewest} "
+            "cells; give each column a name (in R: write.csv)"
+        )
+    return where, names
 
 
 def _is_header(names: Sequence[str], others: Sequence[list[str]], options: ReadOptions) -> bool:
     """Return whether a first line names the columns of the others."""
-    requested = {name for role in SPECIAL if (name := getattr(options, role)) is not None}
-    requested |= {
-        *(options.features or ()),
-        *options.drop,
-        options.tokens or "",
-        options.text or "",
-    }
+    others = [cells for cells in others if [cell.strip() for cell in cells] != names]
+
+    def below(index: int) -> set[str]:
+        return {cells[index].strip() for cells in others if index < len(cells)}
+
+    # A number may be a cell, too, and a column may be asked for by its number.
+    options_name = {name for role in SPECIAL if (name := getattr(options, role)) is not None}
+    options_name |= {*options.drop, options.tokens or "", options.text or ""}
+    features = set(options.features or ())
     known = {name for names in KNOWN.values() for name in names} | {*PATH_COLUMNS, "text", "tokens"}
-    if any(name in requested - {""} or name.lower() in known for name in names):
+    for index, name in enumerate(names):
+        is_asked = name in options_name | features and kind_of(name) == "word"
+        # A label may be the word `target`; but a column's name does not come again below it.
+        if (is_asked or name.lower() in known) and name not in below(index):
+            return True
+    if options.wanted_by != "--features" and len(features) > 1 and features <= set(names):
         return True
-    # pandas numbers columns that have no names.
-    if len(names) > 2 and _counts(names):
+    words = [index for index, name in enumerate(names) if kind_of(name) == "word"]
+    if _counts(names) and not any(names[index] in below(index) for index in words):
         return True
     # The first cell alone tells little: without a header it is a label, which may be a word.
-    num_words = sum(not _is_number(name) for name in names[1:])
-    if 2 * num_words > len(names) - 1:
+    if others and 0 in words and all(map(_is_value, below(0))):
         return True
-    is_word = not _is_number(names[0])
-    return is_word and bool(others) and all(_is_number(cells[0]) for cells in others)
+    if 2 * len(set(words) - {0}) <= len(names) - 1:
+        return False
+    return not others or any(
+        all(map(_is_value, below(index))) and any(map(_is_number, below(index)))
+        for index in words[:COLUMNS_AHEAD]
+    )
+
+
+def _is_value(cell: str) -> bool:
+    return _is_number(cell) or kind_of(cell) == "missing"
 
 
 def _counts(names: Sequence[str]) -> bool:
-    """Return whether names are 0, 1, 2 ..., or a word and then 0, 1, 2 ..."""
-    numbers = names if _is_number(names[0]) else names[1:]
-    return list(numbers) == [str(number) for number in range(len(numbers))]
+    """Return whether the numbers among names are 0, 1, 2 ..., or 0, 0.5, 1 ..."""
+    numbers = [parse_number(name) for name in names if kind_of(name) in CELLS_OF["plain"]]
+    if len(numbers) < 3 or numbers[0] != 0 or not 0 < numbers[1] < math.inf:
+        return False
+    return all(
+        math.isclose(number, place * numbers[1], rel_tol=1e-6)
+        for place, number in enumerate(numbers)
+    )

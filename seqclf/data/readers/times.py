@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from seqclf.data.readers.numbers import MISSING, parse_number
+from seqclf.data.readers.numbers import MISSING, Dialect, parse_number
 from seqclf.data.readers.rows import RowError, quote
 
-_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?")
-_DATE = re.compile(r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})(.*)")
+Moment = int | float  # whole numbers stay exact: nanoseconds since 1970 do not fit into a float
+
+_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d(?:[.,]\d+)?))?")
+_DATE = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?:[ T](.*))?")
+_GERMAN = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:[ T](.*))?")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Times:
@@ -20,9 +24,9 @@ class Times:
         self._kind = ""  # of the first time
         self._where = ""  # where the first time is
 
-    def parse(self, cell: str, where: str) -> float:
+    def parse(self, cell: str, where: str, dialect: Dialect = "plain") -> Moment:
         """Return a time that sorts. Raises RowError if it is none, or of another kind."""
-        kind, moment = _parse_time(cell)
+        kind, moment = parse_time(cell, dialect)
         if not self._kind:
             self._kind, self._where = kind, where
         if kind != self._kind:
@@ -33,22 +37,23 @@ class Times:
         return moment
 
 
-def _parse_time(cell: str) -> tuple[str, float]:
+def parse_time(cell: str, dialect: Dialect = "plain") -> tuple[str, Moment]:
     """Return the kind of a time, and a number that sorts it. Raises RowError."""
     text = cell.strip()
     if text.lower() in MISSING:
         raise RowError("no time")
     try:
-        number = parse_number(text)
+        number = parse_number(text, dialect)
     except ValueError:
         pass
     else:
         if math.isinf(number):
             raise RowError(f"time '{quote(cell)}' is not finite")
-        return "a number", number
+        return "a number", int(text) if text.isdecimal() else number
     if clock := _CLOCK.fullmatch(text):
         hours, minutes, seconds = clock.groups(default="0")
-        return "a time of a clock", int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        moment = int(hours) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
+        return "a time of a clock", moment
     try:
         date = datetime.fromisoformat(_to_iso(text))
     except ValueError:
@@ -57,14 +62,27 @@ def _parse_time(cell: str) -> tuple[str, float]:
             "time like 12:00:05"
         ) from None
     # Without a zone, UTC: the order of steps must not depend on this machine's zone.
-    moment = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    return ("a date with a time zone" if date.tzinfo else "a date"), moment
+    since = (date if date.tzinfo else date.replace(tzinfo=UTC)) - _EPOCH
+    nanoseconds = since // timedelta(microseconds=1) * 1000 + _nanoseconds(text)
+    return ("a date with a time zone" if date.tzinfo else "a date"), nanoseconds
+
+
+def _nanoseconds(text: str) -> int:
+    """Return what a time has beyond its microseconds, which datetime leaves out."""
+    match = re.search(r":\d\d[.,]\d{6}(\d{1,3})", text)
+    return int(match[1].ljust(3, "0")) if match else 0
 
 
 def _to_iso(text: str) -> str:
-    """Return a date that begins with its year, such as 2025/1/31 9:05, as ISO writes it."""
-    if not (match := _DATE.fullmatch(text)):
+    """Return a date such as 2025/1/31 9:05 or 31.1.2025 9:05 as ISO writes it."""
+    if match := _DATE.fullmatch(text):
+        year, _, month, day, clock = match.groups()
+    elif match := _GERMAN.fullmatch(text):
+        day, month, year, clock = match.groups()
+    else:
         return text
-    year, month, day, rest = match.groups()
-    hours = re.sub(r"^([ T])(\d):", r"\g<1>0\2:", rest)
-    return f"{year}-{month:0>2}-{day:0>2}{hours}"
+    if clock is None:
+        return f"{year}-{month:0>2}-{day:0>2}"
+    clock = re.sub(r" ?UTC$", "Z", clock.strip()).replace(" ", "")
+    hour, colon, rest = clock.partition(":")
+    return f"{year}-{month:0>2}-{day:0>2}T{hour:0>2}{colon}{rest}"

@@ -66,7 +66,12 @@ def _read_header(path: str, lines: Iterator[tuple[int, str]]) -> _Header:
         if fields.get(key, ["false"])[0].lower() == "true":
             raise UserError(f"{path}: @{key} true: {remedy}")
     has_labels, *classes = fields.get("classlabel", ["false"])
-    return _Header(has_labels.lower() == "true", frozenset(name.casefold() for name in classes))
+    try:
+        # As the labels of the lines: 1.0 is 1.
+        names = [parse_name(name, "label") or "" for name in classes]
+    except RowError as error:
+        raise UserError(f"{path}: @classLabel: {error.problem}") from None
+    return _Header(has_labels.lower() == "true", frozenset(name.casefold() for name in names))
 
 
 def _parse_row(
