@@ -230,7 +230,7 @@ def test_a_class_unknown_to_training_is_refused(
             ["--train", "X", "--test", "X", "--out", "OUT", "--split", "1,0,0"],
             "which part they are",
         ),
-        (["X", "--out", "OUT", "--time", "t"], "--time t: needs --id"),
+        (["X", "--out", "OUT", "--time", "t"], "no key 't' (--time)"),
         (["X", "--out", "X"], "exists already"),
         (["X", "--out", "FULL"], "exists already"),
         (["X", "--out", "FULL", "--overwrite"], "holds something else than a data set"),

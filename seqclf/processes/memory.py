@@ -47,7 +47,7 @@ def memory_text(device: torch.device) -> str:
     group = None if device.type == "cuda" else group_memory()
     if group is None or group.free > psutil.virtual_memory().available:
         return text
-    return f"{text} (of the {group.limit / 2**30:,.1f} GiB that this job or container may take)"
+    return f"{text} (of the limit of {group.limit / 2**30:,.1f} GiB of this job or container)"
 
 
 def least_memory(

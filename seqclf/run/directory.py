@@ -44,7 +44,7 @@ from seqclf.processes.memory import MEMORY_REMEDY
 from seqclf.processes.runtime import Runtime
 from seqclf.run import resume
 from seqclf.run.checkpoint import MODEL_FILE, delete_leftovers, encode_tensors
-from seqclf.run.files import make_directory, replace_file, write_json
+from seqclf.run.files import check_regular, make_directory, open_new, replace_file, write_json
 from seqclf.run.metrics_log import MetricsLog
 from seqclf.run.records import (
     CHECKPOINTS,
@@ -73,6 +73,7 @@ from seqclf.settle import Setup
 
 # Silence is reported after this share of distributed.timeout_s, so that all have left by then.
 SILENCE_SHARE = 0.8
+LOG_SUFFIXES = (".log", ".out", ".err", ".txt")  # of files that a launcher may write
 DISK_ERRORS = DISK_FULL | {errno.EROFS, errno.EACCES, errno.EIO}
 
 
@@ -188,7 +189,8 @@ class Run:
         try:
             folder.mkdir(exist_ok=True)
             staging = folder / f".{split}.json"  # not synced, because it can be made again
-            staging.write_text(evaluation.to_json(), encoding="utf-8")
+            with open_new(staging) as file:
+                file.write(evaluation.to_json().encode())
             staging.replace(folder / f"{split}.json")
         except OSError as error:
             self.console.say(f"warning: {folder}/{split}.json cannot be written: {error}")
@@ -329,6 +331,7 @@ def _claim(run: Run, files: ExitStack) -> None:
         # Compared before anything is made: a refusal leaves no directory behind.
         resume.check_unchanged(origin.stored, run.setup, run.facts)
         resume.check_steps_done(origin.stored, run.setup, origin.checkpoint.manifest.step)
+    _refuse_what_is_not_ours(run.path)
     make_directory(run.path)
     files.enter_context(_lock(run.path))
     if origin is not None:
@@ -343,8 +346,29 @@ def _claim(run: Run, files: ExitStack) -> None:
         run.facts.run_id = run_id
     elif run.facts.run_id is None:
         run.facts.run_id = uuid.uuid4().hex[:8]
-    descriptor = os.open(run.path / METRICS, os.O_RDWR | os.O_CREAT, 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    descriptor = os.open(run.path / METRICS, flags, 0o666)
     run.metrics_log = MetricsLog(files.enter_context(os.fdopen(descriptor, "r+b", buffering=0)))
+
+
+def _refuse_what_is_not_ours(path: Path) -> None:
+    """Refuse a directory with others' files, and names of ours that are no files. UserError."""
+    for name in (LOCK, CONFIG, FACTS, METRICS, STATUS, SESSIONS):
+        check_regular(path / name)
+    if not path.is_dir() or (path / LOCK).exists() or (path / CONFIG).exists():
+        return
+    outputs = {os.fstat(stream).st_ino for stream in (1, 2)}
+    others = sorted(
+        file.name
+        for file in path.iterdir()
+        # A log may be written there before the run begins.
+        if not (file.name.startswith(".") or file.suffix in LOG_SUFFIXES)
+        and file.lstat().st_ino not in outputs
+    )
+    if others:
+        raise UserError(
+            f"{path}: no run of seqclf, and not empty ({others[0]}); choose another --run-dir"
+        )
 
 
 def _lock(path: Path) -> IO[str]:

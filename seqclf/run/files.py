@@ -15,7 +15,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -56,12 +56,18 @@ def make_directory(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> FileEntry:
-    """Write and sync a file."""
-    with path.open("wb") as file:
+    """Write and sync a new file."""
+    with open_new(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Open a file that was not there before: never one that a link of that name points to."""
+    delete(path)  # what a kill left, or somebody put there
+    return path.open("xb")
 
 
 def replace_file(path: Path, content: bytes) -> FileEntry:
@@ -92,6 +98,16 @@ def delete(path: Path) -> None:
 
 
 # ---- reading
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a link, a pipe or a directory where a file is to be written. Raises UserError."""
+    try:
+        regular_size(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError:
+        raise UserError(f"{path}: not a regular file; move it away") from None
 
 
 def regular_size(path: Path) -> int:

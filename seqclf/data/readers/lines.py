@@ -20,7 +20,7 @@ from seqclf.data.readers.rows import STDIN, Progress, reason_of
 from seqclf.errors import UserError
 
 LONGEST_LINE = 2**28  # characters
-START = 512  # bytes that show whether a file is a text
+START = 8  # bytes that show whether a file is a text
 LINES_AT_ONCE = 256  # lines between two reports of progress
 
 

@@ -17,6 +17,7 @@ LONGEST_NAME = 200  # characters of a label, split, group or id
 LONGEST_QUOTE = 40  # characters of a file's own text in a message
 NO_LABEL = frozenset({"", "?", "nan", "na", "n/a", "<na>", "null"})
 SPECIAL = ("id", "time", "label", "group", "split")  # columns that are no features
+SCIENTIFIC = re.compile(r"[+-]?\d\.\d+[eE][+-]?\d+")
 WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 
 Form = Literal["long", "wide"]
@@ -226,6 +227,13 @@ def parse_name(value: object, role: str) -> str | None:
         raise RowError(f"{role} '{quote(name)}': {len(name):,} characters long")
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         raise RowError(f"{role} '{quote(name)}': control characters, or not UTF-8")
+    if (
+        role in ("label", "group")
+        and SCIENTIFIC.fullmatch(name)
+        and abs(number := float(name)) < 2**53
+        and number.is_integer()
+    ):
+        name = str(int(number))
     if role in ("label", "group") and (whole := WHOLE_NUMBER.fullmatch(name)):
         name = "0" if whole[1] == "-0" else whole[1]
     if role == "label" and re.fullmatch(r"b'.*'|b\".*\"", name):
@@ -239,4 +247,4 @@ def parse_name(value: object, role: str) -> str | None:
 
 def reason_of(error: BaseException) -> str:
     """Return what an exception of another library says, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return printable(" ".join(str(error).split())[:200]) or type(error).__name__
