@@ -119,7 +119,7 @@ def options_of_model(architecture: Architecture, given: ReadOptions) -> ReadOpti
     A column that the training files had for the label or the group may be missing.
     """
     reading = architecture.reading
-    names = ("id", "time", "label", "group", "tokens", "text", "form", "pad_value")
+    names = ("id", "time", "label", "group", "tokens", "text", "form", "header", "pad_value")
     remembered = {
         name: value
         for name in names
@@ -130,13 +130,14 @@ def options_of_model(architecture: Architecture, given: ReadOptions) -> ReadOpti
         given,
         **remembered,
         soft=frozenset(remembered),
+        numbered=reading.numbered,
         fill_missing=given.fill_missing or reading.fill_missing,
         channels_first=given.channels_first or reading.channels_first,
         num_values=len(reading.columns) or reading.num_values,
         keep_step_labels=True,
     )
-    if features and given.features is None:
-        options = replace(options, features=features, wanted_by="the model")
+    if given.features is None:
+        options = replace(options, features=features or None, wanted_by="the model")
     return options
 
 

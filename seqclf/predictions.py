@@ -211,6 +211,12 @@ def write_split(
             assert isinstance(one, Prediction)
             counts.add(one, architecture.classes)
             table.write(one)
+    if origins is None and sequences.starts is not None:
+        print(
+            "note: an older version prepared these data and kept no ids, so id counts the examples "
+            "of the split",
+            file=sys.stderr,
+        )
     print(_summary(counts, "" if out is None else f" in {out}"), file=sys.stderr)
 
 

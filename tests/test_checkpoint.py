@@ -26,7 +26,7 @@ from seqclf.run.checkpoint import (
     read_checkpoint,
     verifies,
 )
-from seqclf.run.files import FileEntry, read_json, replace_file
+from seqclf.run.files import MAX_JSON_BYTES, FileEntry, read_json, replace_file
 from seqclf.run.records import State
 
 FILES = {"model.safetensors": b"weights", "optimizer.safetensors": b"moments", "state.json": b"{}"}
@@ -169,12 +169,18 @@ def test_a_pipe_under_our_names_is_not_waited_for(tmp_path: Path) -> None:
 
 
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
-LONG = b'{"a": "' + b"x" * 2**20 + b'"}'
+LONG = b'{"a": "' + b"x" * MAX_JSON_BYTES + b'"}'
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(DEEP, "recursion"), (LONG, "1,048,585 bytes"), (b"[1]", ""), (b"\xff{}", ""), (b"", "")],
+    [
+        (DEEP, "recursion"),
+        pytest.param(LONG, f"{len(LONG):,} bytes", id="long"),
+        (b"[1]", ""),
+        (b"\xff{}", ""),
+        (b"", ""),
+    ],
 )
 def test_json_that_is_deep_long_or_no_object_is_refused(
     tmp_path: Path, content: bytes, reason: str

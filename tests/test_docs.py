@@ -34,6 +34,7 @@ PROGRAMS = (
     "ACCELERATE_USE_CPU=true t",
 )
 PLACEHOLDERS = {"configs/RECIPE.yaml": "configs/digits.yaml", "S": "1", "R": "0", "IP": "127.0.0.1"}
+PLACEHOLDERS |= {"RUN": "runs/mine", "FILE": "labelled.csv"}
 NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"} | {
     "torchrun --standalone",
     "seqclf evaluate",
@@ -151,7 +152,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     debug = ["train", "--config", str(ROOT / "configs" / "debug.yaml"), *SMOKE]
     assert main([*debug, str(place / "runs" / "mnist_fast-optim.lr=0.005-seed=1")]) == 0
     lines = [f"{i},{t},{i % 2 + t},{'ab'[i % 2]}" for i in range(60) for t in range(1 + i % 5)]
-    for name in ("recordings", "new"):
+    for name in ("recordings", "new", "labelled"):
         (place / f"{name}.csv").write_text("\n".join(["recording,t,x,label", *lines]))
     words = [str(place / "recordings.csv"), "--id", "recording", "--out"]
     assert main(["prepare", *words, str(place / "data" / "mine")]) == 0

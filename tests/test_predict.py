@@ -13,6 +13,7 @@ from seqclf.errors import UserError
 from seqclf.model import Architecture, ImageOrder, LSTMClassifier, Pooling, permutation
 from seqclf.prefixes import classify_prefixes, probabilities
 from seqclf.run.checkpoint import encode_tensors
+from seqclf.run.files import MAX_JSON_BYTES
 from seqclf.run.weights import load_model
 from seqclf.terminal import predictions_text, reading_text
 
@@ -182,9 +183,10 @@ def test_a_result_is_loaded_ready_to_predict(tmp_path: Path) -> None:
     [
         (None, "no trained model there"),
         ("{", r"config\.json: damaged"),
-        (
-            ARCHITECTURE.model_dump_json() + " " * 2**20,
-            r"config\.json: damaged: .* at most 1,048,576",
+        pytest.param(
+            ARCHITECTURE.model_dump_json() + " " * MAX_JSON_BYTES,
+            r"config\.json: damaged: .* at most 67,108,864",
+            id="long",
         ),
         (ARCHITECTURE.model_dump_json().replace("pooling", "poling"), r"config\.json: damaged"),
         (

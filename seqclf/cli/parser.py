@@ -252,7 +252,9 @@ def _add_read_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, help="file of labels beside INPUT, by id or in order"
     )
-    parser.add_argument("--format", help="csv, tsv, txt, ts, jsonl, json or arff, for standard input")
+    parser.add_argument(
+        "--format", help="csv, tsv, txt, ts, jsonl, json or arff, for standard input"
+    )
     parser.add_argument(
         "--channels_first", action="store_true", help="arrays are cases x channels x time"
     )

@@ -101,6 +101,7 @@ def _finish_reading(draft: Draft, journal: Journal) -> Reading:
             "form": journal.form,
             "columns": journal.columns,
             "num_values": journal.num_values,
+            "numbered": journal.numbered,
             "offset": adjustment.offset,
             "measured": tuple(names[index] for index in adjustment.measured),
         }

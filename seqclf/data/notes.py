@@ -23,7 +23,7 @@ def find_notes(path: Path, draft: Draft, labels: Tensor, splits: Tensor) -> Iter
     kept = splits != LEFT_OUT
     lengths = as_tensor(draft.offsets).diff()[kept]
     longest = int(lengths.max())
-    if longest == 1 and draft.kind != "text":
+    if longest == 1 and draft.kind != "text" and not draft.reading.has_parts:
         yield "every sequence has one step: is a line one sequence? --form wide reads it so"
     elif draft.kind == "vectors" and longest < draft.num_features:
         yield (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,7 @@ class Preparation:
             tokens=options.tokens,
             text=options.text,
             form=options.form,
+            header=options.header,
             fill_missing=options.fill_missing,
             pad_value=options.pad_value,
             channels_first=options.channels_first,
@@ -119,7 +121,8 @@ def parse_fractions(text: str | None) -> tuple[float, float, float]:
         raise UserError(
             f"--split {text}: expected three shares, of train, val and test, such as 0.8,0.1,0.1"
         ) from None
-    if min(train, val, test) < 0 or not train or not test or abs(train + val + test - 1) > 1e-6:
+    are_shares = train > 0 and val >= 0 and test > 0 and abs(train + val + test - 1) <= 1e-6
+    if not are_shares:
         raise UserError(f"--split {text}: train and test must be above 0, and the sum must be 1")
     return train, val, test
 
@@ -182,8 +185,8 @@ def _check_classes(draft: Draft, preparation: Preparation) -> None:
     """Refuse labels that look like numbers to predict, or like ids. Raises UserError."""
     if not len(draft.labels):
         raise UserError(
-            f"no window is left: in none of {draft.num_undecided:,} have enough steps one label; "
-            "choose a smaller --window or --min-share"
+            f"no window is left: {draft.num_undecided:,} have no label that enough of their steps "
+            "have; choose a smaller --window or --min-share"
         )
     counts = torch.bincount(as_tensor(draft.labels))
     num_single = int((counts == 1).sum())
@@ -220,7 +223,7 @@ def _check_splits(draft: Draft, splits: Tensor, preparation: Preparation) -> Non
             )
         if len(draft.groups):
             num_groups = len(as_tensor(draft.groups).unique())
-            message += f" of {num_groups:,} recordings or groups, which stay in one split each"
+            message += f" of {num_groups:,} recordings or groups, each of which stays in one split"
         message += f", split {_join(preparation.fractions)}"
         for fractions in OTHER_FRACTIONS:
             if _can_split(draft, replace(preparation, fractions=fractions)):
@@ -287,6 +290,10 @@ def _write_rows(
     keeps_groups = reading.has_parts or preparation.options.group is not None
     draft = Draft(file, reading, adjustment, keeps_groups=keeps_groups)
     journal = Journal()
+    for path, count in Counter(path for path, _ in inputs).items():
+        if count > 1:
+            splits = " and ".join(split for other, split in inputs if other == path and split)
+            journal.note(f"{path} is named {count} times" + f", for {splits}" * bool(splits))
     options = replace(
         preparation.options,
         keep_step_labels=reading.on_label_change != "error",

@@ -27,8 +27,10 @@ class Reading(BaseModel):
     tokens: str | None = None
     text: str | None = None
     form: Form | None = None  # of a table
+    header: bool | None = None  # whether the first line names the columns, where somebody said so
     columns: tuple[str, ...] = ()  # of a wide table: the names of the steps
     num_values: int | None = None  # of a wide table without a header line: the number of steps
+    numbered: bool = False  # the columns above are numbers, as the table has no header line
 
     fill_missing: bool = False
     pad_value: float | None = None

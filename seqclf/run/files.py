@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from seqclf.errors import UserError
 
-MAX_JSON_BYTES = 2**20
+MAX_JSON_BYTES = 2**26  # a model's config.json holds the names of all tokens, or of all columns
 
 
 class FileEntry(BaseModel):

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seqclf.data.readers.arff import read_arff
-from seqclf.data.readers.arrays import read_npy, read_npz
+from seqclf.data.readers.arrays import read_npy
 from seqclf.data.readers.folders import read_folder
 from seqclf.data.readers.images import IMAGES
 from seqclf.data.readers.json_records import read_json, read_jsonl
 from seqclf.data.readers.labels import is_label_table, read_with_labels
 from seqclf.data.readers.lines import text_file
 from seqclf.data.readers.manifests import read_table
+from seqclf.data.readers.npz import read_npz
 from seqclf.data.readers.own_files import OwnFiles
 from seqclf.data.readers.parquet import read_parquet
 from seqclf.data.readers.rows import STDIN, BadRow, Journal, Progress, ReadOptions, Row, RowError

@@ -9,9 +9,14 @@ from typing import Literal, NamedTuple
 
 from seqclf.data.readers.dialects import find_dialects
 from seqclf.data.readers.numbers import NUMBERS, CellKind, Dialect, kind_of
-from seqclf.data.readers.roles import Table as Table
-from seqclf.data.readers.roles import find_special as find_special
-from seqclf.data.readers.roles import index_of, list_names, option_of, reasons_by_name
+from seqclf.data.readers.roles import (
+    Table,
+    find_special,
+    index_of,
+    list_names,
+    option_of,
+    reasons_by_name,
+)
 from seqclf.data.readers.rows import Form, Journal, Names, ReadOptions, parse_name, quote
 from seqclf.data.readers.survey import Column
 from seqclf.data.readers.wide import choose_steps, numbered_groups
@@ -99,6 +104,12 @@ def decide(table: Table, options: ReadOptions, journal: Journal) -> Columns:
         journal.columns = chosen.features
     elif form == "wide":
         journal.num_values = len(values)
+    journal.numbered = not table.names and not table.is_one_sequence
+    if form == "wide" and values and options.num_values not in (None, len(values)):
+        journal.note(
+            f"{table.where}: {len(values):,} columns are steps, where {options.wanted_by} has "
+            f"{options.num_values:,}"
+        )
     return _with_dialects(table, chosen, journal)
 
 
@@ -200,12 +211,16 @@ def _form_of_words(
     options: ReadOptions,
 ) -> Form:
     """Decide whether a line holds a token or all tokens of a sequence. Raises UserError."""
+    others = [index for index in rest if index != words.column]
+    if options.form == "long" and words.kind == "text":
+        raise UserError(f"--form long: a text in '{quote(table.title(words.column))}' is a sequence")
+    if options.form == "long" and "id" not in special:
+        raise UserError(_ask_for_id(table, others))
     if options.form is not None or words.kind == "text":
         return options.form or "wide"
     if "id" in special:
         return "long" if _repeats(table, special["id"]) else "wide"
     one_each = not any(" " in cell.strip() for cell in table.survey.columns[words.column].values)
-    others = [index for index in rest if index != words.column]
     if one_each and _id_candidates(table, others):
         raise UserError(_ask_for_id(table, others))
     return "wide"
@@ -240,7 +255,7 @@ def _choose_form(
         return "long" if asked and len(numbered) < 3 else "wide"
     if options.time is not None and "time" not in options.soft:
         raise UserError(_ask_for_id(table, rest, f"--time {options.time}"))
-    others = [index for index in rest if index not in set(numbered)]
+    others = sorted(set(rest).difference(numbered))
     if "group" in special and not numbered:
         others.append(special["group"])
     if len(numbered) < FEW_STEPS and _id_candidates(table, others):

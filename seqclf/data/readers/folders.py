@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from seqclf.data.readers.own_files import OWN_FILES, OwnFiles, ending_of
 from seqclf.data.readers.rows import (
+    SPLIT_WORDS,
     BadRow,
     Journal,
     Progress,
@@ -20,15 +21,6 @@ from seqclf.data.readers.rows import (
     printable,
 )
 from seqclf.errors import UserError
-
-SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
 
 
 def read_folder(
@@ -80,7 +72,7 @@ def read_folder(
                 id=printable(path.as_posix()),
                 where=printable(str(folder / path)),
                 label=label,
-                split=SPLIT_FOLDERS[path.parts[0].lower()] if num_above else row.split,
+                split=SPLIT_WORDS[path.parts[0].lower()] if num_above else row.split,
             )
 
 
@@ -117,7 +109,7 @@ def _leave_aside(paths: Iterable[Path], reason: str, journal: Journal) -> None:
 def _has_splits(folder: Path, known: Iterable[Path]) -> bool:
     """Return whether folders train, val and test are above the classes. Raises UserError."""
     tops = {path.parts[0] for path in known if len(path.parts) > 1}
-    others = sorted(top for top in tops if top.lower() not in SPLIT_FOLDERS)
+    others = sorted(top for top in tops if top.lower() not in SPLIT_WORDS)
     splits = sorted(tops.difference(others))
     if splits and others and any(len(path.parts) > 2 for path in known):
         raise UserError(

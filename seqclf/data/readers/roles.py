@@ -90,10 +90,12 @@ def find_special(table: Table, options: ReadOptions) -> dict[str, int]:
     special: dict[str, int] = {}
     for role in SPECIAL:
         name = getattr(options, role)
-        is_optional = role in options.soft and name not in table.names
+        is_optional = role in options.soft and (options.numbered or name not in table.names)
         if name is not None and not is_optional and not _is_none(table, role, name):
             special[role] = index_of(table, name, option_of(role))
-    if not table.names:
+    # pandas numbers columns without names: such a header says no more than none.
+    are_numbers = options.numbered and table.names == [str(i) for i in range(len(table.names))]
+    if not table.names or are_numbers:
         return special if table.is_one_sequence else special | _by_number(table, special, options)
     taken = {*(options.features or ()), *options.drop, options.tokens, options.text}
     for role, known in KNOWN.items():
@@ -136,7 +138,10 @@ def _by_number(table: Table, special: Mapping[str, int], options: ReadOptions) -
     known = {
         role: int(name)
         for role in options.soft - special.keys()
-        if (name := getattr(options, role)) and name.isdecimal() and int(name) < count
+        if options.numbered
+        and (name := getattr(options, role))
+        and name.isdecimal()
+        and int(name) < count
     }
     if _is_none(table, "label", options.label) or "label" in special:
         return {role: index for role, index in known.items() if role != "label"}

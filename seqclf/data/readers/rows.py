@@ -20,6 +20,18 @@ SPECIAL = ("id", "time", "label", "group", "split")  # columns that are no featu
 SCIENTIFIC = re.compile(r"[+-]?\d\.\d+[eE][+-]?\d+")
 WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 
+# What people call the splits, and what they are called here.
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
 Form = Literal["long", "wide"]
 Progress = Callable[[float], object]  # takes the number of bytes that a reader has just read
 
@@ -72,6 +84,7 @@ class ReadOptions:
     # The features, in their order; in wide form the columns of the steps. None: the reader decides.
     features: tuple[str, ...] | None = None
     soft: frozenset[str] = frozenset()  # options that a file need not have a column for
+    numbered: bool = False  # the soft options are numbers of columns, of a table without a header
     wanted_by: str = "--features"  # who names the features, for messages
     drop: tuple[str, ...] = ()  # columns that are no features
 
@@ -95,6 +108,7 @@ class Journal:
     form: Form | None = None  # of a table
     columns: tuple[str, ...] = ()  # of a wide table, one for each step
     num_values: int | None = None  # of a wide table without a header line: the number of steps
+    numbered: bool = False  # a table has no header line, so its columns are called by number
     roles: dict[str, str] = field(default_factory=dict)  # a word of SPECIAL -> its column
     left_aside: dict[str, str] = field(default_factory=dict)  # a column or array -> the reason
     notes: list[str] = field(default_factory=list)
@@ -242,6 +256,8 @@ def parse_name(value: object, role: str) -> str | None:
         )
     if role in ("label", "group", "split") and name.lower() in NO_LABEL:
         return None
+    if role == "split":
+        name = SPLIT_WORDS.get(name.lower(), name)
     return name or None
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 from seqclf.data.readers.numbers import NUMBERS, CellKind, is_grouped, is_time, kind_of
 from seqclf.data.readers.rows import quote
 
-LINES_AT_ONCE = 4096
-CELLS_AT_ONCE = 2**19  # memory for the lines that are in it at once
+LINES_AT_ONCE = 512  # more is slower: their cells do not fit into the processor's cache
+CELLS_AT_ONCE = 2**19
 MOST_VALUES = 40  # a column with more different cells is no label
 
 # Gaps in the usual spelling, which are found without a look at each cell by itself.
-_EMPTY = frozenset({""})
 _GAPS = frozenset({"", "?", "nan", "NaN", "NAN", "NA", "N/A", "<NA>", "null", "NULL", "None", "-"})
 
 Line = tuple[str, list[str]]  # where the line is, and its cells
@@ -84,6 +83,8 @@ class Column:
         self._last = cells[-1]
         if len(self.values) <= MOST_VALUES:
             self.values.update(cells)
+            # Of many the first ones are enough, for messages. They may be long texts.
+            self.values = Counter(dict(islice(self.values.items(), MOST_VALUES + 1)))
 
     def _see_each(self, where: Sequence[str], cells: Sequence[str]) -> None:
         """Keep the first cells of each kind, whatever the cells are."""
@@ -134,16 +135,17 @@ def _is_number(kind: CellKind) -> bool:
 
 def _plain_numbers(cells: Sequence[str]) -> list[float] | None:
     """Return the numbers of cells, without gaps; None if others than plain numbers are there."""
-    for gaps in (_EMPTY, _GAPS):  # Most columns have no gaps, or empty ones.
-        plain = [cell for cell in cells if cell not in gaps]
-        joined = "".join(plain)
-        # Python reads 1_0, nan, inf and Arabic digits. `kind_of` looks at such cells one by one.
-        if joined.isascii() and not any(letter in joined for letter in "_nN"):
-            try:
-                return list(map(float, plain))
-            except ValueError:
-                pass
-    return None
+    plain = list(filter(None, cells))
+    if not _GAPS.isdisjoint(plain):
+        plain = [cell for cell in plain if cell not in _GAPS]
+    joined = "".join(plain)
+    # Python reads 1_0, nan, inf and Arabic digits. `kind_of` looks at such cells one by one.
+    if not joined.isascii() or any(letter in joined for letter in "_nN"):
+        return None
+    try:
+        return list(map(float, plain))
+    except ValueError:
+        return None
 
 
 def _plain_kind(cell: str) -> CellKind:
@@ -168,12 +170,16 @@ def survey(names: Sequence[str], lines: Iterable[Line]) -> Survey:
     """
     columns = [Column(name) for name in names]
     num_lines = 0
-    for block in _blocks(lines):
-        where = [place for place, _ in block]
-        cells_of_columns = list(zip_longest(*(cells for _, cells in block), fillvalue=""))
+    lines = iter(lines)
+    while block := list(islice(lines, _lines_at_once(len(columns)))):
+        # A line that holds nothing has an empty first cell, too.
+        if not all([cells[0].strip() for _, cells in block if cells]):
+            block = [line for line in block if not is_blank(line[1])]
+        cells_of_columns = list(zip_longest(*[cells for _, cells in block], fillvalue=""))
         if not names:
             for index in range(len(columns), len(cells_of_columns)):
                 columns.append(Column(str(index), counts_rows=not num_lines))
+        where = [place for place, _ in block]
         empty = ("",) * len(block)
         for column, cells in zip_longest(columns, cells_of_columns[: len(columns)]):
             column.add(where, cells or empty)
@@ -181,18 +187,8 @@ def survey(names: Sequence[str], lines: Iterable[Line]) -> Survey:
     return Survey(columns, num_lines)
 
 
-def _blocks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Yield the lines that hold something, some at once."""
-    block: list[Line] = []
-    num_cells = 0
-    for line in lines:
-        if is_blank(line[1]):
-            continue
-        block.append(line)
-        num_cells += len(line[1])
-        if len(block) == LINES_AT_ONCE or num_cells > CELLS_AT_ONCE:
-            yield block
-            block = []
-            num_cells = 0
-    if block:
-        yield block
+def _lines_at_once(num_columns: int) -> int:
+    """Return how many lines are in memory at once; a single one tells how many columns there are."""
+    if not num_columns:
+        return 1
+    return max(1, min(LINES_AT_ONCE, CELLS_AT_ONCE // num_columns))

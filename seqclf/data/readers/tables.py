@@ -20,7 +20,8 @@ from seqclf.errors import UserError
 LINES_AHEAD = 100  # lines that decide whether the first one is a header
 COLUMNS_AHEAD = 100  # the columns of them that are looked at
 LINES_OF_SAMPLE = 20  # lines that decide what separates the cells
-PATH_COLUMNS = ("path", "file")  # of a manifest, in any case
+# The names, in any case, of the column of a manifest.
+PATH_COLUMNS = ("path", "file", "filename", "filepath", "file_name", "file_path")
 SEPARATORS = ";\t|, "  # the first of them is taken where several are as likely
 
 
@@ -75,7 +76,10 @@ def _find_separator(sample: Sequence[str], usual: str) -> str:
 def _split(line: str, separator: str) -> list[str]:
     if separator == " ":
         return line.split()
-    return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    try:
+        return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    except csv.Error:
+        return []  # a cell that is too long: not the separator
 
 
 def _is_number(cell: str) -> bool:
