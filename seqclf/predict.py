@@ -19,7 +19,7 @@ from seqclf.data.windows import Part, cut_into_parts
 from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.prefixes import probabilities
 
-MAX_ROWS = 256  # sequences that are in memory at once
+MAX_ROWS = 256  # sequences that are predicted at once
 # A sequence that is so many times longer or shorter than all training sequences is noted.
 FAR_LENGTH = 2
 
@@ -158,29 +158,36 @@ def predict_rows(
     tally: Tally | None = None,
 ) -> Iterator[Prediction | BadRow]:
     """Yield a prediction for each row, or for each window of it, or a BadRow, in their order."""
-    tally = Tally() if tally is None else tally
-    token_numbers = {name: number for number, name in enumerate(architecture.tokens, 1)}
-    reading = architecture.reading
     waiting: list[_Waiting | BadRow] = []
     num_steps = 0
-    for number, row in enumerate(rows):
-        values = row if isinstance(row, BadRow) else to_values(row, architecture, token_numbers)
-        if isinstance(row, BadRow) or isinstance(values, BadRow):
-            waiting.append(values)  # type: ignore[arg-type]
-            continue
-        is_labelled = row.label is not None or row.step_labels is not None
-        tally.num_uncut += reading.on_label_change == "cut" and not is_labelled
-        for part in cut_into_parts(row, reading).parts:
-            part_values = values[part.first : part.end]
-            waiting.append(_Waiting(Prediction(row.id, number, part, []), part_values))
-            tally.add(row.id, part_values, architecture)
-            tally.num_undecided += part.is_undecided
-            num_steps += len(part_values)
+    for one in _parts_of_rows(architecture, rows, Tally() if tally is None else tally):
+        waiting.append(one)
+        num_steps += len(one.values) if isinstance(one, _Waiting) else 0
         if len(waiting) >= MAX_ROWS or num_steps > MAX_EVAL_STEPS:
             yield from _predict_together(model, architecture, waiting)
             waiting = []
             num_steps = 0
     yield from _predict_together(model, architecture, waiting)
+
+
+def _parts_of_rows(
+    architecture: Architecture, rows: Iterable[Row | BadRow], tally: Tally
+) -> Iterator[_Waiting | BadRow]:
+    """Yield all sequences that rows make, as the model reads them, and count them."""
+    token_numbers = {name: number for number, name in enumerate(architecture.tokens, 1)}
+    reading = architecture.reading
+    for number, row in enumerate(rows):
+        values = row if isinstance(row, BadRow) else to_values(row, architecture, token_numbers)
+        if isinstance(row, BadRow) or isinstance(values, BadRow):
+            yield values  # type: ignore[misc]
+            continue
+        is_labelled = row.label is not None or row.step_labels is not None
+        tally.num_uncut += reading.on_label_change == "cut" and not is_labelled
+        for part in cut_into_parts(row, reading).parts:
+            part_values = values[part.first : part.end]
+            tally.add(row.id, part_values, architecture)
+            tally.num_undecided += part.is_undecided
+            yield _Waiting(Prediction(row.id, number, part, []), part_values)
 
 
 def to_values(

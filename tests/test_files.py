@@ -290,7 +290,7 @@ def test_columns_are_matched_by_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     with_truth = list(csv.DictReader(io.StringIO(printed[0].out)))
     assert [row.pop("truth") for row in with_truth] == ["x", "y"] * 30
     assert with_truth == list(csv.DictReader(io.StringIO(printed[1].out)))
-    assert "z.csv:1: no column 'a', which the model reads; found id, b, c" in printed[2].err
+    assert "z.csv:1: no column 'a', which the model reads; found b, c" in printed[2].err
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,8 @@ def test_a_class_unknown_to_training_is_refused(
         (["--out", "OUT"], "name INPUT files to split, or --train and --test"),
         (["X", "--out", "OUT", "--split", "0.5,0.5"], "expected three shares"),
         (["X", "--out", "OUT", "--split", "0.5,0.2,0.2"], "the sum must be 1"),
+        (["X", "--out", "OUT", "--split", "0.5,nan,0.5"], "the sum must be 1"),
+        (["X", "--out", "OUT", "--split-column", "part"], "'part' (--split-column) among"),
         (["X", "--out", "OUT", "--stride", "3"], "--stride 3: needs --window"),
         (["X", "--out", "OUT", "--window", "0"], "--window 0: must be at least 1"),
         (

@@ -15,8 +15,6 @@ The main process writes. Every rank calls, and learns of success or failure.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -24,10 +22,9 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import nn
@@ -37,21 +34,26 @@ from seqclf.config.yaml import dump
 from seqclf.console import Console
 from seqclf.data.pictures import take_picture
 from seqclf.data.sequences import Sequences
-from seqclf.errors import DISK_FULL, UserError
+from seqclf.errors import DISK_ERRORS, UserError
 from seqclf.evaluate import Metrics
 from seqclf.processes.agreement import first_failure, gather_silence
 from seqclf.processes.memory import MEMORY_REMEDY
 from seqclf.processes.runtime import Runtime
 from seqclf.run import resume
-from seqclf.run.checkpoint import MODEL_FILE, delete_leftovers, encode_tensors
-from seqclf.run.files import check_regular, make_directory, open_new, replace_file, write_json
+from seqclf.run.checkpoint import (
+    MODEL_FILE,
+    checkpoint_directories,
+    delete_leftovers,
+    encode_tensors,
+)
+from seqclf.run.files import append_line, make_directory, naming, open_new, replace_file, write_json
+from seqclf.run.lock import Lock, locked, refuse_what_is_not_ours
 from seqclf.run.metrics_log import MetricsLog
 from seqclf.run.records import (
     CHECKPOINTS,
     CONFIG,
     EVALUATION,
     FACTS,
-    LOCK,
     METRICS,
     MODEL,
     SESSIONS,
@@ -68,13 +70,11 @@ from seqclf.run.records import (
     to_json,
     versions,
 )
-from seqclf.run.weights import ARCHITECTURE_FILE
+from seqclf.run.weights import ARCHITECTURE_FILE, damage_of
 from seqclf.settle import Setup
 
 # Silence is reported after this share of distributed.timeout_s, so that all have left by then.
 SILENCE_SHARE = 0.8
-LOG_SUFFIXES = (".log", ".out", ".err", ".txt")  # of files that a launcher may write
-DISK_ERRORS = DISK_FULL | {errno.EROFS, errno.EACCES, errno.EIO}
 
 
 @dataclass
@@ -95,8 +95,11 @@ class Run:
     saved_at: float = field(default_factory=time.monotonic)
     num_failed_saves: int = 0
     """How many of the latest saves failed, in a row."""
+    unsaved_best: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    """On the main process: the files of the best step's checkpoint, if that save has failed."""
+    lock: Lock | None = None
     metrics_log: MetricsLog | None = None
-    """On the main process only."""
+    """Both on the main process only."""
     has_begun: bool = False
     """On the main process: whether this session may write. A session that is refused never does."""
 
@@ -112,8 +115,39 @@ class Run:
 
     def finished(self) -> bool:
         """Return whether this very run, of this length, is done already. Collective."""
-        done = self.runtime.from_main(lambda: resume.is_finished(self.stored, self.setup))
-        return bool(done)
+
+        def look() -> bool:
+            if not resume.is_finished(self.stored, self.setup):
+                return False
+            damage = damage_of(self.path / MODEL)
+            if damage is not None:
+                if not checkpoint_directories(self.checkpoints):
+                    raise UserError(
+                        f"{damage}; no checkpoint is left to make it from: restore the file, or "
+                        f"delete {self.path} to train again"
+                    )
+                self.console.say(f"warning: {damage}; it is made anew from the last checkpoint")
+            return damage is None
+
+        return bool(self.runtime.from_main(look))
+
+    def check_in_place(self) -> None:
+        """Refuse to go on if the directory is not the one that the run has opened.
+
+        Else a run whose directory was moved or deleted would end well, with half of its files. For
+        the main process. Raises UserError.
+        """
+        if self._is_in_place():
+            return
+        raise UserError(
+            f"{self.path}: was moved, deleted or replaced while the run was writing to it; put it "
+            "back, then the same command goes on from the last checkpoint in it"
+        )
+
+    def _is_in_place(self) -> bool:
+        if self.lock is None or self.metrics_log is None:
+            return True
+        return self.lock.is_in_place() and self.metrics_log.is_in_place()
 
     def minutes_passed(self) -> bool:
         """Return whether the last checkpoint is as old as the config allows, by this clock."""
@@ -141,8 +175,7 @@ class Run:
         common = {name: facts[name] for name in Session.model_fields if name in facts}
         started_at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         session = Session.model_validate({"step": state.step, "time": started_at, **common})
-        with (self.path / SESSIONS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(to_json(session)) + "\n")
+        append_line(self.path / SESSIONS, json.dumps(to_json(session)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics to metrics.jsonl, which the mirrors read, and show them."""
@@ -186,21 +219,24 @@ class Run:
             mistakes=mistakes,
         )
         folder = self.path / EVALUATION
+        staging = folder / f".{split}.json"  # not synced, because it can be made again
         try:
             folder.mkdir(exist_ok=True)
-            staging = folder / f".{split}.json"  # not synced, because it can be made again
-            with open_new(staging) as file:
+            with naming(staging), open_new(staging) as file:
                 file.write(evaluation.to_json().encode())
             staging.replace(folder / f"{split}.json")
         except OSError as error:
             self.console.say(f"warning: {folder}/{split}.json cannot be written: {error}")
+            with suppress(OSError):
+                staging.unlink()
 
     # ---- how it ends
 
     def write_status(self, word: str, error: str | None = None) -> None:
         """Write status.json, on the main process; where that fails, warn."""
         try:
-            self._write_status(word, error)
+            if self._is_in_place():  # else the directory of that name is another run's
+                self._write_status(word, error)
         except OSError as problem:
             self.console.say(f"warning: status.json cannot be written: {problem}")
 
@@ -247,6 +283,7 @@ class Run:
         """Write model/ and the final status; return the weights' sha256, on the main process."""
         if self.metrics_log is None:
             return None
+        self.check_in_place()
         self.write_last_lines()
         content = encode_tensors(model.state_dict())
         folder = self.path / MODEL
@@ -273,8 +310,10 @@ def open_run(path: Path, setup: Setup, runtime: Runtime, console: Console) -> It
             try:
                 _claim(run, files)
             except OSError as error:
+                file = error.filename
+                where = "" if file in (None, str(path)) else f" ({file})"
                 raise UserError(
-                    f"{path}: cannot write the run directory: {error.strerror}"
+                    f"{path}: cannot write the run directory: {error.strerror}{where}"
                 ) from None
             return None
 
@@ -331,9 +370,10 @@ def _claim(run: Run, files: ExitStack) -> None:
         # Compared before anything is made: a refusal leaves no directory behind.
         resume.check_unchanged(origin.stored, run.setup, run.facts)
         resume.check_steps_done(origin.stored, run.setup, origin.checkpoint.manifest.step)
-    _refuse_what_is_not_ours(run.path)
+    refuse_what_is_not_ours(run.path)
+    resume.read_stored(run.path)  # a directory that is refused is left as it is
     make_directory(run.path)
-    files.enter_context(_lock(run.path))
+    run.lock = files.enter_context(locked(run.path))
     if origin is not None:
         resume.copy_origin(origin, run.path)
         run.console.say(f"branch      of {origin.checkpoint.path}")
@@ -346,43 +386,17 @@ def _claim(run: Run, files: ExitStack) -> None:
         run.facts.run_id = run_id
     elif run.facts.run_id is None:
         run.facts.run_id = uuid.uuid4().hex[:8]
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    descriptor = os.open(run.path / METRICS, flags, 0o666)
-    run.metrics_log = MetricsLog(files.enter_context(os.fdopen(descriptor, "r+b", buffering=0)))
+    run.metrics_log = MetricsLog(run.path / METRICS)
+    files.callback(_close, run)
 
 
-def _refuse_what_is_not_ours(path: Path) -> None:
-    """Refuse a directory with others' files, and names of ours that are no files. UserError."""
-    for name in (LOCK, CONFIG, FACTS, METRICS, STATUS, SESSIONS):
-        check_regular(path / name)
-    if not path.is_dir() or (path / LOCK).exists() or (path / CONFIG).exists():
-        return
-    outputs = {os.fstat(stream).st_ino for stream in (1, 2)}
-    others = sorted(
-        file.name
-        for file in path.iterdir()
-        # A log may be written there before the run begins.
-        if not (file.name.startswith(".") or file.suffix in LOG_SUFFIXES)
-        and file.lstat().st_ino not in outputs
-    )
-    if others:
-        raise UserError(
-            f"{path}: no run of seqclf, and not empty ({others[0]}); choose another --run-dir"
-        )
-
-
-def _lock(path: Path) -> IO[str]:
-    """Hold a run directory until the returned file is closed."""
-    file = (path / LOCK).open("a+")
+def _close(run: Run) -> None:
+    """Close metrics.jsonl. If that fails, warn: the run has ended, and its lines were synced."""
+    assert run.metrics_log is not None
     try:
-        # lockf, because a child process does not inherit its locks and so cannot keep them.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(
-            f"{path}: another process is training there; wait for it or choose another --run_dir"
-        ) from None
-    return file
+        run.metrics_log.close()
+    except OSError as error:
+        run.console.say(f"warning: metrics.jsonl cannot be closed: {error}")
 
 
 def remedy_for(error: BaseException, path: Path) -> UserError | None:
@@ -390,8 +404,16 @@ def remedy_for(error: BaseException, path: Path) -> UserError | None:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         return UserError(f"out of memory ({text.partition(chr(10))[0]}): {MEMORY_REMEDY}")
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    if not isinstance(error, OSError):
+        return None
+    file = "" if error.filename is None else str(error.filename)
+    if Path(file).is_relative_to(path) and file:
         return UserError(
-            f"{path}: {error.strerror}; make room there or mend it: the same command goes on"
+            f"{file}: {error.strerror}; make room there or mend it: the same command goes on"
+        )
+    if error.errno in DISK_ERRORS and not file:
+        return UserError(
+            f"{error.strerror}, and the system does not say where: look at {path}, at the "
+            "temporary folder and at /dev/shm; make room there: the same command goes on"
         )
     return None

@@ -43,9 +43,9 @@ def why_no_result(evaluation: Evaluation, split: str) -> str | None:
     if hits <= most:
         return (
             f"{split} accuracy {hits / num_examples:.2%} is no better than naming each example "
-            f"{commonest}, the commonest class ({most / num_examples:.2%}): the model has learnt nothing that "
-            "holds for new examples; check the labels, then try more examples, more train.steps, "
-            "or another optim.lr"
+            f"{commonest}, the commonest class ({most / num_examples:.2%}): the model has learnt "
+            "nothing that holds for new examples; check the labels, then try more examples, more "
+            "train.steps, or another optim.lr"
         )
     if loss > chance_loss:
         return (

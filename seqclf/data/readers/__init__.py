@@ -7,6 +7,7 @@ UserError. Readers hold one sequence at a time in memory, and unpickle nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def read_rows(
     name = format or next((suffix for suffix in reversed(suffixes) if suffix != "gz"), "")
     if path == STDIN and format not in TEXTS:
         raise UserError(f"-: say what standard input holds, with --format {', '.join(TEXTS)}")
-    is_folder = path != STDIN and path.is_dir()
+    is_folder = path != STDIN and os.path.isdir(path)  # a name that is too long is none
     if not is_folder and (name not in FORMATS or (name not in TEXTS and suffixes[-1:] == ["gz"])):
         raise UserError(f"{path}: expected a file that ends in {', '.join(FORMATS)}")
 

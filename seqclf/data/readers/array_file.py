@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -105,6 +106,11 @@ class ArrayFile:
         if len(content) != count * self.dtype.itemsize:
             raise UserError(f"{self.where}: cut off")
         values = np.frombuffer(content, self.dtype, count).reshape(shape)
+        if self.dtype.kind == "U":
+            # NumPy keeps a letter as a number of 4 bytes, and Python takes no others for letters.
+            letters = np.frombuffer(content, np.dtype("u4").newbyteorder(self.dtype.byteorder))
+            if letters.max(initial=0) > sys.maxunicode:
+                raise UserError(f"{self.where}: a damaged text, with numbers that are no letters")
         if self.dtype.kind == "f" and self.dtype.itemsize > 8:
             # What the other readers and PyTorch take holds 8 bytes.
             with np.errstate(over="ignore"):
@@ -125,9 +131,8 @@ class Layout(NamedTuple):
 
     num_sequences: int
     num_features: int  # of a step
-    is_joined: bool = False  # the steps of all sequences stand one after the other
     lengths: np.ndarray | None = None  # int64 [N], in steps; None: all are as long as the array
-    lengths_name: str = ""  # of the array that says them
+    is_joined: bool = False  # the steps of all sequences stand one after the other, unpadded
 
 
 def find_layout(
@@ -145,8 +150,10 @@ def find_layout(
     values.check_numbers()
     if offsets is not None:
         layout = _cut_at_offsets(values, offsets)
-        if lengths is not None and not np.array_equal(lengths.values, layout.lengths):
-            raise UserError(f"{lengths.where}: not the lengths that {offsets.name} says; leave one")
+        if lengths is not None and lengths.values.tolist() != np.diff(offsets.values).tolist():
+            raise UserError(
+                f"{lengths.where}: not the lengths that {offsets.name} gives; leave one of both out"
+            )
     elif lengths is not None:
         layout = _cut_to_lengths(values, lengths, options, journal)
     else:
@@ -202,10 +209,17 @@ def _equal_lengths(
             f"{values.where}: shape {shape}, where sequences x steps x features, or sequences x "
             f"steps, are expected{remedy}"
         )
-    num_features = 1 if len(shape) == 2 else shape[1 if options.channels_first else 2]
+    steps_axis = 2 if options.channels_first and len(shape) == 3 else 1
+    num_features = 1 if len(shape) == 2 else shape[3 - steps_axis]
     if lengths is None:
         return Layout(shape[0], num_features)
-    return Layout(shape[0], num_features, False, lengths.values, lengths.name)
+    bad = np.flatnonzero((lengths.values < 1) | (lengths.values > shape[steps_axis]))
+    if len(bad):
+        raise UserError(
+            f"{lengths.where}[{bad[0]}] is {lengths.values[bad[0]]:,}: expected 1 to "
+            f"{shape[steps_axis]:,}, the steps of {x}, shape {shape}"
+        )
+    return Layout(shape[0], num_features, lengths=lengths.values)
 
 
 def _cut_to_lengths(
@@ -220,9 +234,9 @@ def _cut_to_lengths(
         is_each = bool((numbers <= shape[1]).all())
         if is_each and shape[1] > 1:
             raise UserError(
-                f"{values.where}: shape {shape}, and {lengths.name} may be those of its rows, or "
-                "of steps one after the other: both fit; "
-                f"save {x}[:, :, None] for the first, {x}[:, None, :] for the second"
+                f"{values.where}: shape {shape}: with these {lengths.name} it may be padded "
+                "sequences, or steps one after the other; save "
+                f"{x}[:, :, None] if it is padded, else {x}[:, None, :]"
             )
     if is_each:
         if len(shape) == 2:
@@ -233,7 +247,11 @@ def _cut_to_lengths(
         return _equal_lengths(values, options, lengths)
     if is_joined:
         journal.note(f"{values.where}: steps one after the other, cut by {lengths.name}")
-        return _joined(values, numbers, lengths.name)
+        if (numbers < 1).any():
+            raise UserError(
+                f"{lengths.where}[{int(numbers.argmin())}] is 0: a sequence has a step at least"
+            )
+        return _joined(values, numbers)
     if len(shape) > 3 or not shape:
         return _equal_lengths(values, options, lengths)  # which says what is wrong
     problem = f"{len(numbers):,} lengths with the sum {total:,}, where {x} has shape {shape}"
@@ -256,13 +274,15 @@ def _cut_at_offsets(values: ArrayFile, offsets: WholeNumbers) -> Layout:
     num_steps = values.shape[0]
     falls = np.flatnonzero(numbers[1:] < numbers[:-1])
     if len(numbers) and not numbers[0] and numbers[-1] == num_steps and not len(falls):
-        return _joined(values, np.diff(numbers), offsets.name)
+        return _joined(values, np.diff(numbers))
     problem = f"offsets must rise from 0 to its {num_steps:,} steps, found "
     if not len(numbers):
         problem += "none"
     elif len(falls):
         index = int(falls[0])
-        problem += f"{numbers[index + 1]:,} after {numbers[index]:,}, at {offsets.name}[{index + 1}]"
+        problem += (
+            f"{numbers[index + 1]:,} after {numbers[index]:,}, at {offsets.name}[{index + 1}]"
+        )
     else:
         problem += f"{numbers[0]:,} to {numbers[-1]:,}"
         if not numbers[0] and numbers[-1] < num_steps:
@@ -272,9 +292,9 @@ def _cut_at_offsets(values: ArrayFile, offsets: WholeNumbers) -> Layout:
     raise UserError(f"{values.where}: {problem}")
 
 
-def _joined(values: ArrayFile, lengths: np.ndarray, name: str) -> Layout:
+def _joined(values: ArrayFile, lengths: np.ndarray) -> Layout:
     num_features = values.shape[1] if len(values.shape) == 2 else 1
-    return Layout(len(lengths), num_features, True, lengths, name)
+    return Layout(len(lengths), num_features, lengths, is_joined=True)
 
 
 def read_whole_numbers(array: ArrayFile) -> WholeNumbers:

@@ -1,27 +1,16 @@
-"""Arrays: .npy and .npz files."""
+"""Arrays: .npy files, and what they have in common with the arrays of an .npz."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from seqclf.data.readers.array_file import ArrayFile as ArrayFile
-from seqclf.data.readers.array_file import (
-    Layout,
-    WholeNumbers,
-    find_layout,
-    read_sequences,
-    read_whole_numbers,
-)
+from seqclf.data.readers.array_file import Layout, find_layout, read_sequences
 from seqclf.data.readers.lines import TextFile
-from seqclf.data.readers.roles import list_names
 from seqclf.data.readers.rows import (
     BadRow,
     Journal,
@@ -34,32 +23,10 @@ from seqclf.data.readers.rows import (
     parse_name,
     printable,
     quote,
-    reason_of,
 )
 from seqclf.errors import UserError
 
-# The names of arrays in an .npz, in any case, by what they hold; the first that is there is taken.
-NAMES = {
-    "steps": ("x", "data", "values"),
-    "label": ("y", "labels", "label", "target", "targets"),
-    "group": ("groups", "group", "subjects", "subject", "subject_ids", "subject_id", "group_id"),
-    "split": ("split", "splits", "parts"),
-    "id": ("ids", "id"),
-    "offsets": ("offsets",),
-    "lengths": ("lengths", "length", "lens", "seq_lengths", "seq_lens", "seq_len"),
-    "features": ("feature_names", "features"),
-}
-ONE_EACH = ("label", "group", "split", "id")  # one value for each sequence
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
-# What a name in an .npz means: x_train, train_x and xtrain are the steps of train.
-_MEANINGS = {
-    spelling: (role, None if split is None else split)
-    for role, names in NAMES.items()
-    for name in names
-    for split, words in {None: ("",), **SPLITS}.items()
-    for word, between in product(words, ("_", ""))
-    for spelling in ((f"{name}{between}{word}", f"{word}{between}{name}") if word else (name,))
-}
+ONE_EACH = ("label", "group", "split", "id")  # arrays that hold one value for each sequence
 
 
 class Beside(NamedTuple):
@@ -77,7 +44,7 @@ def read_npy(
 ) -> Iterator[Row | BadRow]:
     """Yield the sequences of an array N x T x F or N x T."""
     with path.open("rb") as file:
-        remedy = _save_without_objects("steps", "x", "")
+        remedy = save_without_objects("steps", "x", "")
         values = ArrayFile(file, path.stat().st_size, str(path), remedy=remedy)
         layout = find_layout(values, None, None, options, journal)
         if options.labels is None and options.needs_label:
@@ -87,7 +54,7 @@ def read_npy(
         labels = {}
         if options.labels is not None:
             labels = {"label": _read_labels(options.labels, values, layout)}
-        yield from _read_rows(values, layout, Beside(labels), options, progress)
+        yield from read_array_rows(values, layout, Beside(labels), options, progress)
 
 
 def _read_labels(path: Path, steps: ArrayFile, layout: Layout) -> Sequence[object] | np.ndarray:
@@ -98,7 +65,7 @@ def _read_labels(path: Path, steps: ArrayFile, layout: Layout) -> Sequence[objec
             with path.open("rb") as file:
                 remedy = "save y.astype(str)"
                 array = ArrayFile(file, path.stat().st_size, where, name="y", remedy=remedy)
-                return _read_one_each(array, "label", steps, layout.num_sequences)
+                return read_one_each(array, "label", steps, layout.num_sequences)
         lines = [line.strip() for line in TextFile.of(path).lines()]
     except OSError as error:
         raise UserError(f"{where}: cannot read it: {error.strerror or error}") from None
@@ -115,66 +82,7 @@ def _read_labels(path: Path, steps: ArrayFile, layout: Layout) -> Sequence[objec
     return lines
 
 
-def read_npz(
-    path: Path, options: ReadOptions, journal: Journal, progress: Progress
-) -> Iterator[Row | BadRow]:
-    """Yield the sequences of x, data or values, with what the arrays beside it say of them.
-
-    x_train, x_val and x_test, in any spelling, are the parts. An array that is not read is kept in
-    the journal.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            archive = _Archive(file, path)
-            parts = _find_parts(archive, options)
-            _say(archive, parts, journal)
-            first_id = 0
-            for split, names in parts.items():
-                with archive.open(names["steps"], "steps") as values:
-                    cuts = (archive.whole_numbers(names, role) for role in ("offsets", "lengths"))
-                    layout = find_layout(values, *cuts, options, journal)
-                    beside = _read_beside(archive, names, values, layout, options, journal)
-                    beside = beside._replace(split=split, first_id=first_id)
-                    yield from _read_rows(values, layout, beside, options, progress)
-                first_id += layout.num_sequences
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: not an .npz that can be read: {reason_of(error)}") from None
-
-
-class _Archive:
-    """The arrays of an .npz by their names. Raises UserError."""
-
-    def __init__(self, file: zipfile.ZipFile, path: Path) -> None:
-        self.path = path
-        self._file = file
-        self.members = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
-
-    @contextmanager
-    def open(self, name: str, role: str) -> Iterator[ArrayFile]:
-        info = self.members[name]
-        split = _MEANINGS.get(name.lower(), ("", None))[1]
-        remedy = _save_without_objects(role, name, f"_{split}" if split else "")
-        where = f"{self.path}: {printable(name)}"
-        with self._file.open(info) as file:
-            yield ArrayFile(file, info.file_size, where, name=printable(name), remedy=remedy)
-
-    def describe(self, name: str) -> str:
-        """Return an array's dtype and shape."""
-        try:
-            with self.open(name, "") as array:
-                return f"{array.dtype}, shape {array.shape}"
-        except UserError:
-            return "no array that can be read"
-
-    def whole_numbers(self, names: Mapping[str, str], role: str) -> WholeNumbers | None:
-        """Read the offsets or lengths, if they are there."""
-        if role not in names:
-            return None
-        with self.open(names[role], role) as array:
-            return read_whole_numbers(array)
-
-
-def _save_without_objects(role: str, name: str, suffix: str) -> str:
+def save_without_objects(role: str, name: str, suffix: str) -> str:
     """Return the line of Python that saves an array of objects such that it can be read."""
     if role == "steps":
         return (
@@ -183,3 +91,59 @@ def _save_without_objects(role: str, name: str, suffix: str) -> str:
         )
     kind = "int" if role in ("offsets", "lengths") else "str"
     return f"np.savez(..., {name}={name}.astype({kind})) saves what can be read"
+
+
+def read_one_each(array: ArrayFile, role: str, steps: ArrayFile, count: int) -> np.ndarray:
+    """Read an array that holds one value for each of `count` sequences. Raises UserError."""
+    array.check_objects()
+    name, shape = array.name, array.shape
+    size = int(np.prod(shape, dtype=object))
+    if not shape or size != count or max(shape) != count:
+        problem = (
+            f"{steps.where}: shape {steps.shape}, {count:,} sequences, but {size:,} {role}s in "
+            f"{array.where}, shape {shape}"
+        )
+        if role == "label" and len(shape) == 2 and shape[0] == count:
+            raise UserError(f"{problem}; if its rows are classes as one-hot, save {name}.argmax(1)")
+        raise UserError(f"{problem}; save one for each sequence")
+    if array.dtype.kind not in "biufSU":
+        remedy = f"{name}.astype(str)"
+        if array.dtype.names:
+            remedy = f"one of its fields, such as {name}['{printable(array.dtype.names[0])}']"
+        raise UserError(
+            f"{array.where}: {array.dtype}, shape {shape}, where a text or a number is the {role}; "
+            f"save {remedy}"
+        )
+    return array.read_all().ravel()
+
+
+def read_array_rows(
+    values: ArrayFile, layout: Layout, beside: Beside, options: ReadOptions, progress: Progress
+) -> Iterator[Row | BadRow]:
+    """Yield the sequences of an array with what is known of each."""
+    for index, sequence in enumerate(read_sequences(values, layout, options, progress)):
+        where = f"{values.where}[{index}]"
+        try:
+            names = {
+                role: parse_name(_as_plain(of_all[index]), role)
+                for role, of_all in beside.values.items()
+            }
+            row_id = names.pop("id", None) or str(beside.first_id + index)
+            num_padded = len(sequence)
+            if layout.lengths is not None:
+                sequence = sequence[: layout.lengths[index]]
+            num_beyond = num_padded - len(sequence)
+            if beside.order is not None:
+                sequence = sequence.reshape(len(sequence), -1)[:, list(beside.order)]
+            finished = finish_steps(sequence, options)
+        except RowError as error:
+            yield BadRow(where, error.message())
+        else:
+            finished = finished._replace(padding=finished.padding + num_beyond)
+            found = Names(split=beside.split)._asdict() | names
+            yield Row(row_id, where=where, features=beside.features, **found, **finished._asdict())
+
+
+def _as_plain(value: object) -> object:
+    """Return a float of any size as Python's, with the digits that it shows: 0.1 stays 0.1."""
+    return float(str(value)) if isinstance(value, np.floating) else value

@@ -145,6 +145,10 @@ def _write_journal(
             f"{table.where}: no column '{quote(options.time or '')}', by which the steps of the "
             "training files are sorted; the lines keep their order"
         )
+    if form == "wide" and "id" in options.soft and "id" not in special and table.names:
+        journal.note(
+            f"{table.where}: no column '{quote(options.id or '')}', so ids count lines from 0"
+        )
     journal.form = form
     journal.roles |= {role: table.title(index) for role, index in special.items()}
     num_columns = Counter(table.names)
@@ -213,9 +217,9 @@ def _form_of_words(
     """Decide whether a line holds a token or all tokens of a sequence. Raises UserError."""
     others = [index for index in rest if index != words.column]
     if options.form == "long" and words.kind == "text":
-        raise UserError(f"--form long: a text in '{quote(table.title(words.column))}' is a sequence")
+        raise UserError(f"--form long: a text ('{table.title(words.column)}') is a sequence")
     if options.form == "long" and "id" not in special:
-        raise UserError(_ask_for_id(table, others))
+        raise UserError(_ask_for_id(table, others, _lacks_id(options)))
     if options.form is not None or words.kind == "text":
         return options.form or "wide"
     if "id" in special:
@@ -234,7 +238,7 @@ def _choose_form(
         return "long"
     if options.form is not None:
         if options.form == "long" and "id" not in special:
-            raise UserError(_ask_for_id(table, rest))
+            raise UserError(_ask_for_id(table, rest, _lacks_id(options)))
         return options.form
     asked = "id" in special and options.id is not None and "id" not in options.soft
     if not table.names:
@@ -277,6 +281,11 @@ def _id_candidates(table: Table, indices: Sequence[int]) -> list[str]:
         if 2 <= (column := table.survey.columns[index]).num_runs <= lines // 2
         and column.first.keys() - {"missing"} <= {"word", "whole"}
     ]
+
+
+def _lacks_id(options: ReadOptions) -> str:
+    """Return what a message says of an id that the training files had; nothing if they had none."""
+    return f"no column '{quote(options.id or '')}'" if "id" in options.soft else ""
 
 
 def _ask_for_id(table: Table, rest: Sequence[int], reason: str = "") -> str:
@@ -328,8 +337,8 @@ def _choose_values(
         columns = [table.survey.columns[index] for index in rest]
         words = [column.name for column in columns if "word" in column.first]
         remedy = f"; --tokens {quote(words[0])} reads its words" if words else ""
-        beside = f"among {list_names(table.names)}"
-        if not table.names:
+        beside = f"among {list_names(table.names) or 'none'}"
+        if not table.names and table.survey.columns:
             beside = f"beside '{quote(next(iter(table.survey.columns[0].values), ''))}'"
         raise UserError(f"{table.where}: no column of numbers {beside}{remedy}")
     for title, count in Counter(map(table.title, values)).items():

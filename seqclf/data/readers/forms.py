@@ -237,9 +237,12 @@ def _combine(names: Names, found: Names) -> Names:
 
 
 def _with_labels(row: Row, labels: Sequence[str]) -> Row:
-    """Give a sequence its label, or a label for each step if they differ."""
+    """Give a sequence its label, or a label for each step if they differ.
+
+    A label at one step alone, often the first, is that of the sequence.
+    """
     different = {label for label in labels if label}
-    if len(different) > 1:
+    if len(different) > 1 or 1 < sum(map(bool, labels)) < len(labels):
         return row._replace(step_labels=tuple(labels[: len(row.steps)]))
     return row._replace(label=next(iter(different), row.label))
 

@@ -79,6 +79,8 @@ class TextFile:
             return
         if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise UserError(f"{self.name}: UTF-16; read it with --encoding utf-16")
+        if start[:2] == b"\x1f\x8b":
+            raise UserError(f"{self.name}: compressed by gzip; let its name end in .gz")
         if b"\0" in start:
             raise UserError(
                 f"{self.name}: not a text, or UTF-16; if so, read it with --encoding utf-16"

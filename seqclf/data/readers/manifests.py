@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from seqclf.data.readers.columns import Columns, decide
+from seqclf.data.readers.fast import fast_table, read_fast
+from seqclf.data.readers.fast_survey import fast_survey
 from seqclf.data.readers.forms import read_long, read_wide
 from seqclf.data.readers.own_files import OwnFiles
 from seqclf.data.readers.roles import Table, find_special
@@ -45,13 +47,18 @@ def read_table(
         progress(num_bytes / 2)  # There are two passes.
 
     skip = 1 if names else 0
-    seen = survey(names, islice(file.open(half), skip, None))
+    fast = fast_table(file, where, names)
+    seen = fast_survey(fast, half) if fast else None
+    if seen is None:
+        fast = None
+        seen = survey(names, islice(file.open(half), skip, None))
     if not seen.num_lines:
         return
     table = Table(where, names, seen, file.separator, file.index_columns)
     columns = decide(table, options, journal)
     read = read_long if columns.form == "long" else read_wide
-    yield from read(islice(file.open(half), skip, None), columns, options)
+    rows = read(islice(file.open(half), skip, None), columns, options)
+    yield from read_fast(fast, seen, columns, options, half, rows) if fast else rows
 
 
 def _read_manifest(

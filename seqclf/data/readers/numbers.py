@@ -42,6 +42,7 @@ CELLS_OF: dict[Dialect, frozenset[CellKind]] = {
 NUMBERS = CELLS_OF["comma"] | CELLS_OF["thousands"]
 
 _BOOLEANS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
+_LETTERS = {"true", "false", "inf", "infinity"}  # what is no word, though it begins with a letter
 _BLANK = " ’'\u00a0\u2009\u202f"  # stands between thousands
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
@@ -63,6 +64,8 @@ def kind_of(cell: str) -> CellKind:
     text = cell.strip()
     if text.lower() in MISSING:
         return "missing"
+    if text[0].isalpha() and text.lower() not in _LETTERS:
+        return "word"
     try:
         parse_number(text)
     except ValueError:

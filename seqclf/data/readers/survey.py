@@ -173,8 +173,10 @@ def survey(names: Sequence[str], lines: Iterable[Line]) -> Survey:
     lines = iter(lines)
     while block := list(islice(lines, _lines_at_once(len(columns)))):
         # A line that holds nothing has an empty first cell, too.
-        if not all([cells[0].strip() for _, cells in block if cells]):
+        if not all(cells[0].strip() for _, cells in block if cells):
             block = [line for line in block if not is_blank(line[1])]
+            if not block:
+                continue
         cells_of_columns = list(zip_longest(*[cells for _, cells in block], fillvalue=""))
         if not names:
             for index in range(len(columns), len(cells_of_columns)):
@@ -188,7 +190,7 @@ def survey(names: Sequence[str], lines: Iterable[Line]) -> Survey:
 
 
 def _lines_at_once(num_columns: int) -> int:
-    """Return how many lines are in memory at once; a single one tells how many columns there are."""
+    """Return how many lines are in memory at once. A single one tells how many columns it has."""
     if not num_columns:
         return 1
     return max(1, min(LINES_AT_ONCE, CELLS_AT_ONCE // num_columns))

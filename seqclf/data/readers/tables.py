@@ -18,6 +18,7 @@ from seqclf.data.readers.survey import Line, is_blank
 from seqclf.errors import UserError
 
 LINES_AHEAD = 100  # lines that decide whether the first one is a header
+CELLS_AHEAD = 2**17  # of lines that are so long that fewer must do
 COLUMNS_AHEAD = 100  # the columns of them that are looked at
 LINES_OF_SAMPLE = 20  # lines that decide what separates the cells
 # The names, in any case, of the column of a manifest.
@@ -42,7 +43,7 @@ def text_table(file: TextFile, journal: Journal, *, separator: str) -> TableFile
     for line in sample[:1]:
         file.check_utf8(1, line)
     # Excel takes the separator from a line before the header.
-    if said := re.fullmatch(r'"?sep=(.)"?\s*', sample[0] if sample else ""):
+    if said := re.fullmatch(r'"?sep=([;,|\t])"?\s*', sample[0] if sample else ""):
         found, skip = said[1], 1
     else:
         found, skip = _find_separator(sample, separator), 0
@@ -55,21 +56,28 @@ def text_table(file: TextFile, journal: Journal, *, separator: str) -> TableFile
 def _find_separator(sample: Sequence[str], usual: str) -> str:
     """Return what separates the cells of a file's first lines.
 
-    It is the usual separator, or another one that gives as many cells in each line, and more of
-    them numbers: `1,5;2,5` has two cells.
+    It is the usual separator, or another one that gives more numbers: `1,5;2,5` has two cells. The
+    other must give as many cells in each line, or far more numbers.
     """
     lines = [line for line in sample if line.strip()]
     num_numbers: dict[str, int] = {}
+    is_even: dict[str, bool] = {}
     for separator in SEPARATORS:
         rows = [_split(line, separator) for line in lines]
-        lengths = set(map(len, rows))
-        # Text has blanks, too.
-        if separator == " " != usual and num_numbers:
-            continue
-        if rows and len(rows[0]) > 1 and (separator == usual or len(lengths) == 1):
+        is_last_resort = separator == " " != usual  # Text has blanks, too.
+        if rows and len(rows[0]) > 1 and not (is_last_resort and num_numbers):
             cells = (cell for row in rows for cell in row[:COLUMNS_AHEAD])
             num_numbers[separator] = sum(map(_is_number, cells))
-    found = max(num_numbers, key=num_numbers.__getitem__, default=usual)
+            is_even[separator] = len(set(map(len, rows))) == 1
+    least = num_numbers.get(usual, -1)
+    better = [
+        separator
+        for separator, count in num_numbers.items()
+        if separator == usual
+        or (count >= least and is_even[separator])
+        or (count > 2 * least and separator != " ")
+    ]
+    found = max(better, key=num_numbers.__getitem__, default=usual)
     return found if num_numbers.get(found) or usual not in num_numbers else usual
 
 
@@ -114,7 +122,11 @@ def find_header(file: TableFile, options: ReadOptions) -> tuple[str, list[str]] 
     Without a header line there are no names. Raises UserError if the first line is not of the
     table, or if it names too few columns.
     """
-    start = list(islice(file.open(lambda num_bytes: None), LINES_AHEAD))
+    start: list[Line] = []
+    for line in islice(file.open(lambda num_bytes: None), LINES_AHEAD):
+        start.append(line)
+        if len(start) * len(line[1]) > CELLS_AHEAD:
+            break
     if not start:
         return None
     where, cells = start[0]
@@ -134,7 +146,8 @@ def find_header(file: TableFile, options: ReadOptions) -> tuple[str, list[str]] 
     if fewest > len(names) and not all(is_blank(cells[len(names) :]) for cells in others):
         raise UserError(
             f"{where}: the header names {len(names)} columns, where the next lines have {fewest} "
-            "cells; give each column a name (in R: write.csv)"
+            "cells; give each column a name (in R: write.csv), and write numbers with a decimal "
+            "comma in quotes"
         )
     return where, names
 

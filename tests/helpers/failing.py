@@ -1,0 +1,192 @@
+"""Runs on a disk that fails (failing.c): each call of a kind in turn, and what becomes of the run.
+
+    LD_PRELOAD=failing.so python failing.py FOLDER KIND [lasting] [NUMBER ...]
+
+Prints a JSON object for each failure. Each run is a fork, so torch is imported once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this is a program of its own
+
+from helpers.files import read_metrics, same_end
+from helpers.launching import as_words
+from helpers.training import tiny_flags
+
+# fmt: off
+KINDS = (
+    "open", "open to read", "read", "write", "tear", "fsync", "rename", "close", "lseek", "unlink",
+    "mkdir", "truncate", "lock", "stat",
+)
+# fmt: on
+LIMIT_S = 60
+SETTINGS = {
+    "train.steps": 12,
+    "train.batch_size": 50,
+    "checkpoint.every": 4,
+    "checkpoint.keep_best": True,
+    "data.val_fraction": 0.1,
+    "eval.every": 4,
+    "log.every": 2,
+    "device": "cpu",
+}
+
+
+class Attempt(NamedTuple):
+    """What became of a run whose disk failed, and of the same command afterwards."""
+
+    number: int
+    path: str  # of the call that failed
+    exit_code: int
+    text: str  # all that was said
+    loads: str  # what is wrong with the state that was left; empty if it loads
+    exit_code_after: int
+    text_after: str
+    ends_alike: bool
+
+
+def compile_shim(folder: Path) -> Path | None:
+    """Build the library to preload; None where that cannot be done."""
+    compiler = shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        return None
+    library = folder / "failing.so"
+    source = Path(__file__).with_name("failing.c")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
+    return library
+
+
+def attempts(library: Path, folder: Path, *words: str) -> list[Attempt]:
+    """Run this program; return what became of each run."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder), *words],
+        env=os.environ | {"LD_PRELOAD": str(library), "WANDB_MODE": "disabled"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return [Attempt(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+class Shim:
+    """The preloaded library."""
+
+    def __init__(self) -> None:
+        self._calls: Any = ctypes.CDLL(None)
+        self._calls.first_failure.restype = ctypes.c_char_p
+
+    def plan(self, folder: Path, kind: str, number: int, *, lasting: bool) -> None:
+        self._calls.plan_failure(
+            str(folder).encode(), kind.encode(), number, errno.EIO, int(lasting)
+        )
+
+    def end(self) -> str:
+        self._calls.end_plan()
+        return str(self._calls.first_failure().decode())
+
+
+def train_in_fork(run: Path, said: Path, before: Callable[[], object], after: Path | None) -> int:
+    """Run the command in a fork, its output in a file; return its exit code, or 999 if it hangs."""
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+            before()
+            from seqclf.cli.main import main
+
+            code = main(["train", *as_words(tiny_flags(SETTINGS, run_dir=run))])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            if after is not None:
+                after.write_text(SHIM.end())
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        left, status = os.waitpid(process, os.WNOHANG)
+        if left:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return 999
+
+
+def what_is_wrong(run: Path) -> str:
+    """Return what of a run directory cannot be read; nothing may be half written."""
+    from seqclf.run.checkpoint import newest_checkpoint
+
+    if not run.exists():
+        return ""
+    _, rejected = newest_checkpoint(run / "checkpoints")
+    for file in run.rglob("*.json"):
+        try:
+            json.loads(file.read_bytes())
+        except ValueError as error:
+            rejected.append(f"{file}: {error}")
+    if (run / "metrics.jsonl").exists():
+        try:
+            read_metrics(run)
+        except ValueError as error:
+            rejected.append(f"metrics.jsonl: {error}")
+    return "\n".join(rejected)
+
+
+def attempt_all(folder: Path, kind: str, *, lasting: bool, numbers: list[int]) -> Iterator[Attempt]:
+    said, where = folder / "said", folder / "where"
+    straight, run = folder / "straight", folder / "run"
+    for path in (folder / "first", straight):  # the first one imports everything
+        code = train_in_fork(path, said, lambda: None, None)
+        assert code == 0, said.read_text()
+    for number in numbers or count(1):
+        shutil.rmtree(run, ignore_errors=True)
+        plan = lambda: SHIM.plan(run, kind, number, lasting=lasting)  # noqa: B023, E731
+        code = train_in_fork(run, said, plan, where)
+        failed, text = where.read_text(), said.read_text()
+        if not failed:
+            return  # the run makes no more such calls
+        loads = what_is_wrong(run)
+        code_after = train_in_fork(run, said, lambda: None, None)
+        alike = code_after == 0 and same_end(run, straight)
+        failed = failed.removeprefix(str(run)).lstrip("/")
+        yield Attempt(number, failed, code, text, loads, code_after, said.read_text(), alike)
+
+
+if __name__ == "__main__":
+    SHIM = Shim()
+    import sklearn.datasets
+
+    import seqclf.run.directory
+    import seqclf.run.records
+    import seqclf.train
+
+    sklearn.datasets.load_digits()
+    revision, of = seqclf.run.records.git_revision(), seqclf.run.directory
+    of.git_revision = lambda: revision  # type: ignore[attr-defined]  # a program for each run
+    folder, kind, *rest = sys.argv[1:]
+    lasting = "lasting" in rest
+    chosen = [int(word) for word in rest if word.isdigit()]
+    for attempt in attempt_all(Path(folder), kind, lasting=lasting, numbers=chosen):
+        print(json.dumps(attempt._asdict()), flush=True)
