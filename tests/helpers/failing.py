@@ -1,6 +1,6 @@
 """Runs on a disk that fails (failing.c): each call of a kind in turn, and what becomes of the run.
 
-    LD_PRELOAD=failing.so python failing.py FOLDER KIND [lasting] [NUMBER ...]
+    LD_PRELOAD=failing.so python failing.py FOLDER KIND [lasting] [resumed] [NUMBER ...]
 
 Prints a JSON object for each failure. Each run is a fork, so torch is imported once.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this is a program of its o
 
 from helpers.files import read_metrics, same_end
 from helpers.launching import as_words
-from helpers.training import tiny_flags
+from helpers.training import tiny_flags, train_tiny
 
 # fmt: off
 KINDS = (
@@ -44,6 +46,7 @@ SETTINGS = {
     "eval.every": 4,
     "log.every": 2,
     "device": "cpu",
+    "optim.lr": 0.05,  # learns enough to be told no warning
 }
 
 
@@ -154,14 +157,17 @@ def what_is_wrong(run: Path) -> str:
     return "\n".join(rejected)
 
 
-def attempt_all(folder: Path, kind: str, *, lasting: bool, numbers: list[int]) -> Iterator[Attempt]:
+def attempt_all(
+    folder: Path, kind: str, *, lasting: bool, resumed: bool, numbers: list[int]
+) -> Iterator[Attempt]:
     said, where = folder / "said", folder / "where"
     straight, run = folder / "straight", folder / "run"
-    for path in (folder / "first", straight):  # the first one imports everything
-        code = train_in_fork(path, said, lambda: None, None)
-        assert code == 0, said.read_text()
+    code = train_in_fork(straight, said, lambda: None, None)
+    assert code == 0, said.read_text()
     for number in numbers or count(1):
         shutil.rmtree(run, ignore_errors=True)
+        if resumed:
+            shutil.copytree(folder / "stopped", run)
         plan = lambda: SHIM.plan(run, kind, number, lasting=lasting)  # noqa: B023, E731
         code = train_in_fork(run, said, plan, where)
         failed, text = where.read_text(), said.read_text()
@@ -176,17 +182,22 @@ def attempt_all(folder: Path, kind: str, *, lasting: bool, numbers: list[int]) -
 
 if __name__ == "__main__":
     SHIM = Shim()
-    import sklearn.datasets
-
-    import seqclf.run.directory
-    import seqclf.run.records
     import seqclf.train
+    from seqclf.run import directory
+    from seqclf.run.records import git_revision
 
-    sklearn.datasets.load_digits()
-    revision, of = seqclf.run.records.git_revision(), seqclf.run.directory
-    of.git_revision = lambda: revision  # type: ignore[attr-defined]  # a program for each run
-    folder, kind, *rest = sys.argv[1:]
-    lasting = "lasting" in rest
+    revision = git_revision()
+    directory.git_revision = lambda: revision  # type: ignore[attr-defined]  # a program each time
+    if os.environ.get("TEMP_KEEP"):
+        seqclf.train.keep = lambda run, state, model, optimizer: seqclf.train.save(
+            run, model, optimizer
+        )
+    where, kind, *rest = sys.argv[1:]
+    folder = Path(where)
+    with redirect_stdout(io.StringIO()):  # a run here imports what all forks need
+        assert train_tiny(folder / "first", SETTINGS) == 0
+        assert train_tiny(folder / "stopped", SETTINGS, stop_at=6) == 143
     chosen = [int(word) for word in rest if word.isdigit()]
-    for attempt in attempt_all(Path(folder), kind, lasting=lasting, numbers=chosen):
+    options = {"lasting": "lasting" in rest, "resumed": "resumed" in rest}
+    for attempt in attempt_all(folder, kind, numbers=chosen, **options):
         print(json.dumps(attempt._asdict()), flush=True)

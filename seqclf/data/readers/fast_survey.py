@@ -82,19 +82,17 @@ def _check_lines(lines: bytes, mark: bytes) -> bool:
     # A byte order mark would be taken off.
     if b"\0" in lines or lines.startswith(b"\xef\xbb\xbf"):
         raise UnusualError
-    is_indented = b" " in lines and (
-        lines.startswith(b" ") or b"\n " in lines or mark + b" " in lines
-    )
     if b'"' in lines:
-        # Of cells in quotes, blanks at the beginning are a part.
-        if is_indented:
-            raise UnusualError
         _check_quotes(lines, mark)
-    return is_indented
+        return False
+    return b" " in lines and (lines.startswith(b" ") or b"\n " in lines or mark + b" " in lines)
 
 
 def _check_quotes(lines: bytes, mark: bytes) -> None:
-    """Raise UnusualError if quotes do not stand around whole cells without line ends."""
+    """Raise UnusualError if quotes do not stand around whole cells, or if other cells are indented.
+
+    A cell in quotes must not hold a line end.
+    """
     content = np.frombuffer(b"\n" + lines + b"\n", np.uint8)
     quotes = np.flatnonzero(content == ord('"'))
     if len(quotes) % 2:
@@ -106,7 +104,9 @@ def _check_quotes(lines: bytes, mark: bytes) -> None:
     line_ends = np.flatnonzero(content == ord("\n"))
     is_right = may_be_before[content[first - 1]] & may_be_after[content[last + 1]]
     is_right &= np.searchsorted(line_ends, first) == np.searchsorted(line_ends, last)
-    if not is_right.all():
+    blanks = np.flatnonzero(may_be_before[content[:-1]] & (content[1:] == ord(" "))) + 1
+    is_in_quotes = np.searchsorted(quotes, blanks) % 2 == 1
+    if not (is_right.all() and is_in_quotes.all()):
         raise UnusualError
 
 
@@ -166,8 +166,8 @@ class ArrowColumn(Column):
         self._last = cells[-1].as_py()
         if len(self.values) <= MOST_VALUES:
             counts = compute.value_counts(cells)[: 2 * MOST_VALUES + 1]
-            found = zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)
-            self.values.update(dict(found))
+            pairs = zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)
+            self.values.update(dict(pairs))
             self.values = Counter(dict(islice(self.values.items(), MOST_VALUES + 1)))
 
     def _add_each(self, table: FastTable, first_row: int, cells: pa.Array) -> None:
@@ -227,6 +227,8 @@ def _count_points(cells: pa.Array) -> int:
     """Return how often a point occurs in cells."""
     _, bounds, content = cells.buffers()
     first, end = np.frombuffer(bounds, np.int32)[[cells.offset, cells.offset + len(cells)]]
+    if first == end:
+        return 0
     return int(np.count_nonzero(np.frombuffer(content, np.uint8)[first:end] == ord(".")))
 
 

@@ -77,6 +77,8 @@ class OwnFiles:
     def _read_array(self, path: Path, name: str) -> Row:
         with path.open("rb") as opened:
             values = ArrayFile(opened, path.stat().st_size, name).read_all()
+        if self._options.channels_first and values.ndim == 2:
+            values = values.T
         return self._finish(values, name, "step {step}, column {feature}")
 
     def _read_image(self, path: Path, name: str) -> Row:
