@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.commands import (
     COUNTED,
     IDS,
@@ -32,6 +33,9 @@ from helpers.commands import (
 from helpers.launching import ROOT, wait_for
 from helpers.reading import write
 from helpers.training import train_tiny
+
+from seqclf.model import Architecture, ImageOrder
+from seqclf.predict import Tally
 
 
 @pytest.fixture(scope="module")
@@ -317,3 +321,32 @@ def test_later_labels_are_not_passed_over(folder: Path, tmp_path: Path, capsys: 
     assert (code, len(table(out)), "truth" in table(out)[0]) == (0, 300 + N, False)
     assert "note: the first 256 rows have no label, so no truth is shown" in err
     assert "of the 60 labels in the input agree" in err
+
+
+@pytest.mark.parametrize("read", ["rows", "columns", "pixels", "permuted"])
+def test_lengths_are_counted_as_the_model_reads_them(read: ImageOrder) -> None:
+    num_steps = 64 if "p" in read else 8
+    architecture = Architecture(
+        input_size=64 // num_steps,
+        classes=("a", "b"),
+        scale=1,
+        read=read,
+        hidden_size=2,
+        num_layers=1,
+        bidirectional=False,
+        dropout=0,
+        pooling="last",
+        lengths=(num_steps, num_steps),
+    )
+    tally = Tally()
+    tally.add("image", torch.zeros(8, 8), architecture)
+    assert list(tally.notes(architecture)) == []
+    # What is cut anyway is of no other length.
+    cut = architecture.model_copy(update={"max_length": num_steps})
+    tally.add("cut", torch.zeros(80, 8), cut)
+    assert list(tally.notes(cut)) == []
+    tally.add("large", torch.zeros(80, 80), architecture)
+    assert [note.partition(" (")[0] for note in tally.notes(architecture)] == [
+        f"1 sequences are of another length, {num_steps * num_steps if num_steps == 64 else 80:,} "
+        "steps"
+    ]

@@ -83,9 +83,11 @@ def test_no_folder_that_is_in_use_is_replaced(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     message = refusal(capsys, "../x.jsonl", "--out", out, "--overwrite")
-    in_it = "is the folder you are in; name another folder\n"
-    another = "holds something else than a data set; name another folder\n"
-    assert message == f"error: --out {out or '.'}: {in_it if out in ('.', '') else another}"
+    if out == "..":
+        problem = f"{tmp_path}: holds something else than a data set"
+    else:
+        problem = f"{out or '.'}: is the folder you are in, or the root"
+    assert message == f"error: --out {problem}; name another folder\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "x.jsonl"]
 
 

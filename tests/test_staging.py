@@ -64,7 +64,10 @@ def test_a_kill_between_the_renames_is_mended_by_the_next_writer(tmp_path: Path)
     make(out, "old")
     out.rename(tmp_path / ".d.old")
     (tmp_path / ".d.partial").mkdir()
-    with pytest.raises(UserError, match="exists already"), staged(out, overwrite=False, info="info"):
+    with (
+        pytest.raises(UserError, match="exists already"),
+        staged(out, overwrite=False, info="info"),
+    ):
         pass
     assert content(out) == {"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["d"]

@@ -8,10 +8,8 @@ is whole.
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +28,7 @@ from seqclf.data.readers import read_rows
 from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, Row, quote
 from seqclf.data.reading import LabelChange, Reading
 from seqclf.data.splits import deal_by_class, deal_by_group
+from seqclf.data.staging import staged
 from seqclf.errors import UserError
 
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
@@ -135,7 +134,7 @@ def prepare(
     Raises UserError for bad rows, unless they are to be skipped, and for what cannot be read,
     written or split; then nothing is left.
     """
-    with _staged(out, overwrite=preparation.overwrite) as folder:
+    with staged(_with_name(out), overwrite=preparation.overwrite, info=INFO) as folder:
         draft, journal = _read_inputs(folder / VALUES, inputs, preparation, say)
         _check_classes(draft, preparation)
         splits, bad_classes = _leave_out(draft, _choose_splits(draft, preparation))
@@ -248,38 +247,12 @@ def _can_split(draft: Draft, preparation: Preparation) -> bool:
     )
 
 
-@contextmanager
-def _staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder that becomes `out` at the end; if the body raises, nothing is left of it."""
-    title = f"--out {out}"
-    out = Path(os.path.abspath(out))  # . and .. have no name
-    staging = out.parent / f".{out.name}.partial"
-    old = out.parent / f".{out.name}.old"
-    if out == Path.cwd():
-        raise UserError(f"{title}: is the folder you are in; name another folder")
-    try:
-        if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{title}: exists already; name another folder, or add --overwrite")
-        if out.exists() and overwrite and not (out / INFO).exists() and any(out.iterdir()):
-            raise UserError(f"{title}: holds something else than a data set; name another folder")
-        # A preparation that was killed may have left them.
-        for stale in (staging, old):
-            shutil.rmtree(stale, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
-            yield staging
-            for path in staging.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            # A rename cannot replace a folder that has files in it.
-            if out.exists():
-                out.rename(old)
-            staging.rename(out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{title}: cannot write it: {error.strerror or error}") from None
+def _with_name(out: Path) -> Path:
+    """Return a folder by a path that ends in its name, as . and .. do not. Raises UserError."""
+    absolute = Path(os.path.abspath(out))
+    if absolute == Path.cwd() or not absolute.name:
+        raise UserError(f"--out {out}: is the folder you are in, or the root; name another folder")
+    return out if out.name == absolute.name else absolute
 
 
 def _write_rows(

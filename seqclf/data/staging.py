@@ -1,7 +1,7 @@
 """A folder that appears when it is whole: the old one stays until then, and one writer wins.
 
-    data/.mine.partial/   what is being written; its writer holds a lock on it
-    data/.mine.old/       the folder that is replaced, for the moment between two renames
+data/.mine.partial/   what is being written; its writer holds a lock on it
+data/.mine.old/       the folder that is replaced, for the moment between two renames
 """
 
 from __future__ import annotations

@@ -45,7 +45,11 @@ def check_launcher() -> list[tuple[str, str]]:
         if name.startswith("ACCELERATE_"):
             del os.environ[name]
     for way in WAYS:
-        if is_set(f"ACCELERATE_USE_{way}"):
+        # SageMaker's container is as any other without SageMaker's own way to distribute.
+        is_plain = (
+            way == "SAGEMAKER" and os.environ.get(f"ACCELERATE_{way}_DISTRIBUTED_TYPE") == "NO"
+        )
+        if is_set(f"ACCELERATE_USE_{way}") and not is_plain:
             raise UserError(
                 f"the launcher asks for {way}; seqclf trains with DDP: remove it from the "
                 "accelerate config (configs/accelerate/ has working ones), or unset "

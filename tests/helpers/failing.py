@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this is a program of its own
 
-from helpers.files import read_metrics, same_end
+from helpers.files import read_metrics, weights_of
 from helpers.launching import as_words
 from helpers.training import tiny_flags, train_tiny
 
@@ -157,6 +157,11 @@ def what_is_wrong(run: Path) -> str:
     return "\n".join(rejected)
 
 
+def end_of(run: Path) -> tuple[bytes, list[dict[str, float]]]:
+    """Return a run's result; its last checkpoint may be missing if the run said so."""
+    return weights_of(run), read_metrics(run)
+
+
 def attempt_all(
     folder: Path, kind: str, *, lasting: bool, resumed: bool, numbers: list[int]
 ) -> Iterator[Attempt]:
@@ -175,7 +180,7 @@ def attempt_all(
             return  # the run makes no more such calls
         loads = what_is_wrong(run)
         code_after = train_in_fork(run, said, lambda: None, None)
-        alike = code_after == 0 and same_end(run, straight)
+        alike = code_after == 0 and end_of(run) == end_of(straight)
         failed = failed.removeprefix(str(run)).lstrip("/")
         yield Attempt(number, failed, code, text, loads, code_after, said.read_text(), alike)
 

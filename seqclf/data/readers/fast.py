@@ -241,11 +241,14 @@ class _Lines:
         for role in Names._fields:
             found = {getattr(names, role): None for names in self.names}
             different = [name for name in found if name is not None]
-            if len(different) > 1 and role == "label" and options.keep_step_labels:
-                lengths = map(len, self.values)
-                pieces = zip(self.names, lengths, strict=True)
+            if role == "label" and options.keep_step_labels:
+                pieces = zip(self.names, map(len, self.values), strict=True)
                 labels = [names.label or "" for names, length in pieces for _ in range(length)]
-                different = []
+                # As in forms.py: a label at one step alone is that of the sequence.
+                if len(different) > 1 or 1 < sum(map(bool, labels)) < len(labels):
+                    different = []
+                else:
+                    labels = None
             if len(different) > 1:
                 raise UnusualError
             combined[role] = different[0] if different else None

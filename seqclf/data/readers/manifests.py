@@ -24,11 +24,8 @@ from seqclf.data.readers.rows import (
     quote,
 )
 from seqclf.data.readers.survey import survey
-from seqclf.data.readers.tables import TableFile, find_header
+from seqclf.data.readers.tables import PATH_COLUMNS, TableFile, find_header
 from seqclf.errors import UserError
-
-# The names, in any case, of the column of a manifest.
-PATH_COLUMNS = ("path", "file", "filename", "filepath", "file_name", "file_path")
 
 
 def read_table(

@@ -18,7 +18,7 @@ LONGEST_QUOTE = 40  # characters of a file's own text in a message
 NO_LABEL = frozenset({"", "?", "nan", "na", "n/a", "<na>", "null"})
 SPECIAL = ("id", "time", "label", "group", "split")  # columns that are no features
 SCIENTIFIC = re.compile(r"[+-]?\d\.\d+[eE][+-]?\d+")
-WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
+WHOLE_NUMBER = re.compile(r"\+?(-?(?:0|[1-9]\d*))(?:\.0*)?")
 
 # What people call the splits, and what they are called here.
 SPLIT_WORDS = {
