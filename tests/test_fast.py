@@ -60,7 +60,8 @@ def outcome(path: Path, *, is_fast: bool, block: int = 400, **options: Any) -> l
         except UserError as error:
             found.append(str(error))
         else:
-            assert sum(done) == pytest.approx(path.stat().st_size)
+            # A table without lines is read once.
+            assert not found or sum(done) == pytest.approx(path.stat().st_size)
     return [*found, journal]
 
 

@@ -47,13 +47,8 @@ def read_parquet(
     path: Path, options: ReadOptions, journal: Journal, progress: Progress
 ) -> Iterator[Row | BadRow]:
     """Yield the sequences of a parquet file: records, or a table in long or wide form."""
-    # pyarrow is an optional dependency.
-    try:
-        import pyarrow
-    except ImportError:
-        raise UserError(
-            f"{path}: reading parquet needs pyarrow: pip install 'seqclf[parquet]'"
-        ) from None
+    import pyarrow  # takes a fifth of a second, which other formats need not wait for
+
     try:
         yield from _read(_open(path), options, journal, progress)
     except UserError:
