@@ -30,7 +30,7 @@ from seqclf.config.yaml import Loader, Tree, dump_value, read_yaml, value_of
 from seqclf.errors import UserError
 
 MOST_READ = 2**24  # characters; read_yaml takes fewer, and says so
-OPEN_FILES = ("/dev/", "/proc/")  # a shell's <(...) is a pipe that somebody writes to
+OPEN_FILES = ("/dev/fd/", "/dev/stdin", "/proc/")  # a shell writes to the pipe of <(...)
 
 
 def load_config(

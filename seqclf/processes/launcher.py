@@ -18,7 +18,7 @@ WAYS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER", "
 # Variables, the values that ask for nothing, and what seqclf has instead.
 REFUSED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
-        {"1", "auto"},
+        {"1"},
         "train.batch_size counts all examples of a step, and train.micro_batch_size cuts a step "
         "into parts that fit into memory",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, reduce
 
-from seqclf.config.settings import Config
+from seqclf.config.settings import Config, Value
 from seqclf.errors import UserError
 from seqclf.processes.agreement import Agreement
 from seqclf.processes.device import (
@@ -70,12 +71,14 @@ def start_runtime(
     return runtime
 
 
-def keep_precision(runtime: Runtime, config: Config, began_in: EffectivePrecision | None) -> None:
-    """Train on in the precision in which a run began; None: no such run. Collective.
+def keep_precision(runtime: Runtime, config: Config, find: Callable[[], Value]) -> None:
+    """Train on in the precision in which a run began. Collective.
 
-    Where half precision is asked for, a clock may have decided. Asked again, it may decide
+    `find`, called on the main process, returns that precision; None: there is no such run. Where half precision is asked for, a clock may have decided. Asked again, it may decide
     otherwise, and the run would not go on. Raises UserError if a device cannot run it.
     """
+    found = runtime.from_main(find)
+    began_in = next((name for name in PRECISIONS if name == found), None)
     requested = requested_precision(config)
     if began_in is None or began_in == runtime.precision == requested:
         return

@@ -15,7 +15,6 @@ The main process writes. Every rank calls, and learns of success or failure.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -32,7 +31,6 @@ from torch import nn
 from seqclf.config.settings import Value
 from seqclf.config.yaml import dump
 from seqclf.console import Console
-from seqclf.data.pictures import take_picture
 from seqclf.data.sequences import Sequences
 from seqclf.errors import DISK_ERRORS, UserError
 from seqclf.evaluate import Metrics
@@ -46,7 +44,9 @@ from seqclf.run.checkpoint import (
     delete_leftovers,
     encode_tensors,
 )
-from seqclf.run.files import append_line, make_directory, naming, open_new, replace_file, write_json
+from seqclf.run.evaluations import to_evaluation
+from seqclf.run.fence import begin_session, has_ended, session_number, tell_for_main
+from seqclf.run.files import make_directory, naming, open_new, replace_file, write_json
 from seqclf.run.lock import Lock, locked, refuse_what_is_not_ours
 from seqclf.run.metrics_log import MetricsLog
 from seqclf.run.records import (
@@ -56,15 +56,10 @@ from seqclf.run.records import (
     FACTS,
     METRICS,
     MODEL,
-    SESSIONS,
     STATUS,
-    Evaluation,
     Facts,
-    MistakeRecord,
-    Session,
     State,
     Status,
-    find_record,
     finite_or_null,
     git_revision,
     to_json,
@@ -72,9 +67,6 @@ from seqclf.run.records import (
 )
 from seqclf.run.weights import ARCHITECTURE_FILE, damage_of
 from seqclf.settle import Setup
-
-# Silence is reported after this share of distributed.timeout_s, so that all have left by then.
-SILENCE_SHARE = 0.8
 
 
 @dataclass
@@ -101,7 +93,9 @@ class Run:
     metrics_log: MetricsLog | None = None
     """Both on the main process only."""
     has_begun: bool = False
-    """On the main process: whether this session may write. A session that is refused never does."""
+    """Whether this session may write. A session that is refused never does."""
+    session: int = 0
+    """The number of this session (fence.py); until it begins, of the one before."""
 
     @property
     def checkpoints(self) -> Path:
@@ -115,21 +109,7 @@ class Run:
 
     def finished(self) -> bool:
         """Return whether this very run, of this length, is done already. Collective."""
-
-        def look() -> bool:
-            if not resume.is_finished(self.stored, self.setup):
-                return False
-            damage = damage_of(self.path / MODEL)
-            if damage is not None:
-                if not checkpoint_directories(self.checkpoints):
-                    raise UserError(
-                        f"{damage}; no checkpoint is left to make it from: restore the file, or "
-                        f"delete {self.path} to train again"
-                    )
-                self.console.say(f"warning: {damage}; it is made anew from the last checkpoint")
-            return damage is None
-
-        return bool(self.runtime.from_main(look))
+        return bool(self.runtime.from_main(lambda: _is_done(self)))
 
     def check_in_place(self) -> None:
         """Refuse to go on if the directory is not the one that the run has opened.
@@ -140,11 +120,15 @@ class Run:
         if self._is_in_place():
             return
         raise UserError(
-            f"{self.path}: was moved, deleted or replaced while the run was writing to it; put it "
-            "back, then the same command goes on from the last checkpoint in it"
+            f"{self.path}: was moved, deleted or replaced while the run was writing to it, or "
+            "another start of the run has gone on there; put it back, then the same command goes "
+            "on from the last checkpoint in it"
         )
 
     def _is_in_place(self) -> bool:
+        with suppress(OSError):  # where the disk does not say, it is
+            if session_number(self.path) not in (0, self.session):
+                return False
         if self.lock is None or self.metrics_log is None:
             return True
         return self.lock.is_in_place() and self.metrics_log.is_in_place()
@@ -159,10 +143,13 @@ class Run:
     def begin(self, state: State) -> None:
         """Write what is known now, and drop the metrics that the steps to come will write again."""
         assert self.metrics_log is not None
+        self.check_in_place()
         delete_leftovers(self.checkpoints)  # what killed saves left may be what fills the disk
         self.state = state
         self.has_begun = True
-        # First of all, because what follows undoes the end of a finished run.
+        # First of all, because it fences off whoever wrote here before.
+        self.session = begin_session(self.path, state.step, self.facts)
+        # Before what undoes the end of a finished run.
         self._write_status("running")
         self.metrics_log.start_at(state.metrics_bytes)
         write_json(self.path / FACTS, to_json(self.facts))
@@ -171,11 +158,11 @@ class Run:
             update={"run_dir": None, "resume": "auto", "quiet": False}
         )
         replace_file(self.path / CONFIG, dump(config).encode())
-        facts = to_json(self.facts)
-        common = {name: facts[name] for name in Session.model_fields if name in facts}
-        started_at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        session = Session.model_validate({"step": state.step, "time": started_at, **common})
-        append_line(self.path / SESSIONS, json.dumps(to_json(session)))
+
+    def share_session(self) -> None:
+        """Have every rank know the session that has begun. Collective."""
+        self.session = int(str(self.runtime.from_main(lambda: self.session)))
+        self.has_begun = True
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics to metrics.jsonl, which the mirrors read, and show them."""
@@ -183,7 +170,8 @@ class Run:
             return
         was_behind = self.metrics_log.is_behind
         try:
-            self.metrics_log.append(step, metrics)
+            if self._is_in_place():  # else the next save ends the run
+                self.metrics_log.append(step, metrics)
         except OSError as error:
             if not was_behind:
                 self.console.say(
@@ -198,29 +186,12 @@ class Run:
         """Write evaluation/SPLIT.json, which pictures are made of; where that fails, warn."""
         if self.metrics_log is None:
             return
-        classes = sequences.classes
-        mistakes = [
-            MistakeRecord(
-                example=mistake.example,
-                name=sequences.name(mistake.example) if sequences.origins else "",
-                truth=classes[mistake.truth],
-                guess=classes[mistake.guess],
-                probability=mistake.probability,
-                picture=take_picture(sequences, mistake.example),
-            )
-            for mistake in metrics.mistakes
-        ]
-        evaluation = Evaluation(
-            step=step,
-            metrics=finite_or_null(metrics.named(split)),
-            classes=classes,
-            confusion=metrics.confusion.tolist(),
-            calibration=metrics.calibration.tolist(),
-            mistakes=mistakes,
-        )
+        evaluation = to_evaluation(split, step, metrics, sequences)
         folder = self.path / EVALUATION
         staging = folder / f".{split}.json"  # not synced, because it can be made again
         try:
+            if not self._is_in_place():
+                return
             folder.mkdir(exist_ok=True)
             with naming(staging), open_new(staging) as file:
                 file.write(evaluation.to_json().encode())
@@ -235,15 +206,21 @@ class Run:
     def write_status(self, word: str, error: str | None = None) -> None:
         """Write status.json, on the main process; where that fails, warn."""
         try:
-            if self._is_in_place():  # else the directory of that name is another run's
-                self._write_status(word, error)
+            if not self._is_in_place():  # the directory of that name is another run's
+                return
+            if word in ("running", "failed") and has_ended(self.path):  # another rank has told
+                return
+            self._write_status(word, error)
         except OSError as problem:
             self.console.say(f"warning: status.json cannot be written: {problem}")
 
     def _write_status(self, word: str, error: str | None = None) -> None:
-        if not self.has_begun:
+        if not self.has_begun or self.runtime.rank:
             return
-        status = Status.model_validate(
+        write_json(self.path / STATUS, to_json(self._status(word, error)))
+
+    def _status(self, word: str, error: str | None) -> Status:
+        return Status.model_validate(
             {
                 "state": word,
                 "step": self.state.step,
@@ -252,14 +229,14 @@ class Run:
                 "error": error,
             }
         )
-        write_json(self.path / STATUS, to_json(status))
 
     def write_last_lines(self) -> None:
         """Try for the last time to write the lines kept in memory, on the main process."""
         if self.metrics_log is None or not self.has_begun:
             return
         try:
-            self.metrics_log.flush()
+            if self.metrics_log.num_pending_lines and self._is_in_place():
+                self.metrics_log.flush()
         except OSError as error:
             count = self.metrics_log.num_pending_lines
             self.console.say(f"warning: metrics.jsonl lacks the last {count} of its lines: {error}")
@@ -268,11 +245,10 @@ class Run:
         """Write "failed", on the process that was given the reason."""
         if reason is None:
             return
-        if self.runtime.rank:
-            # The main process is gone, maybe after it wrote how the run ended.
-            status = find_record(self.path / STATUS, Status)
-            self.has_begun = status is not None and status.state == "running"
-        self.write_status("failed", reason)
+        if not self.runtime.rank:
+            self.write_status("failed", reason)
+        elif self._is_in_place():
+            tell_for_main(self.path, self._status("failed", reason), began=self.has_begun)
 
     def report_silence(self, text: str) -> None:
         """Write that all processes have been silent for too long, and where each of them is."""
@@ -296,6 +272,22 @@ class Run:
         return self.facts.weights_sha256
 
 
+def _is_done(run: Run) -> bool:
+    """Return whether the run that is asked for has finished, and its result is as it was then."""
+    if not resume.is_finished(run.stored, run.setup):
+        return False
+    damage = damage_of(run.path / MODEL)
+    if damage is None:
+        return True
+    if not checkpoint_directories(run.checkpoints):
+        raise UserError(
+            f"{damage}; no checkpoint is left to make it from: restore the file, or delete "
+            f"{run.path} to train again"
+        )
+    run.console.say(f"warning: {damage}; it is made anew from the last checkpoint")
+    return False
+
+
 @contextmanager
 def open_run(path: Path, setup: Setup, runtime: Runtime, console: Console) -> Iterator[Run]:
     """Open a run directory for training; write "failed" with the reason if the body raises.
@@ -315,14 +307,14 @@ def open_run(path: Path, setup: Setup, runtime: Runtime, console: Console) -> It
                 raise UserError(
                     f"{path}: cannot write the run directory: {error.strerror}{where}"
                 ) from None
-            return None
+            return run.session
 
         # From here on a signal is a request: the loop saves, then leaves.
         files.enter_context(runtime.signals.deferring())
         # Only the main process needs the directory, but all of them must learn of a refusal.
-        runtime.from_main(claim)
+        run.session = int(str(runtime.from_main(claim)))
         if runtime.world_size > 1:
-            limit_s = SILENCE_SHARE * setup.config.distributed.timeout_s
+            limit_s = setup.config.distributed.timeout_s
             files.enter_context(runtime.signals.limiting(limit_s, run.report_silence))
         try:
             yield run
@@ -377,6 +369,7 @@ def _claim(run: Run, files: ExitStack) -> None:
     if origin is not None:
         resume.copy_origin(origin, run.path)
         run.console.say(f"branch      of {origin.checkpoint.path}")
+    run.session = session_number(run.path)
     run.stored = resume.read_stored(run.path)
     if run.stored is not None:
         resume.check_unchanged(run.stored, run.setup, run.facts)

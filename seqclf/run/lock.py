@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from seqclf.errors import UserError
+from seqclf.run.fence import describe_holder
 from seqclf.run.files import check_regular, naming, open_itself
 from seqclf.run.records import (
     CHECKPOINTS,
@@ -80,7 +81,7 @@ class Lock:
         """Return whether nobody has put another lock in its place."""
         try:
             return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
-        except (FileNotFoundError, NotADirectoryError):  # a deleted lock locks nobody else
+        except OSError:  # a lock that was deleted locks nobody else
             return True
 
 
@@ -105,5 +106,6 @@ def _take(path: Path, file: IO[bytes]) -> None:
         if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as a disk without locks
             raise
         raise UserError(
-            f"{path}: another process is training there; wait for it or choose another --run_dir"
+            f"{path}: another process is training there{describe_holder(file)}; wait for it or "
+            "choose another --run_dir"
         ) from None

@@ -44,11 +44,14 @@ class MetricsLog:
         return self.durable_bytes + len(self._pending)
 
     def is_in_place(self) -> bool:
-        """Return whether the file still has its name: nobody moved, deleted or replaced it."""
+        """Return whether the file still has its name: nobody moved, deleted or replaced it.
+
+        Where the disk does not say, it has.
+        """
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError | NotADirectoryError)
 
     def start_at(self, num_bytes: int) -> None:
         """Drop the lines after a checkpoint; a file that was cut by hand stays cut."""
