@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -45,44 +44,35 @@ def train_steps(
     config, plan, runtime = setup.config, setup.plan, run.runtime
     prepared = runtime.prepare(model, reduces=not config.train.shards)
     batches = runtime.loader(
-        setup.splits.train,
-        plan,
-        start=state.step,
-        workers=setup.num_workers(),
-        limit_s=config.distributed.timeout_s,
+        setup.splits.train, plan, start=state.step, workers=setup.num_workers()
     )
     log = StepLog(setup, run, state, model)
     run.console.open(state.step, plan.num_steps)
-    try:
-        while True:
-            step = state.step
-            is_last = step == plan.num_steps
-            runtime.alive()
-            stop, clock_asks = runtime.agree(step, save=run.minutes_passed())
-            if not stop and state.judged < step and (is_last or setup.evaluation_due(step)):
-                with log.clock.paused():
-                    stop = not judge(setup, run, state, model)
-            finished = out_of_patience(state, config) or (is_last and state.judged == step)
-            save_due = clock_asks or setup.save_due(step, best_step=state.best_step)
-            if stop or finished or save_due:
-                with log.clock.paused():
-                    log.count_skipped()
-                    keep(run, state, model, optimizer)
-            if stop or finished:
-                return finished
-            lr = lr_at(step, config.optim, plan.num_steps)
-            with log.clock.step():
-                batch = log.clock.fetch(batches)
-                stats = train_step(
-                    runtime, prepared, optimizer, batch, config, lr, setup.class_weights
-                )
-            log.add(stats)
-            state.step += 1
-            run.console.step()
-            if setup.log_due(state.step):
-                log.write(lr)
-    finally:
-        batches.close()
+    while True:
+        step = state.step
+        is_last = step == plan.num_steps
+        runtime.alive()
+        stop, clock_asks = runtime.agree(step, save=run.minutes_passed())
+        if not stop and state.judged < step and (is_last or setup.evaluation_due(step)):
+            with log.clock.paused():
+                stop = not judge(setup, run, state, model)
+        finished = out_of_patience(state, config) or (is_last and state.judged == step)
+        save_due = clock_asks or setup.save_due(step, best_step=state.best_step)
+        if stop or finished or save_due:
+            with log.clock.paused():
+                log.count_skipped()
+                keep(run, state, model, optimizer)
+        if stop or finished:
+            return finished
+        lr = lr_at(step, config.optim, plan.num_steps)
+        with log.clock.step():
+            batch = log.clock.fetch(batches)
+            stats = train_step(runtime, prepared, optimizer, batch, config, lr, setup.class_weights)
+        log.add(stats)
+        state.step += 1
+        run.console.step()
+        if setup.log_due(state.step):
+            log.write(lr)
 
 
 def judge(setup: Setup, run: Run, state: State, model: nn.Module) -> bool:
@@ -164,65 +154,38 @@ def train(
     does not. `signals` are the command line's; without them a second signal raises
     KeyboardInterrupt. Raises UserError for what the user can mend.
     """
-    signals = signals or Signals()
-    # This imports for seconds, which is no silence. start_runtime repeats it, then in no time.
-    torch.use_deterministic_algorithms(config.deterministic)
-    with ExitStack() as together:
-        together.enter_context(_limited(signals, config))
-        runtime = start_runtime(config, signals)
-        console = Console(enabled=runtime.is_main, quiet=config.quiet)
-        mirrors = Mirrors(console.say, enabled=runtime.is_main)
-        exit_code = FAILED
-        fallback = None
-        try:
-            runtime.alive()
-            config = config_of_main(config, flagged, runtime)
-            config, fallback = find_data(config, runtime, console.say)
-            path = choose_run_dir(config, config_path, flagged, runtime)
-            exit_code = train_in(path, config, runtime, console, mirrors)
-            # The group ends before the mirrors do, so that no rank waits for a slow upload.
-            runtime.close()
-            together.close()  # from here on no process waits for another one
-            if exit_code == 0 and runtime.is_main and config.report:
-                write_page(path, console)
-        except UserError:
-            exit_code = USAGE_ERROR
-            raise
-        finally:
-            console.close()
-            # If only the main process fails, the others may wait for it in a collective: it leaves.
-            waits = runtime.world_size == 1 or exit_code in (0, PREEMPTED)
-            mirrors.close(exit_code, waits=waits)
+    runtime = start_runtime(config, signals)
+    console = Console(enabled=runtime.is_main, quiet=config.quiet)
+    mirrors = Mirrors(console.say, enabled=runtime.is_main)
+    exit_code = FAILED
+    fallback = None
+    try:
+        config = config_of_main(config, flagged, runtime)
+        config, fallback = find_data(config, runtime, console.say)
+        path = choose_run_dir(config, config_path, flagged, runtime)
+        exit_code = train_in(path, config, runtime, console, mirrors)
+        # The group ends before the mirrors do, so that no rank waits for a slow upload.
+        runtime.close()
+        if exit_code == 0 and runtime.is_main and config.report:
+            write_page(path, console)
+    except UserError:
+        exit_code = USAGE_ERROR
+        raise
+    finally:
+        console.close()
+        # If only the main process fails, the others may wait for it in a collective: it leaves.
+        waits = runtime.world_size == 1 or exit_code in (0, PREEMPTED)
+        mirrors.close(exit_code, waits=waits)
     if fallback:
         console.say(fallback)
     return exit_code
-
-
-def _limited(signals: Signals, config: Config) -> AbstractContextManager[None]:
-    """Limit the silence of this process if it is one of several, from before they meet."""
-    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
-        return nullcontext()
-    limit_s = config.distributed.timeout_s
-
-    def tell(_: str) -> None:
-        print(
-            f"error: rank {os.environ.get('RANK')}: the processes did not meet or part within "
-            f"{limit_s} s (distributed.timeout_s): one of them, or their launcher, is stopped, "
-            "gone or slow; end all of them, then the same command goes on",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    return signals.limiting(limit_s, tell)
 
 
 def train_in(
     path: Path, config: Config, runtime: Runtime, console: Console, mirrors: Mirrors
 ) -> int:
     """Train in a run directory; return the exit code."""
-    runtime.alive()
     setup = settle(config, sources.load(config.data, seed=config.seed))
-    runtime.alive()
     num_bytes = least_memory(setup.config, setup.architecture, setup.longest, runtime.world_size)
     refuse_too_large(num_bytes, runtime.device)
     with open_run(path, setup, runtime, console) as run:
@@ -236,14 +199,13 @@ def train_in(
         model = setup.build_model().to(runtime.device)
         optimizer = make_optimizer(model, setup.config.optim)
         state = restore(run, model, optimizer)
-        run.share_session()
         runtime.from_main(lambda: _start_mirrors(mirrors, setup.config, path))
         finished = train_steps(setup, run, state, model, optimizer)
         console.close()
         with suppress(Interrupted):
             if finished:
                 conclude(setup, run, state, model)
-                sha256 = runtime.from_main(lambda: run.finish(model))
+                sha256 = run.finish(model)
                 if runtime.is_main:
                     console.say(closing(setup, path, state.metrics, model, str(sha256)))
                 return 0

@@ -211,8 +211,10 @@ class Draft:
         self._block = []
         self._block_size = 0
         if self.kind == "vectors":
-            self.low = np.fmin(self.low, np.fmin.reduce(values))
-            self.high = np.fmax(self.high, np.fmax.reduce(values))
+            # numpy is many times as fast where the numbers of a feature follow each other.
+            values_FS = np.ascontiguousarray(values.T)
+            self.low = np.fmin(self.low, np.fmin.reduce(values_FS, 1))
+            self.high = np.fmax(self.high, np.fmax.reduce(values_FS, 1))
         self.file.write(values.astype(VALUE_TYPES[self.kind].numpy_dtype).tobytes())
 
     def find_adjustment(self, *, adds_measured: bool) -> Adjustment:

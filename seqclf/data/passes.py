@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from seqclf.data.draft import HEADER_BYTES, Draft, as_tensor
@@ -38,11 +37,13 @@ def _train_steps(
     values: np.ndarray, offsets: Tensor, splits: Tensor
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield ranges of steps in the file, each with those of its steps that are in train."""
+    edges = offsets.numpy()
+    is_train = (splits == 0).numpy()
     for chunk in _chunks(values):
-        examples = (
-            torch.searchsorted(offsets, torch.arange(chunk.start, chunk.stop), right=True) - 1
-        )
-        yield chunk, np.asarray(values[chunk])[(splits[examples] == 0).numpy()]
+        first = np.searchsorted(edges, chunk.start, side="right") - 1
+        end = np.searchsorted(edges, chunk.stop)
+        num_steps = np.diff(edges[first : end + 1].clip(chunk.start, chunk.stop))
+        yield chunk, np.asarray(values[chunk])[np.repeat(is_train[first:end], num_steps)]
 
 
 def number_tokens(path: Path, draft: Draft, splits: Tensor) -> tuple[str, ...]:
@@ -64,6 +65,14 @@ def number_tokens(path: Path, draft: Draft, splits: Tensor) -> tuple[str, ...]:
     return names
 
 
+def _sum(steps_SF: np.ndarray) -> np.ndarray:
+    """Return the sum of each feature over all steps, without missing values."""
+    # np.nansum() copies all numbers, which takes long, and most chunks have no gap.
+    add = np.nansum if np.isnan(steps_SF).any() else np.sum
+    total_F: np.ndarray = add(steps_SF, 0, dtype=np.float64)
+    return total_F
+
+
 def measure_features(
     path: Path, draft: Draft, splits: Tensor
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -78,14 +87,16 @@ def measure_features(
     count = np.zeros(draft.num_values)
     total = np.zeros(draft.num_values)
     for _, steps in _train_steps(values, offsets, splits):
-        total += np.nansum(steps, 0, dtype=np.float64)
-        count += len(steps) - np.isnan(steps).sum(0)
+        total += _sum(steps)
+        count += len(steps)
+        if np.isnan(steps).any():
+            count -= np.isnan(steps).sum(0)
     count = np.maximum(count, 1)
     mean = total / count
     # A second pass, as the mean of squares minus the square of the mean would cancel.
     squares = np.zeros(draft.num_values)
     for _, steps in _train_steps(values, offsets, splits):
-        squares += np.nansum((steps - mean) ** 2, 0)
+        squares += _sum((steps - mean) ** 2)
     std = np.sqrt(squares / count)
     # A constant feature tells nothing, but its rounding errors would, divided by their deviation.
     std[std <= 1e-7 * np.abs(mean)] = 1.0

@@ -239,7 +239,7 @@ def parse_name(value: object, role: str) -> str | None:
         raise RowError(f"{role}: a {type(value).__name__}, expected a text or a number")
     if len(name) > LONGEST_NAME:
         raise RowError(f"{role} '{quote(name)}': {len(name):,} characters long")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+    if not name.isprintable() and any(map(_is_control, name)):
         raise RowError(f"{role} '{quote(name)}': control characters, or not UTF-8")
     if (
         role in ("label", "group")
@@ -259,6 +259,10 @@ def parse_name(value: object, role: str) -> str | None:
     if role == "split":
         name = SPLIT_WORDS.get(name.lower(), name)
     return name or None
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs")
 
 
 def reason_of(error: BaseException) -> str:
