@@ -22,10 +22,9 @@ from seqclf.optim import lr_at, make_optimizer
 from seqclf.processes.memory import least_memory, refuse_too_large
 from seqclf.processes.runtime import Runtime
 from seqclf.processes.signals import Signals
-from seqclf.processes.start import keep_precision, start_runtime
+from seqclf.processes.start import start_runtime
 from seqclf.run.directory import Run, open_run
 from seqclf.run.records import REPORT, STATUS, State
-from seqclf.run.resume import kept_precision
 from seqclf.run.saves import restore, restore_best, save
 from seqclf.settle import Setup, choose_run_dir, config_of_main, find_data, settle
 from seqclf.step import train_step
@@ -164,7 +163,6 @@ def train(
         config = config_of_main(config, flagged, runtime)
         config, fallback = find_data(config, runtime, console.say)
         path = choose_run_dir(config, config_path, flagged, runtime)
-        keep_precision(runtime, config, lambda: kept_precision(path, config))
         exit_code = train_in(path, config, runtime, console, mirrors)
         # The group ends before the mirrors do, so that no rank waits for a slow upload.
         runtime.close()

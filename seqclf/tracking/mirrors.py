@@ -62,8 +62,6 @@ class Mirrors:
         source = str(Path(__file__).parents[2])
         path = os.environ.get("PYTHONPATH")
         environment = os.environ | {"PYTHONPATH": f"{source}{os.pathsep}{path}" if path else source}
-        if os.path.expanduser("~") == "~":  # a container's nameless user; W&B fails without a home
-            environment["HOME"] = str(run_dir.absolute() / "wandb")
         # A mirror, and W&B's own process, inherit the blocked signals: a batch system that signals
         # all processes of a job does not end them before the training.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -131,41 +129,22 @@ class Mirrors:
 
 def wandb_mode(requested: str) -> str:
     """Return W&B's mode. auto: W&B's own environment decides, else whether there is an API key."""
-    return choose_wandb(requested)[0]
-
-
-def choose_wandb(requested: str) -> tuple[str, str]:
-    """Return W&B's mode and the reason. Nothing that is wrong here stops a run."""
     if requested != "auto":
-        return requested, f"tracking.wandb: {requested}"
+        return requested
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
-        return "disabled", "WANDB_DISABLED"
+        return "disabled"
     if mode := os.environ.get("WANDB_MODE"):
-        mode = {"dryrun": "offline", "run": "online"}.get(mode.lower(), mode.lower())
-        if mode in ("online", "offline", "disabled", "shared"):
-            return mode, "WANDB_MODE"
-        return "offline", f"WANDB_MODE is '{mode}', which W&B does not know"
-    problem = _why_no_wandb_key()
-    return ("online", "there is an API key") if problem is None else ("offline", problem)
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    return "online" if _has_wandb_key() else "offline"
 
 
-def _why_no_wandb_key() -> str | None:
+def _has_wandb_key() -> bool:
     """Look for an API key where `wandb login` leaves it, without asking the network."""
     if os.environ.get("WANDB_API_KEY"):
-        return None
-    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    host = url.split("//")[-1].split("/")[0]
-    path = os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")
-    if path.startswith("~"):
-        return "no API key, and no home directory to look for one"
-    if not os.path.isfile(path):
-        return "no API key"
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     try:
-        hosts = netrc.netrc(path).hosts  # not its `default` entry
-    except UnicodeError:
-        return f"no API key: {path} is not UTF-8"
-    except netrc.NetrcParseError as error:  # whose text may show a password
-        return f"no API key: {path}, line {error.lineno} is not as in a .netrc file"
-    except OSError as error:
-        return f"no API key: {path} cannot be read ({error.strerror})"
-    return None if host in hosts else "no API key"
+        path = os.environ.get("NETRC") or str(Path.home() / ".netrc")
+        return host in netrc.netrc(path).hosts  # not its `default` entry
+    except (OSError, netrc.NetrcParseError):
+        return False
