@@ -157,9 +157,10 @@ def test_tables_show_confusion_classes_and_mistakes(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.array(columns[1:], dtype=float), expected)
 
     mistakes = tables["mistakes"]
-    assert mistakes["columns"] == ["example", "truth", "guess", "probability", "input"]
-    assert [row[:4] for row in mistakes["data"]] == [
-        [m["example"], m["truth"], m["guess"], m["probability"]] for m in evaluation["mistakes"]
+    assert mistakes["columns"] == ["example", "name", "truth", "guess", "probability", "input"]
+    keys = ("example", "name", "truth", "guess", "probability")
+    assert [row[:5] for row in mistakes["data"]] == [
+        [mistake[key] for key in keys] for mistake in evaluation["mistakes"]
     ]
     [artifact] = [r for r in of_kind(read_logs(run_dir), "artifact") if "testmistakes" in r["name"]]
     drawn = [c["local_path"] for c in artifact["manifest"]["contents"] if c["path"].endswith("png")]

@@ -69,8 +69,7 @@ def _sum(steps_SF: np.ndarray) -> np.ndarray:
     """Return the sum of each feature over all steps, without missing values."""
     # np.nansum() copies all numbers, which takes long, and most chunks have no gap.
     add = np.nansum if np.isnan(steps_SF).any() else np.sum
-    total_F: np.ndarray = add(steps_SF, 0, dtype=np.float64)
-    return total_F
+    return np.asarray(add(steps_SF, 0, dtype=np.float64))
 
 
 def measure_features(
