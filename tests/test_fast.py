@@ -289,7 +289,14 @@ def test_numbers_are_the_same_to_the_last_bit(tmp_path: Path, bits: list[float])
 
 KINDS = [PLAIN, PLAIN[:3], PLAIN[3:5], PLAIN[5:7], GAPS, ODD, WORDS, WORDS[:2], [*PLAIN, *GAPS]]
 KINDS += [[*WORDS, ""], [str(number) for number in range(50)], ["2024-01-31", "2024-02-01 10:11"]]
-KINDS += [["1.234", "2.345"], ["1.234", "1.5"], ["1.234", "7"], ["", "?"], ["3"]]
+KINDS += [
+    ["1e308", "-1e308"],
+    ["1.234", "2.345"],
+    ["1.234", "1.5"],
+    ["1.234", "7"],
+    ["", "?"],
+    ["3"],
+]
 
 
 @st.composite

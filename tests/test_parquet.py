@@ -8,6 +8,8 @@ from contextlib import suppress
 from datetime import date, datetime, time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.reading import numbers, rows, write
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +18,6 @@ from hypothesis import strategies as st
 from seqclf.data.readers import read_rows
 from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, Row
 from seqclf.errors import UserError
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 
 def decisions(path: Path, **options: object) -> Journal:

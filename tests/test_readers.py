@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.reading import numbers, problems, rows, write
 from hypothesis import HealthCheck, given, settings
@@ -83,8 +85,6 @@ def as_manifest(folder: Path) -> Path:
 
 
 def as_parquet(folder: Path) -> Path:
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     table = {"steps": [steps for _, steps in SEQUENCES], "label": ["walk", "run"]}
     pq.write_table(pa.table(table), folder / "x.parquet")
     return folder / "x.parquet"
@@ -282,8 +282,6 @@ def test_manifest_problems_name_line_file_and_column(tmp_path: Path) -> None:
 
 
 def test_parquet_in_long_form(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     table = {"who": [1, 1, 2], "x": [0.5, 1.5, 2.5], "label": ["a", "a", "b"]}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
     sequences = rows(tmp_path / "x.parquet", id="who")

@@ -21,7 +21,7 @@ from seqclf.data.reading import Reading
 from seqclf.data.windows import cut_into_parts
 
 HEADER_BYTES = 256  # of values.safetensors, before its numbers
-BLOCK = 2**18  # numbers that are written at once
+BLOCK = 2**16  # numbers that are written at once; more do not fit into the cache of a core
 # float32 keeps 24 bits of a number. A feature that needs more than this share of its range for the
 # rounding, as times near 1e9 do, is stored without an offset in float64.
 LARGEST_ROUNDING = 2**-14

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from seqclf.data.readers.columns import Columns
+from seqclf.data.readers.forms import combine_names, with_labels
 from seqclf.data.readers.lines import TextFile
 from seqclf.data.readers.numbers import MISSING
 from seqclf.data.readers.rows import (
@@ -114,15 +115,14 @@ def fast_table(file: TableFile, where: str, names: Sequence[str]) -> FastTable |
 
     `where` is the place of the header line, and `names` are those of the columns.
     """
-    text = file.open.args[0] if isinstance(file.open, partial) else None
-    if not names or not isinstance(text, TextFile) or text.encoding is not None:
+    if not names or file.text is None or file.text.encoding is not None:
         return None
-    is_large = text.path.stat().st_size >= LARGE
+    is_large = file.text.path.stat().st_size >= LARGE
     has_few_columns = len(names) <= CELLS_AT_ONCE // LINES_AT_ONCE
     is_usual = file.separator.isascii() and file.separator != " "
     if not (is_large and has_few_columns and is_usual):
         return None
-    return FastTable(text, file.separator, names, int(where.rpartition(":")[2]) + 1)
+    return FastTable(file.text, file.separator, names, int(where.rpartition(":")[2]) + 1)
 
 
 def check_line_ends(lines: bytes) -> None:
@@ -215,12 +215,11 @@ class _Lines:
         finished = Steps(values_TF)
         if self.must_finish:
             finished = finish_steps(values_TF, options, nan_is_padding=False)
-        names, labels = self.names[0], None
-        if not is_one:
-            names, labels = self._combine_names(options)
-        if labels is not None and order_T is not None:
-            labels = [labels[step] for step in order_T.tolist()]
-        return Row(
+        names = Names()
+        for found in self.names:
+            is_free = options.keep_step_labels  # the label may change
+            names = combine_names(names, found._replace(label=None) if is_free else found)
+        row = Row(
             parse_name(self.id, "id") or "",
             finished.steps,
             table.place(self.row),
@@ -228,31 +227,17 @@ class _Lines:
             split=names.split,
             group=names.group,
             features=features,
-            step_labels=None if labels is None else tuple(labels[: len(finished.steps)]),
             filled=finished.filled,
             padding=finished.padding,
             measured=finished.measured,
         )
-
-    def _combine_names(self, options: ReadOptions) -> tuple[Names, list[str] | None]:
-        """Return the names of all pieces, and the label of each step if labels differ."""
-        combined: dict[str, str | None] = {}
-        labels = None
-        for role in Names._fields:
-            found = {getattr(names, role): None for names in self.names}
-            different = [name for name in found if name is not None]
-            if role == "label" and options.keep_step_labels:
-                pieces = zip(self.names, map(len, self.values), strict=True)
-                labels = [names.label or "" for names, length in pieces for _ in range(length)]
-                # As in forms.py: a label at one step alone is that of the sequence.
-                if len(different) > 1 or 1 < sum(map(bool, labels)) < len(labels):
-                    different = []
-                else:
-                    labels = None
-            if len(different) > 1:
-                raise UnusualError
-            combined[role] = different[0] if different else None
-        return Names(**combined), labels
+        if not options.keep_step_labels:
+            return row
+        pieces = zip(self.names, map(len, self.values), strict=True)
+        labels = [names.label or "" for names, length in pieces for _ in range(length)]
+        return with_labels(
+            row, [labels[step] for step in order_T] if order_T is not None else labels
+        )
 
 
 def _types(survey: Survey, columns: Columns) -> dict[int, pa.DataType]:

@@ -161,8 +161,7 @@ class ArrowColumn(Column):
                 end = first + LINES_AT_ONCE
                 self._count([] if numbers is None else numbers[first:end].tolist())
         self.num_words += num_words
-        num_changes = compute.sum(compute.not_equal(cells[1:], cells[:-1])).as_py() or 0
-        self.num_runs += num_changes + (cells[0].as_py() != self._last)
+        self.num_runs += _count_changes(cells, numbers) + (cells[0].as_py() != self._last)
         self._last = cells[-1].as_py()
         if len(self.values) <= MOST_VALUES:
             counts = compute.value_counts(cells)[: 2 * MOST_VALUES + 1]
@@ -199,6 +198,10 @@ def _plain_numbers(cells: pa.Array) -> np.ndarray | None:
     import pyarrow as pa
     from pyarrow import compute
 
+    few = cells[:LINES_AT_ONCE]
+    # The first cells of a column of words tell, and to look at all of them takes long.
+    if len(few) < len(cells) and _plain_numbers(few) is None:
+        return None
     numbers = _cast(cells, pa.float64())
     if numbers is not None and np.isfinite(numbers).all():
         return numbers
@@ -221,6 +224,18 @@ def _cast(cells: pa.Array, kind: pa.DataType) -> np.ndarray | None:
         return to_numpy(cells.cast(kind))
     except pa.ArrowInvalid:
         return None
+
+
+def _count_changes(cells: pa.Array, numbers: np.ndarray | None) -> int:
+    """Return how many cells differ from the one before."""
+    from pyarrow import compute
+
+    # Numbers are compared faster. If they differ, cells do; but 1 and 1.0 are the same number.
+    if numbers is not None and not np.isnan(numbers).any():
+        num_changes = int(np.count_nonzero(numbers[1:] != numbers[:-1]))
+        if num_changes == len(cells) - 1:
+            return num_changes
+    return compute.sum(compute.not_equal(cells[1:], cells[:-1])).as_py() or 0
 
 
 def _count_points(cells: pa.Array) -> int:

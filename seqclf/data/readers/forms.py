@@ -188,7 +188,7 @@ def read_steps(
                 last = now
                 found = columns.parse_names(cells)
                 is_free = options.keep_step_labels  # the label may change
-                names = _combine(names, found._replace(label=None) if is_free else found)
+                names = combine_names(names, found._replace(label=None) if is_free else found)
             if options.keep_step_labels:
                 labels.append(found.label or "")
         except RowError as error:
@@ -216,10 +216,10 @@ def read_steps(
         features=columns.features,
         **finished._asdict(),
     )
-    return _with_labels(row, [labels[step] for step in order] if labels else [])
+    return with_labels(row, [labels[step] for step in order] if labels else [])
 
 
-def _combine(names: Names, found: Names) -> Names:
+def combine_names(names: Names, found: Names) -> Names:
     """Return the names of a sequence and of its next line. Raises RowError if they differ."""
     combined = []
     for role, before, now in zip(Names._fields, names, found, strict=True):
@@ -236,7 +236,7 @@ def _combine(names: Names, found: Names) -> Names:
     return Names(*combined)
 
 
-def _with_labels(row: Row, labels: Sequence[str]) -> Row:
+def with_labels(row: Row, labels: Sequence[str]) -> Row:
     """Give a sequence its label, or a label for each step if they differ.
 
     A label at one step alone, often the first, is that of the sequence.

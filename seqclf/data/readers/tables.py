@@ -35,6 +35,7 @@ class TableFile:
     separator: str = ","
     has_header: bool | None = None  # None: its first lines decide
     index_columns: frozenset[str] = frozenset()  # what the file says is pandas' index
+    text: TextFile | None = None  # the lines, if it is a text
 
 
 def text_table(file: TextFile, journal: Journal, *, separator: str) -> TableFile:
@@ -50,7 +51,7 @@ def text_table(file: TextFile, journal: Journal, *, separator: str) -> TableFile
     if found != separator:
         names = {"\t": "a tab", " ": "blanks"}
         journal.note(f"{file.name}: cells are separated by {names.get(found, repr(found))}")
-    return TableFile(file.name, partial(_split_lines, file, found, skip), found)
+    return TableFile(file.name, partial(_split_lines, file, found, skip), found, text=file)
 
 
 def _find_separator(sample: Sequence[str], usual: str) -> str:
