@@ -14,7 +14,7 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import bare
@@ -96,7 +96,7 @@ def measure(config: Config, draw: random.Random) -> tuple[list[float], list[floa
 
     batches = runtime.loader
 
-    def interleaved(*args: object, **kwargs: object) -> Iterator[Batch]:
+    def interleaved(*args: object, **kwargs: object) -> Generator[Batch, None, None]:
         """Yield the loop's batches; at every block's end time it and let bare.py have its turn."""
         resumed = now(device)
         for index, batch in enumerate(batches(*args, **kwargs)):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Errors that the user can mend, and exit codes."""
+"""Errors that the user can mend, exit codes, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -9,7 +9,26 @@ USAGE_ERROR = 2
 PREEMPTED = 143  # of a process that a signal stopped: 128 + SIGTERM
 # EFBIG is the limit of `ulimit -f`; Python ignores its signal, SIGXFSZ.
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What a disk or a file system says of itself: the user can mend it, and no line of code can.
+DISK_ERRORS = DISK_FULL | {
+    *(errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENODEV, errno.ENXIO),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 
 class UserError(ValueError):
     """Something the user can mend: printed without a traceback, exit code USAGE_ERROR."""
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for all letters that cannot be printed.
+
+    Names in data may hold escape sequences, which would steer the terminal.
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text as `printable` does, with its line ends left in."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -22,6 +22,8 @@ from seqclf.prefixes import (
     step_name,
     token_lines,
 )
+from seqclf.run.records import find_evaluation, finite_or_null
+from seqclf.run.verdict import why_no_result
 from seqclf.settle import Setup
 
 WIDTH = 80  # columns of a terminal
@@ -210,6 +212,11 @@ def closing(
         macro_f1 = metrics[f"{split}/macro_f1"]
         loss = metrics[f"{split}/loss"]
         rows.append(f"{split:<10} {accuracy:9.2%} {macro_f1:9.4f} {loss:9.4f} {len(sequences):9,}")
+    # If the file could not be written, the run has said so, and an older one is of other weights.
+    evaluation = find_evaluation(path, "test")
+    doubt = None
+    if evaluation and evaluation.metrics.items() <= finite_or_null(metrics).items():
+        doubt = why_no_result(evaluation, "test")
     return "\n".join(
         [
             "",
@@ -225,5 +232,6 @@ def closing(
             f"            the same command with --seed {config.seed + 1}"
             + " and another --run-dir" * (config.run_dir is not None),
             f"            seqclf runs {path.parent}",
+            *([] if doubt is None else [f"warning: {doubt}"]),
         ]
     )

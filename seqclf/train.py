@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -22,9 +23,10 @@ from seqclf.optim import lr_at, make_optimizer
 from seqclf.processes.memory import least_memory, refuse_too_large
 from seqclf.processes.runtime import Runtime
 from seqclf.processes.signals import Signals
-from seqclf.processes.start import start_runtime
+from seqclf.processes.start import keep_precision, limited, start_runtime
 from seqclf.run.directory import Run, open_run
 from seqclf.run.records import REPORT, STATUS, State
+from seqclf.run.resume import kept_precision
 from seqclf.run.saves import restore, restore_best, save
 from seqclf.settle import Setup, choose_run_dir, config_of_main, find_data, settle
 from seqclf.step import train_step
@@ -43,36 +45,40 @@ def train_steps(
     """
     config, plan, runtime = setup.config, setup.plan, run.runtime
     prepared = runtime.prepare(model, reduces=not config.train.shards)
-    batches = runtime.loader(
-        setup.splits.train, plan, start=state.step, workers=setup.num_workers()
-    )
     log = StepLog(setup, run, state, model)
     run.console.open(state.step, plan.num_steps)
-    while True:
-        step = state.step
-        is_last = step == plan.num_steps
-        runtime.alive()
-        stop, clock_asks = runtime.agree(step, save=run.minutes_passed())
-        if not stop and state.judged < step and (is_last or setup.evaluation_due(step)):
-            with log.clock.paused():
-                stop = not judge(setup, run, state, model)
-        finished = out_of_patience(state, config) or (is_last and state.judged == step)
-        save_due = clock_asks or setup.save_due(step, best_step=state.best_step)
-        if stop or finished or save_due:
-            with log.clock.paused():
-                log.count_skipped()
-                keep(run, state, model, optimizer)
-        if stop or finished:
-            return finished
-        lr = lr_at(step, config.optim, plan.num_steps)
-        with log.clock.step():
-            batch = log.clock.fetch(batches)
-            stats = train_step(runtime, prepared, optimizer, batch, config, lr, setup.class_weights)
-        log.add(stats)
-        state.step += 1
-        run.console.step()
-        if setup.log_due(state.step):
-            log.write(lr)
+    workers, limit_s = setup.num_workers(), config.distributed.timeout_s
+    batches = runtime.loader(
+        setup.splits.train, plan, start=state.step, workers=workers, limit_s=limit_s
+    )
+    with contextlib.closing(batches):  # its threads end, however this does
+        while True:
+            step = state.step
+            is_last = step == plan.num_steps
+            runtime.alive()
+            stop, clock_asks = runtime.agree(step, save=run.minutes_passed())
+            if not stop and state.judged < step and (is_last or setup.evaluation_due(step)):
+                with log.clock.paused():
+                    stop = not judge(setup, run, state, model)
+            finished = out_of_patience(state, config) or (is_last and state.judged == step)
+            save_due = clock_asks or setup.save_due(step, best_step=state.best_step)
+            if stop or finished or save_due:
+                with log.clock.paused():
+                    log.count_skipped()
+                    save(run, model, optimizer)
+            if stop or finished:
+                return finished
+            lr = lr_at(step, config.optim, plan.num_steps)
+            with log.clock.step():
+                batch = log.clock.fetch(batches)
+                stats = train_step(
+                    runtime, prepared, optimizer, batch, config, lr, setup.class_weights
+                )
+            log.add(stats)
+            state.step += 1
+            run.console.step()
+            if setup.log_due(state.step):
+                log.write(lr)
 
 
 def judge(setup: Setup, run: Run, state: State, model: nn.Module) -> bool:
@@ -130,14 +136,6 @@ def out_of_patience(state: State, config: Config) -> bool:
     return state.waited >= (config.train.patience or math.inf)
 
 
-def keep(run: Run, state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Save a checkpoint. Collective."""
-    if not save(run, model, optimizer):
-        # The best step must have a checkpoint: if this one has none, the best before it stays.
-        state.best = {} if run.saved is None else run.saved.best
-        state.best_step = 0 if run.saved is None else run.saved.best_step
-
-
 # ---- around the loop
 
 
@@ -154,28 +152,34 @@ def train(
     does not. `signals` are the command line's; without them a second signal raises
     KeyboardInterrupt. Raises UserError for what the user can mend.
     """
-    runtime = start_runtime(config, signals)
-    console = Console(enabled=runtime.is_main, quiet=config.quiet)
-    mirrors = Mirrors(console.say, enabled=runtime.is_main)
-    exit_code = FAILED
-    fallback = None
-    try:
-        config = config_of_main(config, flagged, runtime)
-        config, fallback = find_data(config, runtime, console.say)
-        path = choose_run_dir(config, config_path, flagged, runtime)
-        exit_code = train_in(path, config, runtime, console, mirrors)
-        # The group ends before the mirrors do, so that no rank waits for a slow upload.
-        runtime.close()
-        if exit_code == 0 and runtime.is_main and config.report:
-            write_page(path, console)
-    except UserError:
-        exit_code = USAGE_ERROR
-        raise
-    finally:
-        console.close()
-        # If only the main process fails, the others may wait for it in a collective: it leaves.
-        waits = runtime.world_size == 1 or exit_code in (0, PREEMPTED)
-        mirrors.close(exit_code, waits=waits)
+    signals = signals or Signals()
+    with ExitStack() as together:
+        together.enter_context(limited(signals, config))
+        runtime = start_runtime(config, signals)
+        console = Console(enabled=runtime.is_main, quiet=config.quiet)
+        mirrors = Mirrors(console.say, enabled=runtime.is_main)
+        exit_code = FAILED
+        fallback = None
+        try:
+            runtime.alive()
+            config = config_of_main(config, flagged, runtime)
+            config, fallback = find_data(config, runtime, console.say)
+            path = choose_run_dir(config, config_path, flagged, runtime)
+            keep_precision(runtime, config, lambda: kept_precision(path, config))
+            exit_code = train_in(path, config, runtime, console, mirrors)
+            # The group ends before the mirrors do, so that no rank waits for a slow upload.
+            runtime.close()
+            together.close()  # from here on no process waits for another one
+            if exit_code == 0 and runtime.is_main and config.report:
+                write_page(path, console)
+        except UserError:
+            exit_code = USAGE_ERROR
+            raise
+        finally:
+            console.close()
+            # If only the main process fails, the others may wait for it in a collective: it leaves.
+            waits = runtime.world_size == 1 or exit_code in (0, PREEMPTED)
+            mirrors.close(exit_code, waits=waits)
     if fallback:
         console.say(fallback)
     return exit_code
@@ -185,7 +189,9 @@ def train_in(
     path: Path, config: Config, runtime: Runtime, console: Console, mirrors: Mirrors
 ) -> int:
     """Train in a run directory; return the exit code."""
+    runtime.alive()
     setup = settle(config, sources.load(config.data, seed=config.seed))
+    runtime.alive()
     num_bytes = least_memory(setup.config, setup.architecture, setup.longest, runtime.world_size)
     refuse_too_large(num_bytes, runtime.device)
     with open_run(path, setup, runtime, console) as run:
@@ -193,19 +199,21 @@ def train_in(
         console.say("\n".join([*decisions, *opening(setup, path)]))
         if run.finished():
             console.say(f"{path} is finished: nothing to do (another --run-dir starts anew)")
+            runtime.from_main(lambda: _start_mirrors(mirrors, setup.config, path, is_finished=True))
             return 0
         # The run holds the same Setup: else the host would keep a second copy of the data.
         setup = run.setup = setup.on_device(runtime.device)
         model = setup.build_model().to(runtime.device)
         optimizer = make_optimizer(model, setup.config.optim)
         state = restore(run, model, optimizer)
-        runtime.from_main(lambda: _start_mirrors(mirrors, setup.config, path))
+        run.share_session()
+        runtime.from_main(lambda: _start_mirrors(mirrors, setup.config, path, is_finished=False))
         finished = train_steps(setup, run, state, model, optimizer)
         console.close()
         with suppress(Interrupted):
             if finished:
                 conclude(setup, run, state, model)
-                sha256 = run.finish(model)
+                sha256 = runtime.from_main(lambda: run.finish(model))
                 if runtime.is_main:
                     console.say(closing(setup, path, state.metrics, model, str(sha256)))
                 return 0
@@ -214,8 +222,8 @@ def train_in(
         return PREEMPTED
 
 
-def _start_mirrors(mirrors: Mirrors, config: Config, path: Path) -> Value:
-    mirrors.open(config.tracking, path)
+def _start_mirrors(mirrors: Mirrors, config: Config, path: Path, *, is_finished: bool) -> Value:
+    mirrors.open(config.tracking, path, is_finished=is_finished)
     return None
 
 

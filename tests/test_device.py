@@ -146,9 +146,20 @@ def test_memory_that_is_not_there_is_refused_before_training(
     [
         (MemoryError("x"), "out of memory (x): lower train.micro_batch_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
-        (OSError(errno.ENOSPC, "No space left on device"), "runs/x: No space left on device; make"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "runs/x: Disk quota exceeded; make room"),
-        (OSError(errno.EFBIG, "File too large"), "runs/x: File too large; make room there"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/f"),
+            "runs/x/f: No space left on device; make room there or mend it",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x/f"),
+            "runs/x/f: Disk quota exceeded;",
+        ),
+        (OSError(errno.EFBIG, "File too large", "runs/x/f"), "runs/x/f: File too large; make room"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "No space left on device, and the system does not say where: look at runs/x, at the",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/torch_1"), None),
         (OSError(errno.ENOENT, "No such file"), None),
         (RuntimeError("a cosmic ray"), None),
     ],

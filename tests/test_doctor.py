@@ -12,6 +12,7 @@ from helpers.ranks import run_ranks
 from seqclf.cli.doctor import check, check_disk
 from seqclf.cli.main import main
 from seqclf.config.load import load_config
+from seqclf.processes.cgroups import GroupMemory
 
 FLAGS = {"device": "cpu", "train.threads": "1", "tracking.wandb": "disabled"}
 
@@ -90,3 +91,20 @@ def test_of_several_processes_the_main_one_prints_a_line_each(tmp_path: Path) ->
     assert second == ""
     assert "world size  2 processes, DDP over gloo" in first
     assert [f"process {rank}" in first for rank in range(3)] == [True, True, False]
+
+
+def test_limits_of_the_job_are_said_with_their_remedy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("seqclf.processes.device.cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(
+        "seqclf.processes.memory.group_memory", lambda: GroupMemory(2**29, 3 * 2**30)
+    )
+    flags = {name: value for name, value in FLAGS.items() if name != "train.threads"}
+    assert check(load_config(None, flags | {"data.name": "digits"})[0]) == 0
+    out = capsys.readouterr().out
+    assert "\nok      threads     2 (8 cores, a CPU quota of 1.5, 1 process)\n" in out
+    assert "memory free: 0.5 GiB (of the limit of 3.0 GiB of this job or container)\n" in out
+    assert f"\n{'':<20}-> close other programs or ask for more memory\n" in out

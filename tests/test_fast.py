@@ -141,6 +141,19 @@ def test_what_is_read_fast(tmp_path: Path, content: str, options: dict[str, Any]
     assert len(found) > 2
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blocks_may_end_anywhere(tmp_path: Path, end: str) -> None:
+    content = (HEADER + "".join(clean_lines(4, 5))).replace("\n", end)
+    path = write(tmp_path, "a.csv", content + end)
+    expected = outcome(path, is_fast=False, id="rec", time="t")
+    for block in range(35, 130):
+        with never_plain():
+            assert outcome(path, is_fast=True, block=block, id="rec", time="t") == expected
+    # A block that is shorter than a line is left to the plain readers.
+    for block in range(1, 18):
+        assert outcome(path, is_fast=True, block=block, id="rec", time="t") == expected
+
+
 def test_a_compressed_table_is_read_fast(tmp_path: Path) -> None:
     content = gzip.compress((HEADER + "".join(clean_lines(40, 30))).encode())
     path = write(tmp_path, "a.csv.gz", content)

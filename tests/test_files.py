@@ -99,7 +99,6 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert same_end(tmp_path / "broken", tmp_path / "straight")
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where cores are few
 def test_workers_change_nothing(dataset: str, tmp_path: Path) -> None:
     for workers in ("0", "2"):
         train_on(dataset, tmp_path / workers, {"data.workers": workers, "log.every": 1})

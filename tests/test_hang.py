@@ -18,8 +18,13 @@ from helpers.training import EVERYTHING_ON, tiny_flags
 
 from seqclf.cli.main import main
 
-TIMEOUT_S = 6
-SETTINGS = {**EVERYTHING_ON, "train.steps": 20, "distributed.timeout_s": TIMEOUT_S}
+TIMEOUT_S = 8
+SETTINGS = {
+    **EVERYTHING_ON,
+    "train.steps": 20,
+    "distributed.timeout_s": TIMEOUT_S,
+    "data.workers": 2,  # threads that must not keep a process that fails
+}
 AT = 9  # the last checkpoint is that of step 7
 
 

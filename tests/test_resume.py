@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.files import (
     change_json,
     files_in,
@@ -18,7 +21,10 @@ from helpers.files import (
 from helpers.ranks import run_ranks
 from helpers.training import CONSTANT_RATE, EVERYTHING_ON, train_tiny
 
+from seqclf.cli.main import main
+from seqclf.config.settings import Config
 from seqclf.errors import UserError
+from seqclf.processes.device import cannot_run
 
 SMALL = {**EVERYTHING_ON, "train.steps": 10, "model.hidden_size": 8, "model.num_layers": 1}
 
@@ -121,3 +127,129 @@ def test_with_shards_a_number_of_processes_is_no_other_rounding(
     printed = capsys.readouterr().out
     assert "world_size was" not in printed
     assert "threads was 7, is 1: the same examples" in printed
+
+
+# ---- a precision that a clock has chosen
+
+
+def train_by_a_clock(
+    run_dir: Path, slowdown: float, settings: Mapping[str, object], stop_at: int | None = None
+) -> tuple[int, str]:
+    """Train where bf16 is so many times slower than fp32; return the exit code and what is said."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        for module in ("device", "start"):
+            patch.setattr(f"seqclf.processes.{module}.slowdown", lambda *_: slowdown)
+        return train_tiny(run_dir, settings, stop_at=stop_at), said.getvalue()
+
+
+def precision_lines(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("precision ")]
+
+
+IN_BF16 = {**SMALL, "precision": "bf16", "device": "cpu"}
+KEPT = {
+    "bf16": "precision   bf16 (as the run began, though this CPU runs it 9.0 times slower than "
+    "fp32)",
+    "fp32": "precision   fp32, NOT bf16 as asked (as the run began); another --run-dir begins a "
+    "run that tries it again",
+}
+needs_bf16 = pytest.mark.skipif(
+    cannot_run("bf16", Config(), torch.device("cpu")) is not None,
+    reason="this CPU has no LSTM in bf16",
+)
+
+
+@needs_bf16
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("first", "then", "precision"), [(1.0, 9.0, "bf16"), (9.0, 1.0, "fp32")])
+def test_the_first_starts_precision_is_kept(
+    world_size: int, first: float, then: float, precision: str, tmp_path: Path
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    run_ranks(world_size, train_by_a_clock, straight, first, IN_BF16)
+    (code, _), *_ = run_ranks(world_size, train_by_a_clock, broken, first, IN_BF16, stop_at=3)
+    assert code == 143
+    for exit_code in (0, 0):  # the second is of a finished run
+        answers = run_ranks(world_size, train_by_a_clock, broken, then, IN_BF16)
+        assert {code for code, _ in answers} == {exit_code}
+        assert precision_lines(answers[0][1]) == [KEPT[precision]]
+    assert same_end(broken, straight)
+    assert {session.precision for session in read_sessions(broken)} == {precision}
+
+
+@needs_bf16
+def test_a_branch_keeps_its_origins_precision(tmp_path: Path) -> None:
+    origin, branch = tmp_path / "origin", tmp_path / "branch"
+    train_by_a_clock(origin, 1.0, IN_BF16, stop_at=7)
+    code, said = train_by_a_clock(branch, 9.0, {**IN_BF16, "resume": origin})
+    assert (code, precision_lines(said)) == (0, [KEPT["bf16"]])
+
+
+@needs_bf16
+@pytest.mark.parametrize("slowdown", [1.0, 9.0])
+@pytest.mark.parametrize(
+    ("first", "then", "named"),
+    [
+        ("bf16", "fp32", "precision: 'bf16' there, 'fp32' now\nGo on .* (--precision bf16), or"),
+        ("fp32", "bf16", "precision: 'fp32' there, 'bf16' now\nGo on .* (--precision fp32), or"),
+        ("auto", "bf16", "precision: 'fp32' there, 'bf16' now"),
+        ("bf16", "auto", None),  # no longer asked for, and kept
+    ],
+)
+def test_another_precision_is_refused_whatever_a_clock_says(
+    first: str, then: str, named: str | None, slowdown: float, tmp_path: Path
+) -> None:
+    settings = {**SMALL, "device": "cpu"}
+    train_by_a_clock(tmp_path, 1.0, {**settings, "precision": first}, stop_at=3)
+    again = {**settings, "precision": then}
+    if named is None:
+        assert train_by_a_clock(tmp_path, slowdown, again)[0] == 0
+        assert {session.precision for session in read_sessions(tmp_path)} == {"bf16"}
+        return
+    before = files_in(tmp_path)
+    with pytest.raises(UserError, match=named.replace("(", r"\(").replace(")", r"\)")):
+        train_by_a_clock(tmp_path, slowdown, again)
+    assert files_in(tmp_path) == before
+
+
+@needs_bf16
+def test_half_precision_that_cannot_run_here_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_by_a_clock(tmp_path, 1.0, IN_BF16, stop_at=3)
+    for module in ("device", "start"):
+        monkeypatch.setattr(f"seqclf.processes.{module}.cannot_run", lambda *_: "it has no units")
+    with pytest.raises(UserError, match="fp32, NOT bf16 as the run began: it has no units; go on"):
+        train_tiny(tmp_path, IN_BF16)
+
+
+@needs_bf16
+def test_evaluate_takes_the_runs_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_by_a_clock(tmp_path, 1.0, IN_BF16)
+    monkeypatch.setattr("seqclf.processes.device.slowdown", lambda *_: 9.0)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    losses = []
+    for problem in (None, "it has no units"):
+        if problem:
+            for module in ("device", "start"):
+                name = f"seqclf.processes.{module}.cannot_run"
+                monkeypatch.setattr(name, lambda *_: "it has no units")
+        assert main(["evaluate", str(tmp_path)]) == 0
+        out, err = capsys.readouterr()
+        assert ("NOT bf16 as the run began: it has no units" in err) == bool(problem)
+        losses.append(float(dict(line.split() for line in out.splitlines())["test/loss"]))
+    told = read_status(tmp_path).metrics["test/loss"]
+    assert losses[0] == pytest.approx(told, abs=2e-6)
+    assert losses[1] != pytest.approx(told, abs=2e-6)
+
+
+def test_a_refusal_names_the_flags_of_the_runs_own_settings(small: Path) -> None:
+    changes = {"seed": 1, "optim.betas": "[0.8, 0.9]", "model.pooling": "mean"}
+    with pytest.raises(UserError) as caught:
+        train_tiny(small, {**SMALL, **changes})
+    assert (
+        "Go on with its own settings (--model.pooling last --optim.betas '[0.9, 0.999]' --seed 0), "
+        in str(caught.value)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from seqclf.metrics import CLOCK_METRICS
 from seqclf.run import listing
 from seqclf.run.checkpoint import commit_checkpoint
 from seqclf.run.directory import Run
+from seqclf.run.files import delete
 from seqclf.settle import Setup
 from seqclf.train import train
 
@@ -300,3 +302,78 @@ def test_a_stopwatch_leaves_out_what_is_no_training(monkeypatch: pytest.MonkeyPa
     with clock.step():
         now += 2
     assert clock.read(1700)["train/examples_per_s"] == 50
+
+
+# ---- a directory that goes away in the middle
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def replace_by_another(path: Path) -> None:
+    move(path)
+    assert train_tiny(path, SETTINGS, seed=5, train__steps=5) == 0
+
+
+def delete_what_is_in_it(path: Path) -> None:
+    for name in os.listdir(path):
+        if not name.startswith("."):
+            delete(path / name)
+
+
+def take_the_lock(path: Path) -> None:
+    (path / ".lock").unlink()
+    (path / ".lock").touch()
+
+
+GOES_AWAY = [move, shutil.rmtree, replace_by_another, delete_what_is_in_it, take_the_lock]
+
+
+@pytest.mark.parametrize("happens", GOES_AWAY)
+@pytest.mark.parametrize("step", [3, 13, 29])
+def test_a_directory_that_goes_away_ends_the_run_with_a_failure(
+    happens: Callable[[Path], None], step: int, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    left: dict[str, bytes] = {}
+
+    def happen() -> None:
+        patch.undo()
+        happens(run)
+        left.update(files_in(run))
+
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, {step: happen})
+        with pytest.raises(UserError, match="run: was moved, deleted or replaced while the run"):
+            train_tiny(run, SETTINGS)
+    if happens in (move, shutil.rmtree):
+        assert not run.exists()
+    else:
+        assert files_in(run) == left  # nothing is written into what stands there now
+    if happens is move:
+        assert train_tiny(tmp_path / "moved", SETTINGS) == 0  # put back, or under its new name
+
+
+def test_a_lock_that_somebody_deleted_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_step(monkeypatch, {3: (tmp_path / ".lock").unlink})
+    assert train_tiny(tmp_path, SETTINGS) == 0
+    assert read_status(tmp_path).state == "finished"
+
+
+def move_on_main(run_dir: Path) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "0":
+            before_step(patch, {13: lambda: move(run_dir)})
+        try:
+            train_tiny(run_dir, SETTINGS)
+        except UserError as error:
+            return str(error)
+    return "no error"
+
+
+def test_all_processes_learn_that_the_directory_went_away(tmp_path: Path) -> None:
+    answers = run_ranks(2, move_on_main, tmp_path / "run")
+    assert all("was moved, deleted or replaced" in answer for answer in answers)

@@ -86,6 +86,38 @@ def test_what_is_damaged_is_listed_as_such(name: str, text: str, tmp_path: Path)
     assert (run.state, run.step, run.metrics) == ("damaged", 0, {})
 
 
+def test_one_bad_status_does_not_end_the_list(tmp_path: Path) -> None:
+    make(tmp_path / "good")
+    for name in ("directory", "pipe", "link", "dangling", "endless", "deep", "binary"):
+        (make(tmp_path / name) / "status.json").unlink()
+    (tmp_path / "directory" / "status.json").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "status.json")
+    (tmp_path / "link" / "status.json").symlink_to(tmp_path / "good" / "status.json")
+    (tmp_path / "dangling" / "status.json").symlink_to("nowhere")
+    (tmp_path / "endless" / "status.json").symlink_to("/dev/zero")
+    (tmp_path / "deep" / "status.json").write_text("{" * 10**6)
+    (tmp_path / "binary" / "status.json").write_bytes(bytes(range(256)))
+    os.mkfifo(make(tmp_path / "settings") / "pipe")
+    (tmp_path / "settings" / "pipe").replace(tmp_path / "settings" / "config.yaml")
+    numbers = '{"state": "finished", "step": 1, "metrics": {"test/loss": 1e999}}'
+    (make(tmp_path / "infinite") / "status.json").write_text(numbers)
+    states = {run.path.name: run.state for run in listing.list_runs(tmp_path)}
+    finished = {"good": "finished", "settings": "finished", "infinite": "finished"}
+    damaged = ("pipe", "link", "dangling", "endless", "deep", "binary")
+    assert states == finished | dict.fromkeys(damaged, "damaged")
+    assert len(listing.runs_table(tmp_path).splitlines()) == 1 + len(states)
+
+
+def test_names_are_safe_to_look_at(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        path = tmp_path / f"\x1b[2J{seed}"
+        make(path, seed=seed, metrics={"test/\x1b]0;x\x07": 0.5, "test/accuracy": 0.5})
+    table = listing.runs_table(tmp_path)
+    assert "\x1b" not in table
+    assert f"{tmp_path}/\\x1b[2J" in table
+    assert "test/\\x1b]0;x\\x07" in table
+
+
 def test_a_model_that_diverged_is_listed(tmp_path: Path) -> None:
     for seed in (0, 1):
         make(tmp_path / str(seed), seed=seed, metrics={"test/accuracy": 0.1, "test/loss": None})

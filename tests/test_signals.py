@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from helpers.files import read_metrics, read_status, same_end, step_dir
 from helpers.hanging import stay_in_c
-from helpers.launching import as_words, wait_for
+from helpers.launching import ROOT, as_words, clean_environment, wait_for
 from helpers.patches import watch_calls, watch_steps
 from helpers.ranks import exit_codes, start_ranks
 from helpers.training import EVERYTHING_ON, tiny_flags, train_tiny
@@ -77,13 +79,16 @@ def test_a_signal_at_any_moment_is_obeyed_and_the_run_goes_on(
         ("seqclf.run.checkpoint.write_file", 2, signal.SIGINT, 8),  # in the middle of the save at 7
         ("seqclf.evaluate.split_range", 1, signal.SIGTERM, 10),  # in an evaluation
         ("seqclf.train.restore", 1, signal.SIGUSR1, 10),  # before the first step
+        ("seqclf.train.train_step", 2, signal.SIGHUP, 12),
+        ("seqclf.train.train_step", 3, signal.SIGUSR2, 15),
     ]
     for name, call, signum, step in moments:
         assert codes_of(1, tmp_path, name, None, call, signum) == [143]
         status = read_status(tmp_path / "run")
         assert (status.state, status.step) == ("preempted", step), name
         assert (step_dir(tmp_path / "run", step) / "manifest.json").exists()
-        assert not any("val/loss" in line for line in read_metrics(tmp_path / "run")), name
+        losses = [line for line in read_metrics(tmp_path / "run") if "val/loss" in line]
+        assert [line["step"] for line in losses] == ([10] if step > 10 else []), name
     assert same_end(train_undisturbed(1, tmp_path), straight[1])
 
 
@@ -116,7 +121,7 @@ def hang(folder: Path, where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["seqclf.train.start_runtime", "seqclf.data.idx.fetch"])
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_before_a_run_begins_a_signal_ends_it_even_in_c_code(
     where: str, signum: int, tmp_path: Path
 ) -> None:
@@ -142,6 +147,55 @@ def test_a_second_signal_ends_what_cannot_be_saved(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     assert exit_codes([process]) == [143]
     assert "stopped at once by a second signal" in (tmp_path / "stderr").read_text()
+
+
+def train_without_terminal(folder: Path) -> None:
+    """Train as under nohup, and lose the terminal before a step."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    train_and_signal(folder, "seqclf.train.train_step", None, 3, signal.SIGHUP)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(straight: dict[int, Path], tmp_path: Path) -> None:
+    assert exit_codes(start_ranks(1, train_without_terminal, tmp_path)) == [0]
+    assert same_end(tmp_path / "run", straight[1])
+
+
+def listen_beside_a_fork() -> None:
+    with Signals(owns_process=True).listening():
+        if not (child := os.fork()):
+            time.sleep(100)
+    os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_fork_does_not_keep_the_listener(tmp_path: Path) -> None:
+    assert exit_codes(start_ranks(1, listen_beside_a_fork)) == [0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no namespaces")
+def test_the_first_process_of_a_container_saves(tmp_path: Path) -> None:
+    """The kernel keeps signals from process 1 of a container, unless it handles them."""
+    isolate = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*isolate, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not make a namespace")
+    run = tmp_path / "run"
+    words = as_words(tiny_flags(SETTINGS, run_dir=run, train__steps=100_000))
+    trainer = [sys.executable, str(ROOT / "launch" / "train.py"), *words]
+    with (tmp_path / "said").open("w") as said:
+        outside = subprocess.Popen(
+            [*isolate, *trainer], env=clean_environment(), stdout=said, stderr=said
+        )
+    try:
+        wait_for(lambda: len(read_metrics(run)) > 2)
+        children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text()
+        os.kill(int(children), signal.SIGTERM)
+        assert outside.wait(60) == 143
+    finally:
+        outside.kill()
+        outside.wait()
+    status = read_status(run)
+    assert status.state == "preempted"
+    assert (step_dir(run, status.step) / "manifest.json").exists()
 
 
 def test_in_another_programs_process_a_second_signal_is_an_interrupt(

@@ -33,9 +33,11 @@ from helpers.patches import before_step
 from helpers.wandb_server import serving
 from sklearn.metrics import precision_recall_fscore_support
 
+from seqclf.errors import UserError
 from seqclf.step_log import StepLog
-from seqclf.tracking.mirrors import MIRROR_MODULE, wandb_mode
+from seqclf.tracking.mirrors import MIRROR_MODULE, choose_wandb
 from seqclf.tracking.to_wandb import row_of
+from seqclf.tracking.wandb_logs import mark_whole
 
 OURS = {"WANDB_BASE_URL": "https://wandb.example.org/"}
 
@@ -53,12 +55,15 @@ def login(host: str) -> str:
         ("auto", {}, None, "offline"),
         ("auto", {}, "", "offline"),
         ("auto", {}, login("api.wandb.ai"), "online"),
+        ("auto", {}, login("api.forge.coreweave.com"), "online"),  # since W&B 0.31
+        ("auto", {"WANDB_BASE_URL": ""}, login("api.wandb.ai"), "online"),
         ("auto", {}, login("example.org"), "offline"),
         ("auto", {}, "not a netrc file {\n", "offline"),
         ("auto", KEY, None, "online"),
         ("auto", {"WANDB_API_KEY": ""}, None, "offline"),
         ("auto", OURS, login("wandb.example.org"), "online"),
         ("auto", OURS, login("api.wandb.ai"), "offline"),
+        ("auto", OURS, login("api.forge.coreweave.com"), "offline"),
         ("auto", KEY | {"WANDB_MODE": "disabled"}, None, "disabled"),
         ("auto", KEY | {"WANDB_MODE": "dryrun"}, None, "offline"),
         ("auto", KEY | {"WANDB_DISABLED": "true"}, None, "disabled"),
@@ -79,7 +84,43 @@ def test_wandb_is_online_if_asked_or_with_a_key(
         monkeypatch.setenv(name, value)
     if netrc is not None:
         (tmp_path / "netrc").write_text(netrc)
-    assert wandb_mode(asked) == mode
+    assert choose_wandb(asked)[0] == mode
+
+
+@pytest.mark.parametrize("text", ["OFFLINE", "DryRun", "nonsense"])
+def test_variables_that_wandb_refuses_stop_no_mirror(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """W&B itself knows its modes in small letters only, and takes some empty variables for values.
+
+    The path has what a shell would read otherwise.
+    """
+    run_dir = tmp_path / "it's mine"
+    names = "PROJECT ENTITY NAME RUN_GROUP TAGS NOTES DIR DATA_DIR RUN_ID BASE_URL API_KEY DISABLED"
+    with monkeypatch.context() as patch:
+        for name in f"{names} SWEEP_ID SILENT CONSOLE".split():
+            patch.setenv(f"WANDB_{name}", "")
+        patch.setenv("WANDB_MODE", text)
+        assert train_mirrored(run_dir, tracking__wandb="auto") == 0
+    said = capfd.readouterr().out
+    assert "warning" not in said
+    why = "WANDB_MODE" + " is 'nonsense', which W&B does not know" * (text == "nonsense")
+    assert f"wandb       offline ({why}); to upload: wandb sync " in said
+    [command] = [line.partition("; to upload: ")[2] for line in said.splitlines() if "sync" in line]
+    listed = subprocess.run(
+        ["bash", "-c", command.replace("wandb sync", "ls -d")], capture_output=True, text=True
+    )
+    assert len(listed.stdout.splitlines()) == 1, listed.stderr
+    assert offline_lines(run_dir) == read_metrics(run_dir, timed=True)
+
+
+def test_a_mirror_by_hand_says_that_wandb_is_off(tmp_path: Path) -> None:
+    assert train_mirrored(tmp_path / "run", tracking__wandb="disabled") == 0
+    command = [sys.executable, "-m", MIRROR_MODULE, "wandb", str(tmp_path / "run")]
+    environment = os.environ | {"WANDB_MODE": "Disabled"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "W&B is turned off (WANDB_MODE)" in done.stdout
 
 
 # ---- runs of all kinds, offline
@@ -92,7 +133,8 @@ def test_a_straight_run_is_mirrored_whole(
     about = {"tracking__tags": "[a, b]", "tracking__notes": "why", "tracking__group": "g"}
     assert train_mirrored(run_dir, tracking__artifact="true", tracking__project="p", **about) == 0
     said = capfd.readouterr().out
-    assert f"wandb       offline; to upload: wandb sync {run_dir}/wandb/offline-run-*" in said
+    command = f"wandb sync {run_dir}/wandb/offline-run-*"
+    assert f"wandb       offline (tracking.wandb: offline); to upload: {command}" in said
     assert "warning" not in said
 
     lines = read_metrics(run_dir, timed=True)
@@ -157,10 +199,10 @@ def test_tables_show_confusion_classes_and_mistakes(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.array(columns[1:], dtype=float), expected)
 
     mistakes = tables["mistakes"]
-    assert mistakes["columns"] == ["example", "name", "truth", "guess", "probability", "input"]
-    keys = ("example", "name", "truth", "guess", "probability")
+    names_of_columns = ["example", "name", "truth", "guess", "probability"]
+    assert mistakes["columns"] == [*names_of_columns, "input"]
     assert [row[:5] for row in mistakes["data"]] == [
-        [mistake[key] for key in keys] for mistake in evaluation["mistakes"]
+        [mistake.get(name) for name in names_of_columns] for mistake in evaluation["mistakes"]
     ]
     [artifact] = [r for r in of_kind(read_logs(run_dir), "artifact") if "testmistakes" in r["name"]]
     drawn = [c["local_path"] for c in artifact["manifest"]["contents"] if c["path"].endswith("png")]
@@ -282,6 +324,23 @@ def test_a_series_is_drawn_too(tmp_path: Path) -> None:
     evaluation = json.loads((tmp_path / "run" / "evaluation" / "test.json").read_text())
     assert {mistake["kind"] for mistake in evaluation["mistakes"]} == {"series"}
     assert list((tmp_path / "run").rglob("test/mistakes_*.table.json"))
+
+
+def test_a_log_that_is_cut_anywhere_gets_no_mark(tmp_path: Path) -> None:
+    assert train_mirrored(tmp_path / "run", log__every="1") == 0
+    [log] = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
+    [mark] = log.parent.glob("rows-below-*")
+    content = log.read_bytes()
+    assert len(content) > 2**15  # its records lie in several blocks
+    for length in (0, 7, 1000, 2**15, 2**15 + 3, len(content) - 40, len(content) - 1):
+        mark.unlink(missing_ok=True)
+        log.write_bytes(content[:length])
+        with pytest.raises(UserError, match="cut short"):
+            mark_whole(log, 9)
+        assert list(log.parent.glob("rows-below-*")) == []
+    log.write_bytes(content)
+    mark_whole(log, 9)
+    assert (log.parent / "rows-below-9").exists()
 
 
 def test_a_line_has_its_row_whatever_other_lines_there_are() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -82,18 +83,17 @@ def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
 
     Collective. Raises UserError if model or data are missing or do not belong together.
     """
-    import torch
-
     from seqclf.data import sources
     from seqclf.evaluate import evaluate
     from seqclf.processes.start import start_runtime
     from seqclf.run.weights import load_model
 
     model, architecture = load_model(run_dir)
-    precision = read_record(run_dir / FACTS, Facts).precision
-    if precision != "bf16" and not torch.cuda.is_available():
-        precision = "fp32"  # fp16 exists on a GPU only
-    runtime = start_runtime(config.model_copy(update={"precision": precision}))
+    facts = read_record(run_dir / FACTS, Facts)
+    runtime = start_runtime(config, trained_in=facts.precision)
+    for decision in runtime.decisions:
+        if decision.remedy and runtime.is_main:
+            print(decision.line(), file=sys.stderr)
     try:
         splits = sources.load(config.data, seed=config.seed)
         if splits.test.classes != architecture.classes:

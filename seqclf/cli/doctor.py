@@ -20,11 +20,11 @@ from seqclf.config.settings import Config, Data, choices
 from seqclf.data import idx, sources
 from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
-from seqclf.processes.memory import free_memory
+from seqclf.processes.memory import free_memory, memory_text
 from seqclf.processes.runtime import Runtime
 from seqclf.processes.start import start_runtime
 from seqclf.run.records import versions
-from seqclf.tracking.mirrors import wandb_mode
+from seqclf.tracking.mirrors import choose_wandb
 
 LITTLE_SPACE = 2**30  # bytes free on the disk of the run directory; less is a warning
 LITTLE_MEMORY = 2 * 2**30
@@ -87,9 +87,9 @@ def check_processes(runtime: Runtime) -> Iterator[Finding]:
     """Yield a line per process: its host, its device and the memory that is free there."""
     device = runtime.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    free = free_memory(device)
-    remedy = None if free > LITTLE_MEMORY else "close other programs or ask for more memory"
-    texts = runtime.from_all(f"{socket.gethostname()}, {name}, {free / 2**30:,.1f} GiB memory free")
+    is_enough = free_memory(device) > LITTLE_MEMORY
+    remedy = None if is_enough else "close other programs or ask for more memory"
+    texts = runtime.from_all(f"{socket.gethostname()}, {name}, memory free: {memory_text(device)}")
     remedies = runtime.from_all(remedy)
     for rank, (text, remedy_there) in enumerate(zip(texts, remedies, strict=True)):
         yield Finding(f"process {rank}", str(text), str(remedy_there) if remedy_there else None)
@@ -174,9 +174,5 @@ def check_data(config: Config) -> Iterator[Finding]:
 
 def check_wandb(config: Config) -> Iterator[Finding]:
     """Yield where W&B would keep the metrics."""
-    mode = wandb_mode(config.tracking.wandb)
-    reasons = {
-        "offline": ": no API key, or asked for",
-        "online": ": there is an API key, or asked for",
-    }
-    yield Finding("wandb", mode + reasons.get(mode, ""))
+    mode, reason = choose_wandb(config.tracking.wandb)
+    yield Finding("wandb", f"{mode} ({reason})")

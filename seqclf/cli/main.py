@@ -10,11 +10,21 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from seqclf.cli.commands import COMMANDS
 from seqclf.cli.parser import build_parser
 from seqclf.config.load import closest
-from seqclf.errors import DISK_FULL, FAILED, PREEMPTED, USAGE_ERROR, UserError
+from seqclf.config.settings import expand_path
+from seqclf.errors import (
+    DISK_ERRORS,
+    DISK_FULL,
+    FAILED,
+    PREEMPTED,
+    USAGE_ERROR,
+    UserError,
+    printable_lines,
+)
 
 PLAIN_LETTERS = {"█": "#", "±": "+-"}
 
@@ -30,17 +40,15 @@ def main(words: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, where a failure can be reported
     except UserError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank:
-            # Most mistakes meet every rank: rank 0 reports them, and the launcher stops the others
-            # before they can repeat it. What only this rank has met is reported after the wait.
-            time.sleep(2)
-        print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
+        _print_error(str(error))
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("stopped before training began; nothing was changed", file=sys.stderr)
         return PREEMPTED
     except OSError as error:
+        if error.filename is not None and error.errno in DISK_ERRORS:
+            _print_error(f"{error.filename}: {error.strerror}")
+            return USAGE_ERROR
         if error.errno not in DISK_FULL | {errno.EPIPE}:
             raise
         # The output's end is gone (`seqclf runs | head`), or its disk is full. Python flushes
@@ -50,6 +58,16 @@ def main(words: Sequence[str] | None = None) -> int:
             return FAILED
         print(f"error: cannot write the output: {error.strerror}; make room", file=sys.stderr)
         return USAGE_ERROR
+
+
+def _print_error(text: str) -> None:
+    rank = int(os.environ.get("RANK") or 0)
+    if rank:
+        # Most mistakes meet every rank: rank 0 reports them, and the launcher stops the others
+        # before they can repeat it. What only this rank has met is reported after the wait.
+        time.sleep(2)
+    text = printable_lines(text)  # it may quote a name out of a file, and thus escape sequences
+    print(f"error: {f'rank {rank}: ' if rank else ''}{text}", file=sys.stderr, flush=True)
 
 
 def _shorten_openmp_waits() -> None:
@@ -83,6 +101,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """
     arguments, unknown = build_parser().parse_known_args(_normalise(words))
     if not unknown:
+        _expand_paths(arguments)
         return arguments
     names = [name for name in vars(arguments) if name != "command"]
     mistakes = []
@@ -96,6 +115,22 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             mistakes.append(f"unknown argument {flag}; {hint}")
         follows_flag = word.startswith("--") and not equals
     raise UserError("\n".join(mistakes))
+
+
+def _expand_paths(arguments: argparse.Namespace) -> None:
+    """Put the home directory for ~, and values for $VARIABLES; the settings do it for their own.
+
+    Raises UserError that names the argument.
+    """
+    for name, value in vars(arguments).items():
+        paths = value if isinstance(value, list) else [value]
+        if not any(isinstance(path, Path) for path in paths):
+            continue
+        try:
+            expanded = [Path(str(expand_path(str(path)))) for path in paths]
+        except ValueError as error:
+            raise UserError(f"{name.replace('_', '-')}: {error}") from None
+        setattr(arguments, name, expanded if isinstance(value, list) else expanded[0])
 
 
 def _normalise(words: Sequence[str]) -> list[str]:

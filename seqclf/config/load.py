@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -15,9 +17,20 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from seqclf.config.settings import Config, Data, Value, choices, fields, settings_by_name
+from seqclf.config.settings import (
+    Config,
+    Data,
+    Value,
+    choices,
+    expand_path,
+    fields,
+    settings_by_name,
+)
 from seqclf.config.yaml import Loader, Tree, dump_value, read_yaml, value_of
 from seqclf.errors import UserError
+
+MOST_READ = 2**24  # characters; read_yaml takes fewer, and says so
+OPEN_FILES = ("/dev/fd/", "/dev/stdin", "/proc/")  # a shell writes to the pipe of <(...)
 
 
 def load_config(
@@ -35,11 +48,37 @@ def load_config(
     return _validate(values, places), list(flags)
 
 
+def load_config_of_run(path: Path, flags: Mapping[str, str] | None = None) -> Config:
+    """Read a run's config.yaml to use its data, with flags that say where these are now.
+
+    Raises UserError as `load_config` does, and if the folder of its data is a relative path that
+    leads nowhere from here.
+    """
+    config, _ = load_config(path, flags)
+    data = config.data
+    is_prepared = data.path is not None
+    name, folder = ("data.path", str(data.path)) if is_prepared else ("data.root", data.root)
+    is_read = is_prepared or data.name not in ("auto", "digits")
+    is_of_run = is_read and name not in (flags or {})
+    if is_of_run and not os.path.isabs(folder) and not os.path.isdir(folder):
+        raise UserError(
+            f"{path}: {name} is '{folder}', relative to where the run was started, and there is "
+            f"none in {os.getcwd()}; say where it is now: --{name} FOLDER"
+        )
+    return config
+
+
 def _read_file(path: str | Path) -> Tree:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        path = str(expand_path(str(path)))
+        if stat.S_ISFIFO(os.stat(path).st_mode) and not path.startswith(OPEN_FILES):
+            raise ValueError("a pipe, to which nobody may ever write; name a file")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_READ)
+    except UnicodeDecodeError:
+        raise UserError(f"--config {path}: cannot read it: not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"--config {path}: cannot read it: {reason}") from None
     values, places = read_yaml(text, str(path))
     return Tree(_drop_empty_sections(values, Config), places)
@@ -168,6 +207,8 @@ def _explain(item: ErrorDetails, name: str) -> str:
             problem = "expected settings below it"
         case "tuple_type" | "missing" | "too_long":
             problem = f"expected a list like {settings_by_name(Config())[name] or [1.0, 2.0]}"
+        case "value_error":  # of a path
+            return f"{item['ctx']['error']} (found {ascii(item['input'])[1:-1]})"
         case "literal_error":
             problem = "expected " + item["ctx"]["expected"].replace("'", "")
             hint = closest_word(word.lower(), choices(annotation))

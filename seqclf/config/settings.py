@@ -6,10 +6,13 @@ The module imports neither torch nor accelerate, so that a typing mistake is ans
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,6 +20,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
 )
 
 # `train.batch_size: auto` is a power of two that makes about so many steps an epoch.
@@ -36,6 +40,30 @@ Value = Scalar | list["Value"] | dict[str, "Value"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
+def expand_path(path: str | None) -> str | None:
+    """Put the home directory for a leading ~, and its value for each $VARIABLE, as a shell does.
+
+    A shell leaves both alone in --run-dir=~/runs and in a YAML file. Raises ValueError for a
+    variable that is not set and for an unknown user; a path that exists as it is written is kept.
+    """
+    if path is None or not ("$" in path or path.startswith("~")):
+        return path
+    if path.startswith("~"):
+        path = os.path.expanduser(path)
+        if path.startswith("~"):
+            user = path.partition("/")[0]
+            raise ValueError(f"{user}: no such user's home directory; write the path out")
+    if os.path.lexists(path):
+        return path
+    names = [one or other for one, other in re.findall(r"\$(?:(\w+)|\{(\w+)\})", path)]
+    if unset := [name for name in names if name not in os.environ]:
+        raise ValueError(f"${unset[0]} is not set; set it, or write the path out")
+    return os.path.expandvars(path)
+
+
+Expanded = AfterValidator(expand_path)
+
+
 class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True,
@@ -44,6 +72,23 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_what_is_not_utf8(cls, value: object) -> object:
+        """Refuse the name of a file whose bytes are not UTF-8: no config.yaml could hold it."""
+        texts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(text, str) and not _is_utf8(text) for text in texts):
+            raise ValueError("is not UTF-8; rename the file or the folder")
+        return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Augment(Settings):
@@ -62,7 +107,7 @@ class Data(Settings):
     ] = "auto"
     """Data set. files: what `seqclf prepare` wrote to `data.path`. auto: that, if the path is set,
     else MNIST from `data.root` or downloaded, else the embedded digits."""
-    path: str | None = None
+    path: Annotated[str | None, Expanded] = None
     """Folder that `seqclf prepare` wrote. null: none."""
     emnist_split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = (
         "balanced"
@@ -71,7 +116,7 @@ class Data(Settings):
     read: Literal["rows", "columns", "pixels", "permuted"] = "rows"
     """What a step of an image is: a row, a column, one pixel, or one pixel in a fixed random
     order."""
-    root: str = "data"
+    root: Annotated[str, Expanded] = "data"
     """Folder of the data files, in torchvision's layout (MNIST/raw/train-images-idx3-ubyte ...)."""
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the training examples held out for watching, stratified; 0: the test split is
@@ -86,8 +131,8 @@ class Data(Settings):
     keep: Literal["first", "last"] = "first"
     """Which steps of a sequence longer than `data.max_length` are read."""
     workers: Literal["auto"] | NonNegativeInt = "auto"
-    """Processes that read ahead, per training process. auto: 2 if the data set is a file larger
-    than the memory that is free, else none."""
+    """Threads that read ahead, per training process. auto: 2 if the data set is a file larger than
+    the memory that is free, else none."""
     augment: Augment = Augment()
     on_device: Literal["auto"] | bool = "auto"
     """Keep the whole data set in the device's memory. auto: if it takes at most an eighth of it."""
@@ -223,12 +268,12 @@ class Config(Settings):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all that is random: first weights, order, dropout, augmentation, validation split."""
-    run_dir: str | None = None
+    run_dir: Annotated[str | None, Expanded] = None
     """Run directory. null: runs/NAME, the config's or data set's name plus the changing flags."""
-    resume: Resume | str = "auto"
+    resume: Annotated[Resume | str, Expanded] = "auto"
     """auto: go on from the newest good checkpoint. never: insist on a new run directory. Else the
     path of a checkpoint or of a run, from which a new run branches off."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, Expanded] = None
     """Run directory whose weights a new run starts from; without the output layer's if the classes
     are others. null: fresh weights."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

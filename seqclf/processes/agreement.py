@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +23,13 @@ MAX_STEPS_APART = 64  # between two all-reduces, however fast the steps are
 # Keys in the process group's store.
 FAILURE = "seqclf/failure"  # the text of the rank that failed first
 SILENT = "seqclf/silent"  # SILENT/RANK: where that rank stood when all were silent too long
-MAIN_SPEAKS = "seqclf/main speaks"  # set by rank 0: rank 1 need not write status.json
+SPEAKER = "seqclf/speaker"  # the rank that writes status.json for all
+
+# What a rank's place is if it has not told it.
+NO_ANSWER = "no answer: stopped, gone or stuck in C code; its stderr may say more\n"
+GRACE_S = 0.05  # for an answer that comes at the last moment
+
+Answer = TypeVar("Answer")
 
 
 class Agreement:
@@ -76,57 +85,84 @@ class Agreement:
 def first_failure(runtime: Runtime, text: str, wait_s: float = 1.0) -> str | None:
     """Tell the other ranks why this one fails; return the text of the rank that failed first.
 
-    The text is returned to the main process, or to rank 1 if the main process does not answer
+    The text is returned to the main process, or to another rank if the main process does not answer
     within `wait_s`; the other ranks get None.
     """
     if runtime.world_size == 1:
         return text
     runtime.signals.give_way()
-    first = f"rank {runtime.rank}: {text}"
-    with suppress(RuntimeError):  # the process that keeps the store may be gone
-        first = _store().compare_set(FAILURE, "", first).decode()
-    if not _speaks(runtime, wait_s):
+    own = f"rank {runtime.rank}: {text}"
+    first = _ask(lambda store: store.compare_set(FAILURE, "", own).decode(), wait_s)
+    if not _speaks(runtime, wait_s, store_answers=first is not None):
         return None
-    return text if first.endswith(f": {text}") else first
+    return text if first is None or first.endswith(f": {text}") else first
 
 
 def gather_silence(runtime: Runtime, text: str, wait_s: float) -> str | None:
     """Collect where each rank stands; every rank calls this when all were silent for too long.
 
     Return the collected texts, or the failure that caused the silence, on the rank to which
-    `first_failure` would return its text; None on the others.
+    `first_failure` would return its text; None on the others. Takes up to 4 times `wait_s`.
     """
-    with suppress(RuntimeError):
-        _store().set(f"{SILENT}/{runtime.rank}", text)
-    if not _speaks(runtime, 2 * wait_s):
+    own_key = f"{SILENT}/{runtime.rank}"
+    store_answers = _ask(lambda store: store.compare_set(own_key, "", text), wait_s) is not None
+    if not _speaks(runtime, wait_s, store_answers=store_answers):
         return None
+    if not store_answers:
+        by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        keeper = "the launcher" if by_launcher else "rank 0"
+        return f"{keeper}, which keeps the store: {NO_ANSWER}rank {runtime.rank}: {text}"
     ranks_at: dict[str, list[int]] = {}  # the ranks that stand at the same place
     end = time.monotonic() + wait_s
     for rank in range(runtime.world_size):
         left_s = max(0.01, end - time.monotonic())
         place = text if rank == runtime.rank else _wait_for(f"{SILENT}/{rank}", left_s)
-        ranks_at.setdefault(place or "no answer; its stderr may say more\n", []).append(rank)
+        ranks_at.setdefault(place or NO_ANSWER, []).append(rank)
     lines = [f"rank {', '.join(map(str, ranks))}: {place}" for place, ranks in ranks_at.items()]
     return _wait_for(FAILURE, 0.01) or "\n".join(lines)
 
 
-def _speaks(runtime: Runtime, wait_s: float) -> bool:
-    """Say whether this rank speaks for all: the main one does, or rank 1 if rank 0 is gone."""
-    if runtime.is_main:
-        with suppress(RuntimeError):
-            _store().set(MAIN_SPEAKS, "yes")
+def _speaks(runtime: Runtime, wait_s: float, *, store_answers: bool) -> bool:
+    """Say whether this rank writes for all: the main one does, or the first after it that can.
+
+    Without a store each rank does in its turn: it finds written what another one has told.
+    """
+    if not runtime.is_main:
+        turn_s = wait_s * min(2, (1 + runtime.rank) / 2)
+        end = time.monotonic() + turn_s
+        if store_answers and _wait_for(SPEAKER, turn_s) is not None:
+            return False
+        time.sleep(max(0, end - time.monotonic()))  # a store that is gone answers at once
+    if not store_answers:
         return True
-    return runtime.rank == 1 and _wait_for(MAIN_SPEAKS, wait_s) is None
-
-
-def _store() -> Store:
-    return dist.distributed_c10d._get_default_store()
+    own = str(runtime.rank)
+    speaker = _ask(lambda store: store.compare_set(SPEAKER, "", own).decode(), wait_s)
+    return speaker in (None, own)
 
 
 def _wait_for(key: str, wait_s: float) -> str | None:
     """Return a value of the process group's store, or None if it does not come in time."""
-    try:
-        _store().wait([key], timedelta(seconds=wait_s))
-        return str(_store().get(key).decode())
-    except RuntimeError:  # the key did not come in time, or the store is gone
-        return None
+
+    def wait(store: Store) -> str:
+        store.wait([key], timedelta(seconds=wait_s))
+        return str(store.get(key).decode())
+
+    return _ask(wait, wait_s)
+
+
+def _ask(question: Callable[[Store], Answer], limit_s: float) -> Answer | None:
+    """Ask the process group's store; return None if it does not answer in time, or is gone.
+
+    Where the process that keeps the store is stopped, torch waits longer than it is told to.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    answers: list[Answer] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError):
+            answers.append(question(store))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(limit_s + GRACE_S)
+    return answers[0] if answers else None

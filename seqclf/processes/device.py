@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
 import time
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from seqclf.config.settings import Config, Optim
 from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
 from seqclf.optim import make_optimizer, update
+from seqclf.processes.cgroups import cpu_quota
+from seqclf.processes.launcher import is_set
 
 EffectivePrecision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[EffectivePrecision, ...] = get_args(EffectivePrecision)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SLOWDOWN = 1.2  # on a CPU: half precision that takes more times fp32's time is replaced
 # Mean difference of logits and updated weights against the CPU's; an update moves a weight by 1e-2.
@@ -44,7 +48,7 @@ class Decision(NamedTuple):
 
 def choose_device(config: Config) -> tuple[str, Decision]:
     """Choose cpu, cuda or mps. Raises UserError for one that was asked for and is not there."""
-    launcher_says_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    launcher_says_cpu = is_set("ACCELERATE_USE_CPU")
     device: str = config.device
     reason = f"device: {device}"
     if device in ("cuda", "mps"):
@@ -110,15 +114,17 @@ def set_threads(config: Config) -> tuple[int, Decision]:
 
     OMP_NUM_THREADS is not a request: launchers export it as 1 unasked.
     """
-    cores = (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()) or 1
+    cores, here = usable_cores()
     # With shards the number of processes must not decide the threads, because those change bits.
-    parts = config.train.shards or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or "1")
+    parts = config.train.shards or processes
     threads = config.train.threads or max(1, cores // parts)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    here = f"{cores} core{'s' * (cores > 1)}"
     if config.train.threads:
         reason = "train.threads"
+        if threads > max(1, cores // processes):
+            reason += f"; the limit here: {here}"
     elif config.train.shards:
         reason = f"{here}, {parts} shards"
     else:
@@ -126,12 +132,26 @@ def set_threads(config: Config) -> tuple[int, Decision]:
     return threads, Decision("threads", str(threads), reason)
 
 
+def usable_cores() -> tuple[int, str]:
+    """Return how many cores this process may use, and the cores and the quota that say so.
+
+    A quota of processor time stops all threads of a group for the rest of each period. So more
+    threads than the quota has cores mostly wait for one another.
+    """
+    cores = (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()) or 1
+    here = f"{cores} core{'s' * (cores > 1)}"
+    quota = cpu_quota()
+    if quota is None or quota >= cores:
+        return cores, here
+    return max(1, math.ceil(quota)), f"{here}, a CPU quota of {round(quota, 2)}"
+
+
 def requested_precision(config: Config) -> EffectivePrecision:
     """Return the precision that config or launcher ask for.
 
     The launcher's `no` is not a request: accelerate exports it whenever nobody asks for another.
     """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    launched = (os.environ.get("ACCELERATE_MIXED_PRECISION") or "no").lower()
     if launched not in ("no", "bf16", "fp16"):
         raise UserError(f"--mixed_precision {launched} is not supported; use bf16, fp16 or no")
     if config.precision == "auto":
@@ -149,36 +169,57 @@ def precision_problem(
 ) -> str | None:
     """Try an LSTM in half precision, forward and backward; return what is wrong with it, or None.
 
-    Raises UserError for what no device of this kind can do.
+    A CPU that runs it slower than fp32 is something wrong, too. Raises UserError for what no device
+    of this kind can do.
     """
     if requested == "fp16" and device.type == "cpu":
         raise UserError(
             "precision: fp16 does not exist on the CPU (it would silently be fp32); "
             "use precision: fp32, or bf16 where the CPU has it"
+            + "; it was the launcher that asked: --mixed_precision fp16"
+            * (config.precision == "auto")
         )
-    if device.type == "mps":
-        return "half precision is not tried on mps"
-    if device.type == "cuda" and requested == "bf16" and not torch.cuda.is_bf16_supported(False):
-        return "this GPU only emulates bf16"
-    batch_size, hidden_size = config.sizes()
-    lstm = nn.LSTM(28, hidden_size, batch_first=True, bidirectional=config.model.bidirectional).to(
-        device
-    )
-    values = torch.zeros(batch_size, 28, 28, device=device)
-    try:
-        _time_lstm(lstm, values, AUTOCAST[requested])
-    except RuntimeError as error:
-        return str(error).partition(".")[0].partition("\n")[0]
-    # A GPU has units for half precision. A CPU without them emulates it, far slower than fp32.
-    ratio = 0.0 if device.type == "cuda" else _slowdown(lstm, values, AUTOCAST[requested])
+    if (problem := cannot_run(requested, config, device)) is not None:
+        return problem
+    ratio = slowdown(requested, config, device)
     if ratio > MAX_SLOWDOWN:
         return f"this CPU runs it {ratio:.1f} times slower than fp32"
     return None
 
 
-def _slowdown(lstm: nn.LSTM, values: Tensor, dtype: torch.dtype) -> float:
-    """Return how many times slower than fp32 an LSTM is in half precision."""
-    _time_lstm(lstm, values, None)  # the first pass is slow
+def cannot_run(precision: EffectivePrecision, config: Config, device: torch.device) -> str | None:
+    """Return why a device cannot train an LSTM in half precision, or None. No clock decides."""
+    if precision == "fp16" and device.type == "cpu":
+        return "fp16 does not exist on the CPU"
+    if device.type == "mps":
+        return "half precision is not tried on mps"
+    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(False):
+        return "this GPU only emulates bf16"
+    try:
+        _time_lstm(*_make_lstm(config, device), AUTOCAST[precision])
+    except RuntimeError as error:
+        return str(error).partition(".")[0].partition("\n")[0]
+    return None
+
+
+def _make_lstm(config: Config, device: torch.device) -> tuple[nn.LSTM, Tensor]:
+    """Return an LSTM of about the size that the config asks for, and a batch of zeros."""
+    batch_size, hidden_size = config.sizes()
+    lstm = nn.LSTM(28, hidden_size, batch_first=True, bidirectional=config.model.bidirectional)
+    return lstm.to(device), torch.zeros(batch_size, 28, 28, device=device)
+
+
+def slowdown(precision: EffectivePrecision, config: Config, device: torch.device) -> float:
+    """Measure how many times slower than fp32 an LSTM is in half precision; 0 on a GPU.
+
+    A GPU has units for half precision. A CPU without them emulates it, far slower than fp32.
+    """
+    if device.type == "cuda":
+        return 0.0
+    lstm, values = _make_lstm(config, device)
+    dtype = AUTOCAST[precision]
+    for warmup in (dtype, None):  # the first pass of each is slow
+        _time_lstm(lstm, values, warmup)
     # Pairs, so that another program that takes the cores for a while slows both of a pair.
     pairs = [(_time_lstm(lstm, values, dtype), _time_lstm(lstm, values, None)) for _ in range(7)]
     return statistics.median(half_s / full_s for half_s, full_s in pairs)

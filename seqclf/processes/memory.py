@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from pathlib import Path
 
 import psutil
 import torch
@@ -13,6 +12,7 @@ import torch
 from seqclf.config.settings import Config
 from seqclf.errors import UserError
 from seqclf.model import Architecture
+from seqclf.processes.cgroups import group_memory
 
 MEMORY_REMEDY = (
     "lower train.micro_batch_size (changes nothing but memory) or eval.batch_size, then "
@@ -37,16 +37,17 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")  # the limit of a container or of a Slurm job
-    for limit, used in (
-        (group / "memory.max", group / "memory.current"),
-        (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(limit.read_text()) - int(used.read_text()))
-        except (OSError, ValueError):  # no such file, or no number: "max"
-            continue
-    return max(free, 0)
+    group = group_memory()
+    return free if group is None else min(free, group.free)
+
+
+def memory_text(device: torch.device) -> str:
+    """Say how much memory is free, and of what limit if a limit leaves less than the machine."""
+    text = f"{free_memory(device) / 2**30:,.1f} GiB"
+    group = None if device.type == "cuda" else group_memory()
+    if group is None or group.free > psutil.virtual_memory().available:
+        return text
+    return f"{text} (of the limit of {group.limit / 2**30:,.1f} GiB of this job or container)"
 
 
 def least_memory(
@@ -71,9 +72,8 @@ def refuse_too_large(needed: int, device: torch.device) -> None:
     """Raise UserError if training needs more memory than is free."""
     if device.type != "cuda":  # the processes of a host share its memory
         needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    free = free_memory(device)
-    if needed > free:
+    if needed > free_memory(device):
         raise UserError(
-            f"this needs at least {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB "
+            f"this needs at least {needed / 2**30:,.1f} GiB of memory, and {memory_text(device)} "
             f"are free: {MEMORY_REMEDY}"
         )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,15 +13,15 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from seqclf.config.settings import Value
 from seqclf.data.batches import BatchPlan, mix
+from seqclf.data.read_ahead import Read, read_ahead
 from seqclf.data.sequences import Batch, Sequences, Share
 from seqclf.errors import UserError
 from seqclf.processes.agreement import Agreement
 from seqclf.processes.device import Decision, EffectivePrecision
-from seqclf.processes.signals import STOP_SIGNALS, Signals
+from seqclf.processes.signals import Signals
 
 
 @dataclass
@@ -79,19 +78,22 @@ class Runtime:
         return prepared
 
     def loader(
-        self, sequences: Sequences, plan: BatchPlan, *, start: int, workers: int = 0
-    ) -> Iterator[Batch]:
-        """Yield this process's batches from step `start` on, on the device.
-
-        `workers` processes read ahead; they inherit the mapped data.
-        """
+        self,
+        sequences: Sequences,
+        plan: BatchPlan,
+        *,
+        start: int,
+        workers: int = 0,
+        limit_s: float = 600,
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of this process from a step on, on the device, as `read_ahead` does."""
         shares = plan.shares(start, self.rank, self.world_size)
-        pin_memory = self.device.type == "cuda" and sequences.values.device.type == "cpu"
-        batches: Iterable[Batch] = map(sequences.__getitems__, shares)
-        if workers or pin_memory:  # else a DataLoader only costs time, 2 % of a small step
-            batches = _read_ahead(sequences, shares, workers=workers, pin_memory=pin_memory)
-        for batch in batches:
-            yield batch.to(self.device)
+        read: Read = sequences.__getitems__
+        if self.device.type == "cuda" and sequences.values.device.type == "cpu":
+            read = _pinned(read, torch.cuda.current_device())
+        with closing(read_ahead(read, shares, num_threads=workers, limit_s=limit_s)) as batches:
+            for batch in batches:
+                yield batch.to(self.device)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         """Keep DDP from reducing gradients; only the last micro batch of a step reduces them."""
@@ -223,28 +225,13 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def _read_ahead(
-    sequences: Sequences, shares: Iterable[Share], *, workers: int, pin_memory: bool
-) -> Iterable[Batch]:
-    # The fetcher of a DataLoader calls __getitems__ with what the batch sampler yields: a Share.
-    return DataLoader(
-        sequences,  # type: ignore[arg-type]
-        batch_sampler=shares,  # type: ignore[arg-type]
-        collate_fn=_identity,  # type: ignore[arg-type]
-        pin_memory=pin_memory,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_start_worker if workers else None,
-    )
+def _pinned(read: Read, device: int) -> Read:
+    """Have batches read into memory that a GPU copies from without waiting."""
 
+    def read_pinned(share: Share) -> Batch:
+        batch = read(share)
+        with torch.cuda.device(device):  # a new thread's device is the first one
+            values, labels = batch.values.pin_memory(), batch.labels.pin_memory()
+        return batch._replace(values=values, labels=labels)
 
-def _identity(batch: Batch) -> Batch:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    """Leave signals to the process that trains, which ends its workers."""
-    signal.set_wakeup_fd(-1)
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return read_pinned

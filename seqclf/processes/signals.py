@@ -24,9 +24,14 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from seqclf.errors import PREEMPTED
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# SIGHUP comes when a terminal closes. SIGUSR1 and SIGUSR2 are what batch systems send before a time
+# limit.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SECOND_S = 3.0  # launchers and Ctrl-C repeat a signal at once: a later one is meant as a second
 TICK_S = 0.1
+# Of the time within which a process has left: after which silence it begins to tell of it, and how
+# long it may tell. The rest is for the clocks of the ranks, which do not begin at the same moment.
+SILENCE_SHARE, TELLING_SHARE = 0.75, 0.2
 PR_SET_PDEATHSIG = 1  # prctl's number for "send me a signal when my parent is gone"
 
 
@@ -53,6 +58,7 @@ class Signals:
         self._limit_s: float | None = None
         self._alive_at = 0.0
         self._armed_at = 0.0
+        self._arming = threading.Lock()
         self._on_silence: Callable[[str], None] | None = None
         self._ending = False
 
@@ -68,6 +74,8 @@ class Signals:
             if self._owns_process:
                 undo.enter_context(self._thread())
             for number in STOP_SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # as nohup has it: the run outlives its terminal
                 undo.callback(signal.signal, number, signal.signal(number, self._handle))
             yield
 
@@ -84,26 +92,37 @@ class Signals:
 
     @contextmanager
     def limiting(self, limit_s: float, on_silence: Callable[[str], None]) -> Iterator[None]:
-        """End the process if `alive` is not called for `limit_s` seconds.
+        """Have the process gone `limit_s` seconds after the last call of `alive`, at the latest.
 
-        The second thread first calls `on_silence` with the stack of the main thread. If C code
-        keeps that thread from running, too, the process ends 15 % later, with all stacks on stderr.
+        After most of that time the second thread calls `on_silence` with the stack of the main
+        thread, and ends the process, also if `on_silence` does not return. If C code keeps that
+        thread from running, the process ends as late, with all stacks on stderr. If the body
+        raises, the process has as long to leave. A limit inside another one replaces it meanwhile.
         """
         if not self._owns_process:
             yield
             return
+        outer = self._limit_s, self._on_silence
         self._on_silence = on_silence
-        self._alive_at = time.monotonic()
+        self.alive()
         self._limit_s = limit_s  # set last: from here on the second thread looks at the others
         try:
             yield
-        finally:
-            self._limit_s = None
+        except BaseException:
+            with self._arming:
+                self._limit_s = None
+                # The end of an interpreter may wait for other processes, too: the last guard.
+                faulthandler.dump_traceback_later(limit_s, exit=True)
+            raise
+        self.alive()
+        with self._arming:
+            self._limit_s, self._on_silence = outer
             self._armed_at = 0.0
             faulthandler.cancel_dump_traceback_later()
 
     def alive(self) -> None:
-        """Note that something has happened: the silence starts anew."""
+        """Note that something has happened: the silence starts anew, unless it is too late."""
+        self.give_way()
         self._alive_at = time.monotonic()
 
     def give_way(self) -> None:
@@ -138,44 +157,59 @@ class Signals:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        thread = threading.Thread(target=self._attend, args=(reader,), daemon=True, name="signals")
+        left = threading.Event()
+        thread = threading.Thread(
+            target=self._attend, args=(reader, left), daemon=True, name="signals"
+        )
         thread.start()
         try:
             yield
         finally:
             signal.set_wakeup_fd(previous)
-            os.close(writer)  # the thread reads the end of the pipe, and returns
+            left.set()  # not the end of the pipe: a fork may hold its writer open
             thread.join()
+            os.close(writer)
             os.close(reader)
 
-    def _attend(self, reader: int) -> None:
-        while True:
+    def _attend(self, reader: int, left: threading.Event) -> None:
+        while not left.is_set():
             if select.select([reader], [], [], TICK_S)[0]:
-                if not (signums := os.read(reader, 64)):
-                    return
-                for signum in signums:
+                for signum in os.read(reader, 64):
                     if signum in STOP_SIGNALS:
                         self._receive(signum)
-            limit_s = self._limit_s  # read once: the main thread may set it to None meanwhile
-            if limit_s is None:
-                continue
-            now = time.monotonic()
-            if now - self._alive_at > limit_s:
+            with self._arming:
+                limit_s = self._limit_s
+                if limit_s is None:
+                    continue
+                now = time.monotonic()
+                self._ending = now - self._alive_at > SILENCE_SHARE * limit_s
+                if now - self._armed_at > limit_s / 10:
+                    self._armed_at = now
+                    # faulthandler ends even an interpreter that is stuck.
+                    end_s = (SILENCE_SHARE + TELLING_SHARE) * limit_s
+                    faulthandler.dump_traceback_later(end_s, exit=True)
+            if self._ending:
                 self._end_silence(limit_s)
-            if now - self._armed_at > limit_s / 10:  # faulthandler ends even a stuck interpreter
-                self._armed_at = now
-                faulthandler.dump_traceback_later(1.15 * limit_s, exit=True)
 
     def _end_silence(self, limit_s: float) -> None:
-        self._ending = True
+        telling_s = TELLING_SHARE * limit_s
+        faulthandler.dump_traceback_later(telling_s + TICK_S, exit=True)
         frame = sys._current_frames()[threading.main_thread().ident or 0]
         stack = "".join(traceback.format_stack(frame))
-        text = f"nothing happened for {limit_s:.0f} s; the main thread is here:\n{stack}"
+        silence_s = SILENCE_SHARE * limit_s
+        text = f"nothing happened for {silence_s:.0f} s; the main thread is here:\n{stack}"
+        # The store, the disk and the reader of stderr may be what has stopped: telling may not end.
+        teller = threading.Thread(target=self._tell, args=(text,), daemon=True)
+        teller.start()
+        teller.join(telling_s)
+        os._exit(1)
+
+    def _tell(self, text: str) -> None:
         with suppress(Exception):
-            os.write(2, text.encode())
             assert self._on_silence is not None
             self._on_silence(text)
-        os._exit(1)
+        with suppress(OSError):
+            os.write(2, text.encode())
 
 
 def end_with_launcher() -> None:

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.image import imsave
 
-from seqclf.config.load import load_config
+from seqclf.config.load import load_config_of_run
 from seqclf.data import sources
 from seqclf.data.pictures import Picture, draw_picture, take_picture
 from seqclf.data.sequences import Sequences
@@ -30,6 +30,8 @@ from seqclf.report.figures import INK, PAPER, draw_confusion, draw_reliability
 from seqclf.report.intervals import macro_f1_interval, wilson
 from seqclf.report.reading import ReadingSection, watch_reading
 from seqclf.report.run_record import RunRecord, read_run
+from seqclf.report.stamp import stamped
+from seqclf.run.files import check_regular, replace_file
 from seqclf.run.records import (
     CONFIG,
     MODEL,
@@ -112,27 +114,36 @@ def write_report(run_dirs: list[Path], out: Path | None, flags: dict[str, str]) 
     out = out or (run_dirs[0] if len(runs) == 1 else Path()) / REPORT
     page = page_of_run(runs[0], flags) if len(runs) == 1 else page_of_runs(runs)
     text = render(page)
+    if len(runs) == 1:
+        text = stamped(text, run_dirs[0])
     folder = out.with_name(f"{out.stem}-figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figure_files = {folder / f"{name}.svg": svg for name, svg in page.figures.items()}
-        for file in (out, *figure_files):
-            if file.exists() and not _is_ours(file):
+        # The page comes last: one that is there has its figures.
+        files = {
+            folder / f"{name}.svg": f"<!-- seqclf -->\n{svg}".encode()
+            for name, svg in page.figures.items()
+        } | {out: text.encode()}
+        for file, content in files.items():
+            check_regular(file)
+            if file.exists() and not _is_ours(file, content):
                 raise UserError(f"{file}: is there already and not ours; choose another --out")
         for old in folder.glob("*.svg"):
-            if _is_ours(old):
+            if old not in files and old.is_file() and _is_ours(old, b""):
                 old.unlink()
-        for file, svg in figure_files.items():
-            file.write_text(f"<!-- seqclf -->\n{svg}", encoding="utf-8")
-        out.write_text(text, encoding="utf-8")
+        for file, content in files.items():
+            replace_file(file, content)
     except OSError as error:
         raise UserError(f"{out}: cannot write the report: {error.strerror or error}") from None
     return out
 
 
-def _is_ours(file: Path) -> bool:
-    start = file.read_bytes()[:300]
-    return b'content="seqclf"' in start or b"<!-- seqclf -->" in start
+def _is_ours(file: Path, content: bytes) -> bool:
+    """Return whether seqclf has written a page or a figure, or the torn start of this one."""
+    with file.open("rb") as opened:
+        start = opened.read(300)
+    is_torn = content.startswith(start.rstrip(b"\0"))
+    return is_torn or b'content="seqclf"' in start or b"<!-- seqclf -->" in start
 
 
 def page_of_runs(runs: list[RunRecord]) -> Page:
@@ -156,7 +167,7 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
     try:
         saved = find_weights(run.path)
         model = saved.build()
-        config, _ = load_config(run.path / CONFIG, flags)
+        config = load_config_of_run(run.path / CONFIG, flags)
         splits = sources.load(config.data, seed=config.seed)
         if splits.fingerprint() != run.facts.data_fingerprint:
             raise UserError(f"the data of {run.path} are others now; name its own")

@@ -259,7 +259,7 @@ def checkpoint_directories(root: Path) -> list[Path]:
     """
     try:
         names = [name for name in os.listdir(root) if STEP_NAME.fullmatch(name)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UserError(f"{root}: cannot list the checkpoints: {error.strerror}") from None

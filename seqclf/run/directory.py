@@ -15,19 +15,15 @@ The main process writes. Every rank calls, and learns of success or failure.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
 import socket
 import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import nn
@@ -35,45 +31,42 @@ from torch import nn
 from seqclf.config.settings import Value
 from seqclf.config.yaml import dump
 from seqclf.console import Console
-from seqclf.data.pictures import take_picture
 from seqclf.data.sequences import Sequences
-from seqclf.errors import DISK_FULL, UserError
+from seqclf.errors import DISK_ERRORS, UserError
 from seqclf.evaluate import Metrics
 from seqclf.processes.agreement import first_failure, gather_silence
 from seqclf.processes.memory import MEMORY_REMEDY
 from seqclf.processes.runtime import Runtime
 from seqclf.run import resume
-from seqclf.run.checkpoint import MODEL_FILE, delete_leftovers, encode_tensors
-from seqclf.run.files import make_directory, replace_file, write_json
+from seqclf.run.checkpoint import (
+    MODEL_FILE,
+    checkpoint_directories,
+    delete_leftovers,
+    encode_tensors,
+)
+from seqclf.run.evaluations import to_evaluation
+from seqclf.run.fence import begin_session, has_ended, read_status, session_number, tell_for_main
+from seqclf.run.files import make_directory, naming, open_new, replace_file, write_json
+from seqclf.run.lock import Lock, locked, refuse_what_is_not_ours
 from seqclf.run.metrics_log import MetricsLog
 from seqclf.run.records import (
     CHECKPOINTS,
     CONFIG,
     EVALUATION,
     FACTS,
-    LOCK,
     METRICS,
     MODEL,
-    SESSIONS,
     STATUS,
-    Evaluation,
     Facts,
-    MistakeRecord,
-    Session,
     State,
     Status,
-    find_record,
     finite_or_null,
     git_revision,
     to_json,
     versions,
 )
-from seqclf.run.weights import ARCHITECTURE_FILE
+from seqclf.run.weights import ARCHITECTURE_FILE, damage_of
 from seqclf.settle import Setup
-
-# Silence is reported after this share of distributed.timeout_s, so that all have left by then.
-SILENCE_SHARE = 0.8
-DISK_ERRORS = DISK_FULL | {errno.EROFS, errno.EACCES, errno.EIO}
 
 
 @dataclass
@@ -94,10 +87,17 @@ class Run:
     saved_at: float = field(default_factory=time.monotonic)
     num_failed_saves: int = 0
     """How many of the latest saves failed, in a row."""
+    unsaved_best: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    """On the main process: the files of the best step's checkpoint, if that save has failed."""
+    lock: Lock | None = None
     metrics_log: MetricsLog | None = None
-    """On the main process only."""
+    """Both on the main process only."""
     has_begun: bool = False
-    """On the main process: whether this session may write. A session that is refused never does."""
+    """Whether this session may write. A session that is refused never does."""
+    session: int = 0
+    """The number of this session (fence.py); until it begins, of the one before."""
+    found: Status | None = None
+    """What status.json said before this session, on the main process."""
 
     @property
     def checkpoints(self) -> Path:
@@ -111,8 +111,27 @@ class Run:
 
     def finished(self) -> bool:
         """Return whether this very run, of this length, is done already. Collective."""
-        done = self.runtime.from_main(lambda: resume.is_finished(self.stored, self.setup))
-        return bool(done)
+        return bool(self.runtime.from_main(lambda: _is_done(self)))
+
+    def check_in_place(self) -> None:
+        """Refuse to go on if the directory is not the one that the run has opened.
+
+        Else a run whose directory was moved or deleted would end well, with half of its files. For
+        the main process. Raises UserError.
+        """
+        if self._is_in_place():
+            return
+        raise UserError(
+            f"{self.path}: was moved, deleted or replaced while the run was writing to it, or "
+            "another start of the run has gone on there; put it back, then the same command goes "
+            "on from the last checkpoint in it"
+        )
+
+    def _is_in_place(self) -> bool:
+        with suppress(OSError):  # where the disk does not say, it is
+            if session_number(self.path) not in (0, self.session):
+                return False
+        return all(file is None or file.is_in_place() for file in (self.lock, self.metrics_log))
 
     def minutes_passed(self) -> bool:
         """Return whether the last checkpoint is as old as the config allows, by this clock."""
@@ -124,10 +143,13 @@ class Run:
     def begin(self, state: State) -> None:
         """Write what is known now, and drop the metrics that the steps to come will write again."""
         assert self.metrics_log is not None
+        self.check_in_place()
         delete_leftovers(self.checkpoints)  # what killed saves left may be what fills the disk
         self.state = state
         self.has_begun = True
-        # First of all, because what follows undoes the end of a finished run.
+        # First of all, because it fences off whoever wrote here before.
+        self.session = begin_session(self.path, state.step, self.facts, self.found)
+        # Before what undoes the end of a finished run.
         self._write_status("running")
         self.metrics_log.start_at(state.metrics_bytes)
         write_json(self.path / FACTS, to_json(self.facts))
@@ -136,12 +158,11 @@ class Run:
             update={"run_dir": None, "resume": "auto", "quiet": False}
         )
         replace_file(self.path / CONFIG, dump(config).encode())
-        facts = to_json(self.facts)
-        common = {name: facts[name] for name in Session.model_fields if name in facts}
-        started_at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        session = Session.model_validate({"step": state.step, "time": started_at, **common})
-        with (self.path / SESSIONS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(to_json(session)) + "\n")
+
+    def share_session(self) -> None:
+        """Have every rank know the session that has begun. Collective."""
+        self.session = int(str(self.runtime.from_main(lambda: self.session)))
+        self.has_begun = True
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write metrics to metrics.jsonl, which the mirrors read, and show them."""
@@ -149,7 +170,8 @@ class Run:
             return
         was_behind = self.metrics_log.is_behind
         try:
-            self.metrics_log.append(step, metrics)
+            if self._is_in_place():  # else the next save ends the run
+                self.metrics_log.append(step, metrics)
         except OSError as error:
             if not was_behind:
                 self.console.say(
@@ -164,48 +186,39 @@ class Run:
         """Write evaluation/SPLIT.json, which pictures are made of; where that fails, warn."""
         if self.metrics_log is None:
             return
-        classes = sequences.classes
-        mistakes = [
-            MistakeRecord(
-                example=mistake.example,
-                name=sequences.name(mistake.example) if sequences.origins else "",
-                truth=classes[mistake.truth],
-                guess=classes[mistake.guess],
-                probability=mistake.probability,
-                picture=take_picture(sequences, mistake.example),
-            )
-            for mistake in metrics.mistakes
-        ]
-        evaluation = Evaluation(
-            step=step,
-            metrics=finite_or_null(metrics.named(split)),
-            classes=classes,
-            confusion=metrics.confusion.tolist(),
-            calibration=metrics.calibration.tolist(),
-            mistakes=mistakes,
-        )
+        evaluation = to_evaluation(split, step, metrics, sequences)
         folder = self.path / EVALUATION
+        staging = folder / f".{split}.json"  # not synced, because it can be made again
         try:
+            if not self._is_in_place():
+                return
             folder.mkdir(exist_ok=True)
-            staging = folder / f".{split}.json"  # not synced, because it can be made again
-            staging.write_text(evaluation.to_json(), encoding="utf-8")
+            with naming(staging), open_new(staging) as file:
+                file.write(evaluation.to_json().encode())
             staging.replace(folder / f"{split}.json")
         except OSError as error:
             self.console.say(f"warning: {folder}/{split}.json cannot be written: {error}")
+            with suppress(OSError):
+                staging.unlink()
 
     # ---- how it ends
 
     def write_status(self, word: str, error: str | None = None) -> None:
         """Write status.json, on the main process; where that fails, warn."""
         try:
-            self._write_status(word, error)
+            told = word in ("running", "failed") and has_ended(self.path)  # by another rank
+            if self._is_in_place() and not told:  # else the directory may be another run's
+                self._write_status(word, error)
         except OSError as problem:
             self.console.say(f"warning: status.json cannot be written: {problem}")
 
     def _write_status(self, word: str, error: str | None = None) -> None:
-        if not self.has_begun:
+        if not self.has_begun or self.runtime.rank:
             return
-        status = Status.model_validate(
+        write_json(self.path / STATUS, to_json(self._status(word, error)))
+
+    def _status(self, word: str, error: str | None) -> Status:
+        return Status.model_validate(
             {
                 "state": word,
                 "step": self.state.step,
@@ -214,14 +227,14 @@ class Run:
                 "error": error,
             }
         )
-        write_json(self.path / STATUS, to_json(status))
 
     def write_last_lines(self) -> None:
         """Try for the last time to write the lines kept in memory, on the main process."""
         if self.metrics_log is None or not self.has_begun:
             return
         try:
-            self.metrics_log.flush()
+            if self.metrics_log.num_pending_lines and self._is_in_place():
+                self.metrics_log.flush()
         except OSError as error:
             count = self.metrics_log.num_pending_lines
             self.console.say(f"warning: metrics.jsonl lacks the last {count} of its lines: {error}")
@@ -230,11 +243,10 @@ class Run:
         """Write "failed", on the process that was given the reason."""
         if reason is None:
             return
-        if self.runtime.rank:
-            # The main process is gone, maybe after it wrote how the run ended.
-            status = find_record(self.path / STATUS, Status)
-            self.has_begun = status is not None and status.state == "running"
-        self.write_status("failed", reason)
+        if not self.runtime.rank:
+            self.write_status("failed", reason)
+        elif self._is_in_place():
+            tell_for_main(self.path, self._status("failed", reason), began=self.has_begun)
 
     def report_silence(self, text: str) -> None:
         """Write that all processes have been silent for too long, and where each of them is."""
@@ -245,6 +257,7 @@ class Run:
         """Write model/ and the final status; return the weights' sha256, on the main process."""
         if self.metrics_log is None:
             return None
+        self.check_in_place()
         self.write_last_lines()
         content = encode_tensors(model.state_dict())
         folder = self.path / MODEL
@@ -255,6 +268,22 @@ class Run:
         write_json(self.path / FACTS, to_json(self.facts))
         self._write_status("finished")
         return self.facts.weights_sha256
+
+
+def _is_done(run: Run) -> bool:
+    """Return whether the run that is asked for has finished, and its result is as it was then."""
+    if not resume.is_finished(run.stored, run.setup):
+        return False
+    damage = damage_of(run.path / MODEL)
+    if damage is None:
+        return True
+    if not checkpoint_directories(run.checkpoints):
+        raise UserError(
+            f"{damage}; no checkpoint is left to make it from: restore the file, or delete "
+            f"{run.path} to train again"
+        )
+    run.console.say(f"warning: {damage}; it is made anew from the last checkpoint")
+    return False
 
 
 @contextmanager
@@ -271,17 +300,19 @@ def open_run(path: Path, setup: Setup, runtime: Runtime, console: Console) -> It
             try:
                 _claim(run, files)
             except OSError as error:
+                file = error.filename
+                where = "" if file in (None, str(path)) else f" ({file})"
                 raise UserError(
-                    f"{path}: cannot write the run directory: {error.strerror}"
+                    f"{path}: cannot write the run directory: {error.strerror}{where}"
                 ) from None
-            return None
+            return run.session
 
         # From here on a signal is a request: the loop saves, then leaves.
         files.enter_context(runtime.signals.deferring())
         # Only the main process needs the directory, but all of them must learn of a refusal.
-        runtime.from_main(claim)
+        run.session = int(str(runtime.from_main(claim)))
         if runtime.world_size > 1:
-            limit_s = SILENCE_SHARE * setup.config.distributed.timeout_s
+            limit_s = setup.config.distributed.timeout_s
             files.enter_context(runtime.signals.limiting(limit_s, run.report_silence))
         try:
             yield run
@@ -329,11 +360,15 @@ def _claim(run: Run, files: ExitStack) -> None:
         # Compared before anything is made: a refusal leaves no directory behind.
         resume.check_unchanged(origin.stored, run.setup, run.facts)
         resume.check_steps_done(origin.stored, run.setup, origin.checkpoint.manifest.step)
+    refuse_what_is_not_ours(run.path)
+    resume.read_stored(run.path)  # a directory that is refused is left as it is
     make_directory(run.path)
-    files.enter_context(_lock(run.path))
+    run.lock = files.enter_context(locked(run.path))
     if origin is not None:
         resume.copy_origin(origin, run.path)
         run.console.say(f"branch      of {origin.checkpoint.path}")
+    run.session = session_number(run.path)
+    run.found = read_status(run.path)
     run.stored = resume.read_stored(run.path)
     if run.stored is not None:
         resume.check_unchanged(run.stored, run.setup, run.facts)
@@ -343,22 +378,17 @@ def _claim(run: Run, files: ExitStack) -> None:
         run.facts.run_id = run_id
     elif run.facts.run_id is None:
         run.facts.run_id = uuid.uuid4().hex[:8]
-    descriptor = os.open(run.path / METRICS, os.O_RDWR | os.O_CREAT, 0o666)
-    run.metrics_log = MetricsLog(files.enter_context(os.fdopen(descriptor, "r+b", buffering=0)))
+    run.metrics_log = MetricsLog(run.path / METRICS)
+    files.callback(_close, run)
 
 
-def _lock(path: Path) -> IO[str]:
-    """Hold a run directory until the returned file is closed."""
-    file = (path / LOCK).open("a+")
+def _close(run: Run) -> None:
+    """Close metrics.jsonl. If that fails, warn: the run has ended, and its lines were synced."""
+    assert run.metrics_log is not None
     try:
-        # lockf, because a child process does not inherit its locks and so cannot keep them.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(
-            f"{path}: another process is training there; wait for it or choose another --run_dir"
-        ) from None
-    return file
+        run.metrics_log.close()
+    except OSError as error:
+        run.console.say(f"warning: metrics.jsonl cannot be closed: {error}")
 
 
 def remedy_for(error: BaseException, path: Path) -> UserError | None:
@@ -366,8 +396,16 @@ def remedy_for(error: BaseException, path: Path) -> UserError | None:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         return UserError(f"out of memory ({text.partition(chr(10))[0]}): {MEMORY_REMEDY}")
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    if not isinstance(error, OSError):
+        return None
+    file = "" if error.filename is None else str(error.filename)
+    if Path(file).is_relative_to(path) and file:
         return UserError(
-            f"{path}: {error.strerror}; make room there or mend it: the same command goes on"
+            f"{file}: {error.strerror}; make room there or mend it: the same command goes on"
+        )
+    if error.errno in DISK_ERRORS and not file:
+        return UserError(
+            f"{error.strerror}, and the system does not say where: look at {path}, at the "
+            "temporary folder and at /dev/shm; make room there: the same command goes on"
         )
     return None

@@ -12,16 +12,16 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel, ValidationError
 
 from seqclf.errors import UserError
 
-MAX_JSON_BYTES = 2**26
+MAX_JSON_BYTES = 2**26  # a model's config.json holds the names of all tokens, or of all columns
 
 
 class FileEntry(BaseModel):
@@ -34,17 +34,29 @@ class FileEntry(BaseModel):
 # ---- writing
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError of the body this path if it has none, as that of a failed write has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def sync_directory(path: Path) -> None:
     """Make a directory's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot sync a directory; they make its entries durable at once.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            # Some network file systems cannot sync a directory, whose entries are durable at once.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:
@@ -56,12 +68,39 @@ def make_directory(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> FileEntry:
-    """Write and sync a file."""
-    with path.open("wb") as file:
+    """Write and sync a new file. Raises OSError that names it."""
+    with naming(path), open_new(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Open a file that was not there before: never one that a link of that name points to."""
+    delete(path)  # what a kill left, or somebody put there
+    return path.open("xb")
+
+
+def open_itself(path: Path) -> IO[bytes]:
+    """Open a file to read and to write it, unbuffered; make it if needed, but follow no link."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    return os.fdopen(descriptor, "r+b", buffering=0)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Write a line at a file's end, whole or not at all; what a kill left of a line goes."""
+    with naming(path), open_itself(path) as file:
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        file.seek(end)
+        content = f"{line}\n".encode()
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def replace_file(path: Path, content: bytes) -> FileEntry:
@@ -86,12 +125,26 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 def delete(path: Path) -> None:
     """Delete a directory, a file or a link, but never what a link points to."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            error.filename = str(path)  # else a name without its directory
+            raise
     else:
         path.unlink(missing_ok=True)
 
 
 # ---- reading
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a link, a pipe or a directory where a file is to be written. Raises UserError."""
+    try:
+        regular_size(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError:
+        raise UserError(f"{path}: not a regular file; move it away") from None
 
 
 def regular_size(path: Path) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import NEUTRAL, Config, settings_by_name
-from seqclf.errors import UserError
+from seqclf.errors import UserError, printable
 from seqclf.run.records import (
     CHECKPOINTS,
     CONFIG,
@@ -49,14 +51,30 @@ def list_runs(root: Path) -> list[ListedRun]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such directory; runs are under runs/, or where --run-dir says")
-    runs = [_read_run(file.parent) for file in root.glob(f"**/{STATUS}")]
+    runs = [_read_run(path) for path in _run_directories(root)]
     return sorted(runs, key=lambda run: run.age_s)
+
+
+def _run_directories(root: Path) -> Iterator[Path]:
+    """Yield the directories with a status.json, also behind links to directories, each once."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        with suppress(OSError):  # it was deleted meanwhile
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # a link back to where it was found
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+        if STATUS in files:
+            yield Path(folder)
 
 
 def _read_run(path: Path) -> ListedRun:
     status = find_record(path / STATUS, Status)
     facts = find_record(path / FACTS, Facts)
-    age_s = time.time() - (path / STATUS).stat().st_mtime
+    age_s = 0.0
+    with suppress(OSError):  # the run is deleted at this moment
+        age_s = time.time() - (path / STATUS).lstat().st_mtime
     name, seed = "", -1
     try:
         config, _ = load_config(path / CONFIG)
@@ -99,12 +117,12 @@ def runs_table(root: Path) -> str:
     """Return the list of runs as text, names last, so that long ones push nothing aside."""
     runs = list_runs(root)
     if not runs:
-        return f"no runs in {root}"
+        return f"no runs in {printable(str(root))}"
     lines = [f"{'state':<10}{'step':>14}{'val acc':>9}{'test acc':>10}{'age':>8}  run"]
     for run in runs:
         lines.append(
             f"{run.state:<10}{f'{run.step}/{run.num_steps}':>14}{_accuracies(run.metrics)}"
-            f"{_age(run.age_s):>8}  {run.path}"
+            f"{_age(run.age_s):>8}  {printable(str(run.path))}"
         )
     families: dict[str, list[ListedRun]] = {}
     for run in runs:
@@ -121,12 +139,12 @@ def runs_table(root: Path) -> str:
 def _mean_over_seeds(group: list[ListedRun]) -> list[str]:
     by_seed = {run.seed: run for run in group}  # the same seed twice is one result
     first = min(group, key=lambda run: len(str(run.path)))
-    lines = [f"{first.path} and {len(by_seed) - 1} more, n = {len(by_seed)}"]
+    lines = [f"{printable(str(first.path))} and {len(by_seed) - 1} more, n = {len(by_seed)}"]
     for name in sorted(set.intersection(*(set(run.metrics) for run in by_seed.values()))):
         values = [run.metrics[name] for run in by_seed.values()]
         is_finite = all(map(math.isfinite, values))
         spread = statistics.stdev(values) if is_finite else math.nan  # stdev fails on infinity
-        lines.append(f"  {name:<14} {statistics.mean(values):.4f} ± {spread:.4f}")
+        lines.append(f"  {printable(name):<14} {statistics.mean(values):.4f} ± {spread:.4f}")
     return lines
 
 
@@ -151,7 +169,7 @@ def checkpoints_table(run_dir: Path) -> str:
             verdict = str(error)
         lines.append(
             f"{step_of(path):>8}{_age(age_s):>8}{f'{num_bytes / 1e6:,.2f} MB':>11}"
-            f"{_accuracies(metrics)}  {verdict}"
+            f"{_accuracies(metrics)}  {printable(verdict)}"
         )
     return "\n".join(lines) if len(lines) > 1 else f"no checkpoints in {root}"
 

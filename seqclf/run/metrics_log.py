@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import IO
+from pathlib import Path
 
+from seqclf.run.files import naming, open_itself
 from seqclf.run.records import finite_or_null
 
 
 class MetricsLog:
     """Appends lines on the main process; keeps each in memory until an fsync has succeeded.
 
-    `durable_bytes` is the length of the file that a checkpoint may rely on.
+    `durable_bytes` is the length of the file that a checkpoint may rely on. Each method raises
+    OSError that names the file.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        # Until `start_at` all of it counts: a start that fails before that cuts nothing off.
-        self.durable_bytes = file.seek(0, os.SEEK_END)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with naming(path):
+            self._file = open_itself(path)
+            # Until `start_at` all of it counts: a start that fails before that cuts nothing off.
+            self.durable_bytes = self._file.seek(0, os.SEEK_END)
         # Lines after durable_bytes: a full disk may have swallowed what was written of them.
         self._pending = bytearray()
         self._num_written = 0  # bytes of _pending that are in the file
@@ -34,28 +38,51 @@ class MetricsLog:
         """Lines that are not known to be on the disk."""
         return self._pending.count(b"\n")
 
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file once all its lines are in it."""
+        return self.durable_bytes + len(self._pending)
+
+    def is_in_place(self) -> bool:
+        """Return whether the file still has its name: nobody moved, deleted or replaced it.
+
+        Where the disk does not say, it has.
+        """
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError | NotADirectoryError)
+
     def start_at(self, num_bytes: int) -> None:
         """Drop the lines after a checkpoint; a file that was cut by hand stays cut."""
-        self.durable_bytes = min(num_bytes, self._file.seek(0, os.SEEK_END))
-        self._cut()
+        with naming(self.path):
+            self.durable_bytes = min(num_bytes, self._file.seek(0, os.SEEK_END))
+            self._cut()
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a line. Raises OSError if it cannot be written; a later call tries again."""
+        """Add a line. Where it cannot be written, a later call tries again."""
         self._pending += json.dumps({"step": step} | finite_or_null(metrics)).encode() + b"\n"
-        self._write_pending()
+        with naming(self.path):
+            self._write_pending()
 
     def flush(self) -> None:
-        """Make all lines durable. Raises OSError if that fails; they stay in memory then."""
-        self._write_pending()
-        # If fsync fails, the disk may lack what was written: the next call writes all of it again.
-        self._num_written = 0
-        try:
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._cut()
-            raise
-        self.durable_bytes = self._file.tell()
-        self._pending.clear()
+        """Make all lines durable. If that fails, they stay in memory."""
+        with naming(self.path):
+            self._write_pending()
+            # If fsync fails, the disk may lack what was written: the next call writes all again.
+            self._num_written = 0
+            try:
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._cut()
+                raise
+            self.durable_bytes = self._file.tell()
+            self._pending.clear()
+
+    def close(self) -> None:
+        """Close the file, whose lines were made durable before."""
+        with naming(self.path):
+            self._file.close()
 
     def _write_pending(self) -> None:
         """Append the lines that the file lacks; after a failure only whole lines stand there."""

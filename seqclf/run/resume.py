@@ -7,6 +7,7 @@ the main process only. Nothing here changes a file, but for `copy_origin`.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -17,6 +18,7 @@ from seqclf.config.yaml import dump, dump_value
 from seqclf.console import Console
 from seqclf.errors import UserError
 from seqclf.optim import lr_at
+from seqclf.processes.device import PRECISIONS, EffectivePrecision, requested_precision
 from seqclf.run.checkpoint import (
     Checkpoint,
     checkpoint_directories,
@@ -44,8 +46,8 @@ from seqclf.run.records import (
 from seqclf.settle import Setup
 
 RATE_SETTINGS = {"train.epochs", "train.steps", "optim.lr", "optim.schedule", "optim.warmup"}
-# These may change on resume. Learning rates and waits are compared step by step, precision is
-# compared as it took effect, and a change that only rounds otherwise is said.
+# These may change on resume. Learning rates and waits are compared step by step, precision is kept
+# as it took effect first, and a change that only rounds otherwise is said.
 HARMLESS = {
     *NEUTRAL,
     *RATE_SETTINGS,
@@ -88,6 +90,36 @@ def require_stored(path: Path) -> Stored:
     config, _ = load_config(path / CONFIG)
     facts = read_record(path / FACTS, Facts)
     return Stored(path, config, facts, find_record(path / STATUS, Status))
+
+
+def kept_precision(path: Path, config: Config) -> EffectivePrecision | None:
+    """Return the precision that a run at `path`, or the one that it branches off from, began in.
+
+    The first start chose it, maybe by a clock, so later starts take it. None if there is no such
+    run. Raises UserError if another precision is asked for now than then.
+    """
+    if not checkpoint_directories(path / CHECKPOINTS) and config.resume not in get_args(Resume):
+        source = Path(os.path.realpath(config.resume))
+        path = source if (source / CONFIG).is_file() else source.parent.parent
+    try:
+        stored = read_stored(path)
+    except UserError:  # said where the run is opened
+        return None
+    began_in = next(
+        (name for name in PRECISIONS if stored and name == stored.facts.precision), None
+    )
+    if stored is None or began_in is None:
+        return None
+    requested = requested_precision(config)
+    if requested == "fp32":
+        is_asked_for = config.precision == "auto" or began_in == "fp32"
+    elif began_in == "fp32":  # what the first start asked for was too slow, or could not be
+        is_asked_for = config.precision == stored.config.precision
+    else:
+        is_asked_for = requested == began_in
+    if not is_asked_for:
+        raise _differs(path, {"precision": began_in}, {"precision": requested}, {"precision"})
+    return began_in
 
 
 def keep_first_facts(stored: Stored, facts: Facts) -> None:
@@ -207,16 +239,20 @@ def _differs(
     names: set[str],
     why: str = "",
 ) -> UserError:
-    lines = [
-        f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in sorted(names)
-        if old.get(name) != new.get(name)
+    changed = [name for name in sorted(names) if old.get(name) != new.get(name)]
+    lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed]
+    # A fact of the data is no setting, and no flag can bring it back.
+    words = [
+        f"--{name} {shlex.quote(dump_value(old.get(name)))}"
+        for name in changed
+        if "." in name or name in Config.model_fields
     ]
+    own = f" ({' '.join(words)})" if words else ""
     return UserError(
         f"{path} holds a run made with other settings{why}:\n"
         + "\n".join(lines)
-        + "\nGo on with its own settings, or begin a new run: another --run_dir, and --init_from "
-        f"{path} for its weights."
+        + f"\nGo on with its own settings{own}, or begin a new run: another --run_dir, and "
+        f"--init_from {shlex.quote(str(path))} for its weights."
     )
 
 

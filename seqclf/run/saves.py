@@ -23,6 +23,7 @@ from seqclf.run.checkpoint import (
     checkpoint_name,
     commit_checkpoint,
     encode_tensors,
+    load_tensors,
     moment_tensors,
     newest_checkpoint,
     prune_checkpoints,
@@ -38,8 +39,9 @@ MAX_FAILED_SAVES = 3
 def save(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     """Make a checkpoint, unless this step has one; return whether this step has one now.
 
-    A save that fails (a full disk) is warned about. Raises UserError after MAX_FAILED_SAVES in a
-    row.
+    A save that fails (a full disk) is warned about. That of the best step is kept in memory, and
+    tried again with the next save. Raises UserError after MAX_FAILED_SAVES in a row, or if the
+    directory is not there any more.
     """
     state = run.state
     if state.step == run.saved_step:
@@ -64,29 +66,30 @@ def _write_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimiz
     """Write a checkpoint and delete old ones; return why it could not be written, or None."""
     assert run.metrics_log is not None
     state = run.state
+    stored_state = state.model_copy(
+        update={
+            "scaler": run.runtime.scaler_state(),
+            "metrics_bytes": run.metrics_log.num_bytes,
+        }
+    )
+    files = {
+        MODEL_FILE: encode_tensors(model.state_dict()),
+        OPTIMIZER_FILE: encode_tensors(moment_tensors(model, optimizer)),
+        STATE_FILE: stored_state.model_dump_json(indent=1).encode(),
+    }
     try:
+        run.check_in_place()
         # A checkpoint counts on the lines before it, so these become durable first.
         run.metrics_log.flush()
-        stored_state = state.model_copy(
-            update={
-                "scaler": run.runtime.scaler_state(),
-                "metrics_bytes": run.metrics_log.durable_bytes,
-            }
-        )
-        files = {
-            MODEL_FILE: encode_tensors(model.state_dict()),
-            OPTIMIZER_FILE: encode_tensors(moment_tensors(model, optimizer)),
-            STATE_FILE: stored_state.model_dump_json(indent=1).encode(),
-        }
-        commit_checkpoint(
-            run.checkpoints,
-            state.step,
-            files,
-            world_size=run.runtime.world_size,
-            made_with=run.facts.versions,
-        )
+        # And on the checkpoint of its best step, which a full disk may have held up.
+        for step in sorted({*run.unsaved_best} & {state.best_step}):
+            _commit(run, step, run.unsaved_best[step])
+        _commit(run, state.step, files)
     except OSError as error:
+        if state.step == state.best_step:
+            run.unsaved_best = {state.step: files}
         return str(error)
+    run.unsaved_best = {}
     try:
         prune_checkpoints(
             run.checkpoints,
@@ -97,6 +100,16 @@ def _write_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimiz
         run.console.say(f"warning: old checkpoints cannot be deleted: {error}")
     run.write_status("running")
     return None
+
+
+def _commit(run: Run, step: int, files: dict[str, bytes]) -> None:
+    commit_checkpoint(
+        run.checkpoints,
+        step,
+        files,
+        world_size=run.runtime.world_size,
+        made_with=run.facts.versions,
+    )
 
 
 def restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
@@ -173,7 +186,11 @@ def restore_best(run: Run, model: nn.Module) -> bool:
 
     def load() -> bool:
         try:
-            _read_best(run).load_into(MODEL_FILE, weights)
+            unsaved = run.unsaved_best.get(state.best_step)
+            if unsaved is None:
+                _read_best(run).load_into(MODEL_FILE, weights)
+            else:
+                load_tensors(unsaved[MODEL_FILE], weights, where="the best weights, in memory")
         except UserError as error:
             run.console.say(f"warning: the result is the last weights, not the best: {error}")
             return False

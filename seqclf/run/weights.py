@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from seqclf.run.checkpoint import (
     newest_checkpoint,
 )
 from seqclf.run.files import read_file, read_json, read_small
-from seqclf.run.records import CHECKPOINTS, FACTS, MODEL
+from seqclf.run.records import CHECKPOINTS, CONFIG, FACTS, MODEL, Facts, read_record
 
 ARCHITECTURE_FILE = "config.json"
 # What shapes the weights below the output layer, and the setting that decides it.
@@ -49,7 +51,8 @@ class SavedWeights(NamedTuple):
 def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
     """Load the result of a run, or a bare folder model/, on the CPU, ready to predict.
 
-    Raises UserError if there is no result or if it is damaged.
+    Raises UserError if there is no result, if it is damaged, or if it is not the one of the
+    run.json beside it.
     """
     folder = _model_folder(Path(run_dir))
     try:
@@ -62,13 +65,71 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
         ) from None
     except ValueError as error:
         raise UserError(f"{folder / ARCHITECTURE_FILE}: damaged: {error}") from None
-    return SavedWeights(folder / MODEL_FILE, content, architecture).build(), architecture
+    saved = SavedWeights(folder / MODEL_FILE, content, architecture)
+    _check(saved)
+    return saved.build(), architecture
 
 
 def _model_folder(path: Path) -> Path:
     """Return where a run keeps its result; the path itself if it is such a folder."""
-    is_bare = (path / MODEL_FILE).is_file() and (path / ARCHITECTURE_FILE).is_file()
-    return path if is_bare else path / MODEL
+    is_bare = all(os.path.isfile(path / name) for name in (MODEL_FILE, ARCHITECTURE_FILE))
+    if not is_bare:
+        return path / MODEL
+    return path if path.name else Path(os.path.abspath(path))  # `.` has no parent to look into
+
+
+def _read_result(folder: Path) -> SavedWeights:
+    described_in = folder / ARCHITECTURE_FILE
+    content = read_file(folder / MODEL_FILE)
+    return SavedWeights(folder / MODEL_FILE, content, _parse(read_json(described_in), described_in))
+
+
+def _parse(content: object, file: Path) -> Architecture:
+    try:
+        return Architecture.model_validate(content)
+    except ValueError as error:
+        raise UserError(f"{file}: damaged: {error}") from None
+
+
+def damage_of(folder: Path) -> str | None:
+    """Return what is wrong with a finished run's model/; None if it is as it was written."""
+    try:
+        return _difference(_read_result(folder))
+    except UserError as error:
+        return str(error)
+
+
+def _check(saved: SavedWeights) -> None:
+    """Refuse a result that is not the one of the run.json beside it. Raises UserError."""
+    damage = _difference(saved)
+    if damage is None:
+        return
+    run_dir = shlex.quote(str(saved.file.parent.parent))
+    raise UserError(
+        f"{damage}; the command that trained it makes it anew: "
+        f"seqclf train --config {run_dir}/{CONFIG} --run-dir {run_dir}"
+    )
+
+
+def _difference(saved: SavedWeights) -> str | None:
+    """Return how a result differs from what run.json says of it; None if it does not."""
+    folder = saved.file.parent
+    facts_file = folder.parent / FACTS
+    if folder.name != MODEL or not os.path.lexists(facts_file):
+        return None
+    facts = read_record(facts_file, Facts)
+    if facts.weights_sha256 is None:  # the run goes on, and the result is of an earlier length
+        return None
+    if hashlib.sha256(saved.content).hexdigest() != facts.weights_sha256:
+        try:
+            decode_tensors(saved.content, where=str(saved.file))
+        except UserError as error:
+            return str(error)
+        return f"{saved.file}: damaged (its sha256 is not the one in {facts_file})"
+    if facts.architecture and _parse(facts.architecture, facts_file) != saved.architecture:
+        described_in = saved.file.with_name(ARCHITECTURE_FILE)
+        return f"{described_in}: damaged (it is not the architecture in {facts_file})"
+    return None
 
 
 def start_from_weights(
@@ -112,30 +173,24 @@ def find_weights(run_dir: Path) -> SavedWeights:
 
     Raises UserError if there is neither.
     """
-    file = _model_folder(run_dir) / MODEL_FILE
-    architecture: object
-    step = None
-    if file.exists():
-        content = read_file(file)
-        described_in = file.with_name(ARCHITECTURE_FILE)
-        architecture = read_json(described_in)
-    else:
-        checkpoint, rejected = newest_checkpoint(run_dir / CHECKPOINTS)
-        if checkpoint is None:
-            reasons = "".join(f"\n  {reason}" for reason in rejected)
-            raise UserError(
-                f"{run_dir}: neither a trained model nor a whole checkpoint there; "
-                f"name a run's directory, or its model/{reasons}"
-            )
-        file = checkpoint.path / MODEL_FILE
-        step = checkpoint.state.step
-        content = checkpoint.files[MODEL_FILE]
-        described_in = run_dir / FACTS
-        architecture = read_json(described_in).get("architecture")
-    try:
-        return SavedWeights(file, content, Architecture.model_validate(architecture), step)
-    except ValueError as error:
-        raise UserError(f"{described_in}: damaged: {error}") from None
+    folder = _model_folder(run_dir)
+    if os.path.exists(folder / MODEL_FILE):
+        saved = _read_result(folder)
+        _check(saved)
+        return saved
+    checkpoint, rejected = newest_checkpoint(run_dir / CHECKPOINTS)
+    if checkpoint is None:
+        reasons = "".join(f"\n  {reason}" for reason in rejected)
+        raise UserError(
+            f"{run_dir}: neither a trained model nor a whole checkpoint there; "
+            f"name a run's directory, or its model/{reasons}"
+        )
+    return SavedWeights(
+        checkpoint.path / MODEL_FILE,
+        checkpoint.files[MODEL_FILE],
+        _parse(read_json(run_dir / FACTS).get("architecture"), run_dir / FACTS),
+        checkpoint.state.step,
+    )
 
 
 def _without_output_layer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

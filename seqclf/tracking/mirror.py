@@ -7,15 +7,13 @@ python -m seqclf.tracking.mirror wandb RUN_DIR TRAINER  is what a training start
 from __future__ import annotations
 
 import argparse
-import fcntl
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
 from seqclf.run.records import CONFIG, METRICS
+from seqclf.tracking.delivery import only_mirror
 from seqclf.tracking.mirrors import TITLES
 from seqclf.tracking.to_wandb import to_wandb
 from seqclf.tracking.trainer import Trainer, follow, say
@@ -33,8 +31,8 @@ def main() -> int:
     try:
         config, _ = load_config(run_dir / CONFIG)
         trainer = Trainer(arguments.trainer, config.tracking.finish_s)
-        with _alone(run_dir / f".{arguments.kind}.lock"):
-            mirror(run_dir, config, trainer)
+        with only_mirror(run_dir, arguments.kind) as delivery:
+            delivery.confirm(mirror(run_dir, config, trainer))
     except Exception as error:  # a mirror that fails is reported once, and training goes on
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         say(f"warning: {TITLES[arguments.kind]} failed and is left out from here on: {reason}")
@@ -42,26 +40,24 @@ def main() -> int:
     return 0
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for the mirror of a session that was killed."""
-    with path.open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
+def to_tensorboard(run_dir: Path, config: Config, trainer: Trainer) -> int:
+    """Mirror in TensorBoard's files; return the number of lines that they hold.
 
-
-def to_tensorboard(run_dir: Path, config: Config, trainer: Trainer) -> None:
-    """Mirror in TensorBoard's files, which are made anew from metrics.jsonl at each start."""
+    The files are made anew from metrics.jsonl at each start.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
+    num_lines = 0
     folder = run_dir / "tensorboard"
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     with SummaryWriter(str(folder), flush_secs=5) as writer:
         writer.add_text("config", "```\n" + (run_dir / CONFIG).read_text() + "\n```")
         for line in follow(run_dir / METRICS, trainer.ended):
+            num_lines = line.number
             for name, value in line.metrics.items():
                 writer.add_scalar(name, value, line.step)
+    return num_lines
 
 
 if __name__ == "__main__":

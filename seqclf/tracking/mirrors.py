@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import IO
 
 from seqclf.config.settings import Tracking as TrackingSettings
-from seqclf.errors import UserError
+from seqclf.errors import USAGE_ERROR, UserError, printable
+from seqclf.tracking.delivery import find_missing
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 MIRROR_MODULE = "seqclf.tracking.mirror"
+HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # W&B's server, by its old and its new name
 TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard"}
 
 
@@ -37,31 +40,41 @@ class Mirrors:
         self._mirrors: dict[str, subprocess.Popen[str]] = {}
         self._listeners: list[threading.Thread] = []
 
-    def open(self, options: TrackingSettings, run_dir: Path) -> None:
-        """Start the mirrors that the settings ask for. Raises UserError if one is not installed."""
+    def open(self, options: TrackingSettings, run_dir: Path, *, is_finished: bool = False) -> None:
+        """Start the mirrors that the settings ask for. Raises UserError if one is not installed.
+
+        Of a finished run start only those that lack lines, because they were killed or too slow.
+        """
         if not self.enabled:
             return
         self._finish_s = options.finish_s
         self._run_dir = run_dir
-        if options.tensorboard:
+
+        def is_due(kind: str) -> bool:
+            return not is_finished or find_missing(run_dir, kind).num_lines > 0
+
+        if options.tensorboard and is_due("tensorboard"):
             if find_spec("tensorboard") is None:
                 raise UserError(
                     "tracking.tensorboard: the package is missing; pip install tensorboard"
                 )
             self._say(f"tensorboard tensorboard --logdir {run_dir.parent}")
             self._start("tensorboard", run_dir)
-        mode = wandb_mode(options.wandb)
+        mode, why = choose_wandb(options.wandb)
+        if mode == "disabled" or not is_due("wandb"):
+            return
         if mode == "offline":
-            where = os.environ.get("WANDB_DIR") or run_dir
-            self._say(f"wandb       offline; to upload: wandb sync {where}/wandb/offline-run-*")
-        if mode != "disabled":
-            self._start("wandb", run_dir)
+            folder = os.environ.get("WANDB_DIR") or run_dir
+            self._say(f"wandb       offline ({why}); to upload: {sync_command(folder)}")
+        self._start("wandb", run_dir)
 
     def _start(self, kind: str, run_dir: Path) -> None:
         # The mirror must find this very package, also where it is not installed.
         source = str(Path(__file__).parents[2])
         path = os.environ.get("PYTHONPATH")
         environment = os.environ | {"PYTHONPATH": f"{source}{os.pathsep}{path}" if path else source}
+        if os.path.expanduser("~") == "~":  # a container's nameless user; W&B fails without a home
+            environment["HOME"] = str(run_dir.absolute() / "wandb")
         # A mirror, and W&B's own process, inherit the blocked signals: a batch system that signals
         # all processes of a job does not end them before the training.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -98,7 +111,8 @@ class Mirrors:
     def close(self, exit_code: int = 0, *, waits: bool = True) -> None:
         """Tell the mirrors how the run ended; give all of them together `finish_s` seconds.
 
-        If nobody waits, the mirrors end by themselves after as long.
+        Say how many lines may be missing in a mirror that did not end by itself. If nobody waits,
+        the mirrors end by themselves after as long.
         """
         end = time.monotonic() + self._finish_s
         mirrors = self._mirrors
@@ -114,37 +128,82 @@ class Mirrors:
             return
         for kind, mirror in mirrors.items():
             try:
-                mirror.wait(max(0, end - time.monotonic()))
+                code = mirror.wait(max(0, end - time.monotonic()))
+                problem = _describe(code) if code else ""
             except subprocess.TimeoutExpired:
                 os.killpg(mirror.pid, signal.SIGKILL)
                 mirror.wait()
-                self._say(
-                    f"warning: {TITLES[kind]} was not ready {self._finish_s} s after the end "
-                    "(tracking.finish_s); metrics.jsonl has all, and sends the rest with: "
-                    f"python -m {MIRROR_MODULE} {kind} {self._run_dir}"
-                )
+                problem = f"was not ready {self._finish_s} s after the end (tracking.finish_s)"
+            if problem:
+                self._say_missing(kind, problem)
         for listener in self._listeners:
             listener.join(1)
 
+    def _say_missing(self, kind: str, problem: str) -> None:
+        missing = find_missing(self._run_dir, kind)
+        if missing.num_lines:
+            self._say(
+                f"warning: {TITLES[kind]} {problem}: {missing.num_lines} of {missing.num_all} "
+                "lines of metrics.jsonl may be missing there; the same command again sends them, "
+                f"and so does: {mirror_command(kind, self._run_dir)}"
+            )
 
-def wandb_mode(requested: str) -> str:
-    """Return W&B's mode. auto: W&B's own environment decides, else whether there is an API key."""
+
+def _describe(exit_code: int) -> str:
+    """Say how a mirror ended that did not end well; a negative code is a signal's number."""
+    if exit_code > 0:
+        return "failed" if exit_code == USAGE_ERROR else f"ended with exit code {exit_code}"
+    try:
+        return f"was killed ({signal.Signals(-exit_code).name})"
+    except ValueError:  # a real-time signal has no name
+        return f"was killed (signal {-exit_code})"
+
+
+def mirror_command(kind: str, run_dir: Path) -> str:
+    """Return the command that sends a mirror what it lacks, to be pasted into a shell."""
+    return shlex.join(["python", "-m", MIRROR_MODULE, kind, str(run_dir)])
+
+
+def sync_command(folder: Path | str) -> str:
+    """Return the command that uploads W&B's offline logs, to be pasted into a shell."""
+    return f"wandb sync {shlex.quote(f'{folder}/wandb')}/offline-run-*"
+
+
+def choose_wandb(requested: str) -> tuple[str, str]:
+    """Return W&B's mode and the reason. Nothing that is wrong here stops a run.
+
+    auto: W&B's own environment decides, else whether there is an API key.
+    """
     if requested != "auto":
-        return requested
+        return requested, f"tracking.wandb: {requested}"
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
-        return "disabled"
-    if mode := os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
-    return "online" if _has_wandb_key() else "offline"
+        return "disabled", "WANDB_DISABLED"
+    if asked := os.environ.get("WANDB_MODE"):
+        mode = {"dryrun": "offline", "run": "online"}.get(asked.lower(), asked.lower())
+        if mode in ("online", "offline", "disabled", "shared"):
+            return mode, "WANDB_MODE"
+        return "offline", f"WANDB_MODE is '{printable(asked)}', which W&B does not know"
+    problem = _why_no_wandb_key()
+    return ("online", "there is an API key") if problem is None else ("offline", problem)
 
 
-def _has_wandb_key() -> bool:
+def _why_no_wandb_key() -> str | None:
     """Look for an API key where `wandb login` leaves it, without asking the network."""
     if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+        return None
+    url = os.environ.get("WANDB_BASE_URL") or f"https://{HOSTS[0]}"
+    host = url.split("//")[-1].split("/")[0]
+    path = os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")
+    if path.startswith("~"):
+        return "no API key, and no home directory to look for one"
+    if not os.path.isfile(path):
+        return "no API key"
     try:
-        path = os.environ.get("NETRC") or str(Path.home() / ".netrc")
-        return host in netrc.netrc(path).hosts  # not its `default` entry
-    except (OSError, netrc.NetrcParseError):
-        return False
+        hosts = netrc.netrc(path).hosts  # not its `default` entry
+    except UnicodeError:
+        return f"no API key: {path} is not UTF-8"
+    except netrc.NetrcParseError as error:  # whose text may show a password
+        return f"no API key: {path}, line {error.lineno} is not as in a .netrc file"
+    except OSError as error:
+        return f"no API key: {path} cannot be read ({error.strerror})"
+    return None if hosts.keys() & (HOSTS if host in HOSTS else [host]) else "no API key"

@@ -10,7 +10,6 @@ import io
 import math
 import os
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,12 @@ from seqclf.run.records import (
     read_record,
     to_json,
 )
-from seqclf.tracking.mirrors import wandb_mode
+from seqclf.tracking.mirrors import choose_wandb, sync_command
 from seqclf.tracking.trainer import Trainer, follow, how_it_ended, say
+from seqclf.tracking.wandb_logs import find_next_row, logs_of, mark_whole, put_aside
 
 SPLITS = ("train", "val", "test")  # in the order of a step's lines
 ERROR_LETTERS = 4000
-MARK = "rows-below-"
 MOST_ROWS = 10_000  # W&B shows no more of a table
 # W&B's own chart of a confusion matrix calls its columns so.
 PAIR_COLUMNS = ("Actual", "Predicted", "nPredictions")
@@ -77,8 +76,8 @@ class Bests:
         return best.get("max", best.get("min", math.nan))
 
 
-def to_wandb(run_dir: Path, config: Config, trainer: Trainer) -> None:
-    """Mirror a run until its trainer ends."""
+def to_wandb(run_dir: Path, config: Config, trainer: Trainer) -> int:
+    """Mirror a run until its trainer ends; return the number of lines that W&B has, or its log."""
     facts = read_record(run_dir / FACTS, Facts)
     run, next_row = open_wandb(run_dir, config, str(facts.run_id), trainer.pid)
     run.config.update({**settings_by_name(config), **to_json(facts)}, allow_val_change=True)
@@ -93,9 +92,10 @@ def to_wandb(run_dir: Path, config: Config, trainer: Trainer) -> None:
 
     tables_at = config.tracking.tables
     bests = Bests(config.checkpoint.metric)
-    step = reached = 0
+    num_lines = step = reached = 0
     best_step = -1
-    for step, metrics in follow(run_dir / METRICS, trainer.ended):
+    for line in follow(run_dir / METRICS, trainer.ended):
+        num_lines, step, metrics = line
         # The last line may test the best weights, which are of an earlier step.
         reached = max(reached, step)
         row = row_of(reached, metrics)
@@ -125,7 +125,9 @@ def to_wandb(run_dir: Path, config: Config, trainer: Trainer) -> None:
     if error:
         run.summary["error"] = error[-ERROR_LETTERS:]
     run.finish(exit_code=exit_code)
+    close_wandb()
     mark_whole(Path(run.settings.sync_file), next_row)
+    return num_lines
 
 
 def row_of(step: int, metrics: Mapping[str, float]) -> int:
@@ -146,9 +148,14 @@ def open_wandb(
     """Start or go on with a run in W&B; return it and the number of the first row that it lacks.
 
     The run is offline, with a line that says so, if W&B cannot be had. What the settings leave out
-    is left to W&B's environment variables.
+    is left to W&B's environment variables. Raises UserError if they turn W&B off.
     """
     options, environment = config.tracking, os.environ
+    # A mirror that is started by hand is wanted now, whatever the settings say.
+    mode, why = choose_wandb("auto" if trainer_pid is None else options.wandb)
+    if mode == "disabled":
+        raise UserError(f"W&B is turned off ({why})")
+    set_environment(mode)
     folder = environment.get("WANDB_DIR") or str(run_dir)
     # Tables lie here until they are uploaded; W&B's default is in the user's home.
     environment.setdefault("WANDB_DATA_DIR", str(Path(folder) / "wandb"))
@@ -171,19 +178,18 @@ def open_wandb(
             init_timeout=max(1, options.finish_s / 2),
         ),
     }
-    # A mirror that is started by hand is wanted now, whatever the settings say.
-    requested = "auto" if trainer_pid is None else options.wandb
-    if wandb_mode(requested) != "offline":
+    if mode != "offline":
         old_logs = logs_of(folder, run_id)
         try:
-            run = wandb.init(mode=None if requested == "auto" else requested, **common)
+            run = wandb.init(**common | {"mode": mode})
         except Exception as error:  # no network, or a wrong key: all is kept for later
             reason = str(error).strip().partition("\n")[0]
             say(f"warning: W&B cannot be reached ({reason})")
             wandb.teardown()  # it holds on to the run's id
             for log in set(logs_of(folder, run_id)).difference(old_logs):
                 put_aside(log)  # nothing of it was sent
-            say(f"wandb       offline; to upload: wandb sync {folder}/wandb/offline-run-*")
+            say(f"wandb       offline; to upload: {sync_command(folder)}")
+            set_environment("offline")
         else:
             say(f"wandb       {run.url}")
             for log in old_logs:
@@ -194,47 +200,28 @@ def open_wandb(
     return wandb.init(mode="offline", **common), next_row
 
 
-def find_next_row(folder: str, run_id: str, run_dir: Path) -> int:
-    """Return the number of the first row that the logs of a run lack; put a torn log aside.
+def set_environment(mode: str) -> None:
+    """Have W&B take this mode, and report nothing to its maker if that is offline.
 
-    A log of a session that was killed with its mirror ends anywhere. Its lines are in
-    metrics.jsonl, and go into the next log. Raises UserError if some of them may be on the server,
-    because only the server knows which.
+    Call it before W&B is imported. A run that is offline by `wandb.init(mode="offline")` alone
+    posts telemetry all the same.
     """
-    for log in logs_of(folder, run_id):
-        if marks := list(log.parent.glob(f"{MARK}*")):
-            return max(int(mark.name.removeprefix(MARK)) for mark in marks)
-        is_synced = any(Path(f"{log}{ending}").exists() for ending in (".synced", ".syncstate"))
-        if is_synced or not log.parent.name.startswith("offline-"):
-            raise UserError(
-                "it is offline, and a session that was killed has sent it nobody knows how much; "
-                "with a connection, this sends the rest: "
-                f"python -m seqclf.tracking.mirror wandb {run_dir}"
-            )
-        put_aside(log)
-    return 0
-
-
-def logs_of(folder: str, run_id: str) -> list[Path]:
-    """Return W&B's logs of a run, the latest first."""
-    logs = Path(folder, "wandb").glob(f"*run-*/run-{run_id}.wandb")
-    return sorted(logs, key=lambda log: log.parent.name.partition("run-")[2], reverse=True)
-
-
-def put_aside(log: Path) -> None:
-    """Hide a log from wandb sync, which stops at a torn log and cannot tell sent lines."""
-    log.rename(f"{log}.aside")
-
-
-def mark_whole(log: Path, next_row: int) -> None:
-    """Note beside a closed log which row is the first that it lacks, in a file's name."""
-    with suppress(FileNotFoundError):  # W&B may be disabled
-        with log.open("rb") as file:
-            os.fsync(file.fileno())  # the mark must not outlive the log in a power cut
-        (log.parent / f"{MARK}{next_row}").touch()
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        if not os.environ[name]:  # an empty variable means unset; W&B takes some for a value
+            del os.environ[name]
+    os.environ["WANDB_MODE"] = mode
+    if mode == "offline":
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 
 # ---- at the end
+
+
+def close_wandb() -> None:
+    """Wait for W&B's own process, which writes the end of its log after `finish` has returned."""
+    import wandb
+
+    wandb.teardown()
 
 
 def send_model(run: Any, run_dir: Path, config: Config) -> None:

@@ -46,15 +46,16 @@ class Trainer:
 
 
 class MetricsLine(NamedTuple):
-    """A line of metrics.jsonl."""
+    """A line of metrics.jsonl, and its number from 1."""
 
+    number: int
     step: int
     metrics: dict[str, float]
 
 
 def follow(path: Path, ended: threading.Event) -> Iterator[MetricsLine]:
     """Yield the lines of a growing file until the end; from the first again if it is rewritten."""
-    last_line, offset = b"", 0
+    last_line, offset, number = b"", 0, 0
     while True:
         is_last_look = ended.is_set()
         content = b""
@@ -62,23 +63,24 @@ def follow(path: Path, ended: threading.Event) -> Iterator[MetricsLine]:
             file.seek(offset)
             content = file.read()
         if not content.startswith(last_line):
-            last_line, offset = b"", 0
+            last_line, offset, number = b"", 0, 0
             continue
         *lines, _ = content[len(last_line) :].split(b"\n")
         for line in lines:
             offset += len(last_line)
             last_line = line + b"\n"
-            yield _parse(line)
+            number += 1
+            yield _parse(number, line)
         if is_last_look:
             return
         ended.wait(POLL_S)
 
 
-def _parse(line: bytes) -> MetricsLine:
+def _parse(number: int, line: bytes) -> MetricsLine:
     """Parse a line; JSON has no number for NaN and infinity, so it holds null."""
     content = json.loads(line)
     step = int(content.pop("step"))
-    return MetricsLine(step, {k: math.nan if v is None else v for k, v in content.items()})
+    return MetricsLine(number, step, {k: math.nan if v is None else v for k, v in content.items()})
 
 
 def how_it_ended(run_dir: Path, exit_code: int | None) -> tuple[int, str | None]:

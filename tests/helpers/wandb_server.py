@@ -38,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.sweep: dict[str, Any] = {}  # what wandb sweep would have sent: its YAML
         self.silent = threading.Event()  # while it is set no file stream is answered
         self.trials: list[dict[str, Any]] = []  # settings of each trial to come
+        self.requests: list[str] = []  # the path of each, in the order that they came
 
     @property
     def url(self) -> str:
@@ -148,6 +149,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
+
+    def parse_request(self) -> bool:
+        is_whole = super().parse_request()
+        self.server.requests.append(getattr(self, "path", ""))
+        return is_whole
 
     def reply(self, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()

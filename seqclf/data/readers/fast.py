@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LARGE = 2**20  # bytes of a file; a smaller one is read before pyarrow is there
-BLOCK = 2**22  # bytes of a file that are in memory at once
+BLOCK = 2**21  # bytes of a file that are in memory at once; more do not fit into caches
 EXACT = 2.0**53  # as floats, whole numbers below it are exact
 NULLS = sorted({f(word) for word in MISSING for f in (str, str.upper, str.title)} | {"NaN", "NaT"})
 
@@ -73,14 +73,19 @@ class FastTable:
             is_gz = self.text.path.suffix.lower() == ".gz"
             content = gzip.GzipFile(fileobj=file) if is_gz else file
             for _ in range(self.first_line - 1):
-                check_line_ends(content.readline(BLOCK))
+                line = content.readline(BLOCK)
+                check_line_ends(line)
+                if not line.endswith(b"\n"):
+                    raise UnusualError
             while block := content.read(BLOCK):
-                block += content.readline(BLOCK)
-                lines = block.rstrip(b"\r\n")
+                line = content.readline(BLOCK)
+                is_windows = (block[-2:] + line).endswith(b"\r\n")
+                end = line.rstrip(b"\r\n")
+                lines = block + end if end else block.rstrip(b"\r\n")
                 # Rows tell the numbers of their lines if no empty line stands before one.
                 if lines and is_end:
                     raise UnusualError
-                is_end = len(block) - len(lines) != (2 if block.endswith(b"\r\n") else 1)
+                is_end = len(block) + len(line) - len(lines) != (2 if is_windows else 1)
                 if lines:
                     yield lines
                 progress(file.tell() - done)

@@ -125,7 +125,8 @@ def _check_blank(columns: Sequence[pa.Array]) -> None:
 
     is_blank = np.ones(len(columns[0]), bool)
     for cells in columns:
-        is_blank &= to_numpy(compute.equal(compute.utf8_trim_whitespace(cells), ""))
+        is_empty = to_numpy(compute.equal(compute.binary_length(cells), 0))
+        is_blank &= is_empty | to_numpy(compute.utf8_is_space(cells))
         if not is_blank.any():
             return
     raise UnusualError
@@ -140,13 +141,15 @@ class ArrowColumn(Column):
         from pyarrow import compute
 
         numbers = _plain_numbers(cells)
-        found: tuple[dict[CellKind, str], int] | None
+        counts: dict[str, int] = {}
+        found: tuple[dict[CellKind, str], int] | None = None
         if numbers is not None:
             found = self._kinds_of_numbers(cells, np.isnan(numbers)), 0
-        elif "time" in self.first and _cast(cells, pa.timestamp("us")) is not None:
+        elif "time" not in self.first:
+            counts = _count_cells(cells)
+            found = _kinds_of_words(counts)
+        elif _cast(cells, pa.timestamp("us")) is not None:
             found = {}, len(cells)
-        else:
-            found = _kinds_of_words(cells)
         if found is None:
             self._add_each(table, first_row, cells)
             return
@@ -164,9 +167,7 @@ class ArrowColumn(Column):
         self.num_runs += _count_changes(cells, numbers) + (cells[0].as_py() != self._last)
         self._last = cells[-1].as_py()
         if len(self.values) <= MOST_VALUES:
-            counts = compute.value_counts(cells)[: 2 * MOST_VALUES + 1]
-            pairs = zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)
-            self.values.update(dict(pairs))
+            self.values.update(counts or _count_cells(cells))
             self.values = Counter(dict(islice(self.values.items(), MOST_VALUES + 1)))
 
     def _add_each(self, table: FastTable, first_row: int, cells: pa.Array) -> None:
@@ -247,22 +248,25 @@ def _count_points(cells: pa.Array) -> int:
     return int(np.count_nonzero(np.frombuffer(content, np.uint8)[first:end] == ord(".")))
 
 
-def _kinds_of_words(cells: pa.Array) -> tuple[dict[CellKind, str], int] | None:
-    """Return the first cell of each kind, and how many cells are words.
-
-    Return None if some are numbers, or if many of them differ.
-    """
-    from pyarrow import compute
-
-    counts = compute.value_counts(cells)
-    if len(counts) > len(cells) // 4:
-        return None
+def _kinds_of_words(counts: dict[str, int]) -> tuple[dict[CellKind, str], int] | None:
+    """Return the first cell of each kind, and how many cells are words; None if any is a number."""
     kinds: dict[CellKind, str] = {}
     num_words = 0
-    for cell, count in zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True):
+    for cell, count in counts.items():
         kind = kind_of(cell)
         if kind in NUMBERS:
             return None
         kinds.setdefault(kind, cell)
         num_words += count * (kind != "missing")
     return kinds, num_words
+
+
+def _count_cells(cells: pa.Array) -> dict[str, int]:
+    """Return how often each different cell occurs, in the order of the first ones."""
+    from pyarrow import compute
+
+    # Ids and labels are the same in many lines that follow each other.
+    runs = compute.run_end_encode(cells)
+    different = runs.values.dictionary_encode()
+    counts = np.bincount(to_numpy(different.indices), np.diff(to_numpy(runs.run_ends), prepend=0))
+    return dict(zip(different.dictionary.to_pylist(), counts.astype(int).tolist(), strict=True))

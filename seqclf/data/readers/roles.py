@@ -48,7 +48,7 @@ class Table:
 def list_names(names: Sequence[str]) -> str:
     """Return names for a message: the first ones, and how many more there are."""
     rest = len(names) - MOST_LISTED
-    shown = ", ".join(quote(name) for name in names[:MOST_LISTED])
+    shown = ", ".join(quote(name) or "''" for name in names[:MOST_LISTED])
     return shown + (f" and {rest:,} more" if rest > 0 else "")
 
 
