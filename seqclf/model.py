@@ -1,5 +1,7 @@
 """LSTMClassifier: images, series or tokens -> steps -> LSTM layers -> pooling -> logits.
 
+A convolution branch (conv.py) may read the same steps beside the LSTM.
+
 Shapes: B batch, T steps, F features, H hidden (twice if bidirectional), E prefixes, C classes.
 """
 
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqclf.conv import ConvBranch, count_parameters
 from seqclf.data.reading import Reading
 
 Pooling = Literal["last", "mean", "max", "attention"]
@@ -71,6 +74,7 @@ class Architecture(BaseModel):
     max_length: int | None = None
     keep: Keep = "first"
     stack: int = 1
+    conv: int = 0
     reading: Reading = Reading()
     lengths: tuple[int, int] | None = None  # of the shortest and the longest training sequence
 
@@ -81,8 +85,10 @@ class Architecture(BaseModel):
         num_features = self.embedding_size if self.num_tokens else self.input_size
         inputs_of_layers = self.stack * num_features + width * (self.num_layers - 1)
         lstm = 4 * width * (inputs_of_layers + self.num_layers * (self.hidden_size + 2))
-        linear = (width + 1) * (len(self.classes) + (self.pooling == "attention"))
-        return lstm + linear + self.num_tokens * self.embedding_size
+        attention = (width + 1) * (self.pooling == "attention")
+        linear = (width + self.conv + 1) * len(self.classes)
+        embedding = self.num_tokens * self.embedding_size
+        return lstm + attention + linear + embedding + count_parameters(num_features, self.conv)
 
     def build(self, init: Init = "tutorial", init_steps: int = 2) -> LSTMClassifier:
         """Build a model with fresh weights; `init_steps` is the length of the longest sequence."""
@@ -101,7 +107,7 @@ class LSTMClassifier(nn.Module):
     (`read`), divides pixel values by `scale`, and normalises features with `mean` and `std`: so raw
     numbers go to the device, and prediction cannot forget a conversion. With `num_tokens` the input
     is tokens below that number, and each becomes an embedding of `embedding_size` numbers. The LSTM
-    takes `stack` steps at once (`stack_steps`).
+    takes `stack` steps at once (`stack_steps`). A branch of `conv` channels reads single steps.
     """
 
     mean: Tensor | None
@@ -126,6 +132,7 @@ class LSTMClassifier(nn.Module):
         num_tokens: int = 0,
         embedding_size: int = 32,
         stack: int = 1,
+        conv: int = 0,
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
@@ -134,12 +141,14 @@ class LSTMClassifier(nn.Module):
             return nn.LSTM(size, hidden_size, batch_first=True, bidirectional=bidirectional)
 
         self.embedding = nn.Embedding(num_tokens, embedding_size) if num_tokens else None
-        self.rnn = layer(stack * (embedding_size if num_tokens else input_size))
+        num_features = embedding_size if num_tokens else input_size
+        self.rnn = layer(stack * num_features)
         self.upper = nn.ModuleList(layer(width) for _ in range(num_layers - 1))
         # A module of its own, because the dropout inside cuDNN's LSTM ignores re-seeding.
         self.dropout = nn.Dropout(dropout)
         self.attention = nn.Linear(width, 1) if pooling == "attention" else None
-        self.out = nn.Linear(width, num_classes)
+        self.conv = ConvBranch(num_features, conv) if conv else None
+        self.out = nn.Linear(width + conv, num_classes)
         self.pooling = pooling
         self.scale = scale
         self.read = read
@@ -169,9 +178,12 @@ class LSTMClassifier(nn.Module):
         """Map steps [B, T, F], or tokens [B, T], to logits [B, C]."""
         if lengths is not None:
             lengths = lengths.to(steps.device, non_blocking=True)
-        stacked_BTF, lengths = self.stack_steps(self.embed(steps), lengths)
-        output_BTH, final_BH = self.run_layers(stacked_BTF, lengths)
-        pooled_BH = final_BH if self.pooling == "last" else self.pool(output_BTH, lengths)
+        input_BTF = self.embed(steps)
+        stacked_BTF, stacked_lengths = self.stack_steps(input_BTF, lengths)
+        output_BTH, final_BH = self.run_layers(stacked_BTF, stacked_lengths)
+        pooled_BH = final_BH if self.pooling == "last" else self.pool(output_BTH, stacked_lengths)
+        if self.conv is not None:
+            pooled_BH = torch.cat([pooled_BH, self.conv(input_BTF, lengths)], 1)
         logits_BC: Tensor = self.out(self.dropout(pooled_BH))
         return logits_BC
 
@@ -196,8 +208,11 @@ class LSTMClassifier(nn.Module):
 
     @property
     def reads_prefixes_anew(self) -> bool:
-        """Whether each prefix takes a pass of its own: a second direction starts at its end."""
-        return self.rnn.bidirectional or self.stack > 1
+        """Whether each prefix takes a pass of its own.
+
+        A second direction starts at its end, and so do stacks; convolutions normalise over it.
+        """
+        return self.rnn.bidirectional or self.stack > 1 or self.conv is not None
 
     def pool_prefixes(self, output_BTH: Tensor) -> Tensor:
         """Pool the outputs up to each step, [B, T, H]."""

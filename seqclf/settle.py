@@ -29,7 +29,9 @@ from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.processes.memory import free_memory
 from seqclf.processes.runtime import Runtime
 
-NUM_READERS = 2  # processes that read ahead, where memory cannot keep the data set
+NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data set
+SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
+MOST_TIMES = 20  # how often a run with short epochs is evaluated
 MOST_OF_A_NAME = 80  # characters of flags in a run's name; a hash stands for more
 
 
@@ -71,7 +73,7 @@ class Setup:
         return replace(self, splits=splits, class_weights=weights_C)
 
     def num_workers(self) -> int:
-        """Return how many processes read ahead: they pay only where reading waits for a disk."""
+        """Return how many threads read ahead: they pay only where reading waits for a disk."""
         workers = self.config.data.workers
         if workers != "auto":
             return workers
@@ -80,9 +82,18 @@ class Setup:
         is_file = is_file and self.splits.train.values.device == cpu
         return NUM_READERS if is_file and self.splits.num_bytes > free_memory(cpu) else 0
 
+    @property
+    def usual_every(self) -> int:
+        """Steps between evaluations, and between checkpoints, where the config does not say."""
+        epoch, num_steps = self.plan.steps_per_epoch, self.plan.num_steps
+        if epoch >= SHORT_EPOCH:
+            return epoch
+        # Whole epochs: on small data evaluations and checkpoints would take longer than training.
+        return epoch * math.ceil(num_steps / (MOST_TIMES * epoch))
+
     def evaluation_due(self, step: int) -> bool:
         """Return whether the config asks for an evaluation before this step."""
-        return step > 0 and step % (self.config.eval.every or self.plan.steps_per_epoch) == 0
+        return step > 0 and step % (self.config.eval.every or self.usual_every) == 0
 
     def log_due(self, step: int) -> bool:
         """Return whether the config asks for a training line after this many steps."""
@@ -90,7 +101,7 @@ class Setup:
 
     def save_due(self, step: int, *, best_step: int) -> bool:
         """Return whether a checkpoint is due before this step: the config asks, or it is best."""
-        every = self.config.checkpoint.every or self.plan.steps_per_epoch
+        every = self.config.checkpoint.every or self.usual_every
         return step > 0 and (step % every == 0 or step == best_step)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from seqclf.cli.main import main
+from seqclf.config import recipes
 from seqclf.config.load import load_config
 from seqclf.config.settings import NEUTRAL, Config, Data, Optim, Train, Value, settings_by_name
 from seqclf.config.yaml import dump, read_yaml
@@ -31,7 +34,8 @@ configs = st.builds(
     run_dir=st.none() | texts,
     data=st.builds(Data, root=texts, on_device=st.sampled_from(["auto", True, False])),
     optim=st.builds(Optim, lr=positive, betas=betas, clip=st.none() | positive),
-    train=st.builds(Train, epochs=st.none() | positive, steps=st.none() | st.integers(1, 10**12)),
+    train=st.builds(Train, epochs=st.none() | positive)
+    | st.builds(Train, steps=st.none() | st.integers(1, 10**12)),
 )
 switches = st.sampled_from(["true", "false"])
 flag_sets = st.fixed_dictionaries(
@@ -313,3 +317,62 @@ def test_reading_settings_imports_neither_torch_nor_accelerate(module: str) -> N
     code = f"import sys, {module}; print(sorted({{'torch', 'accelerate'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_flag_for_the_length_beats_a_files_other_one(tmp_path: Path) -> None:
+    by_steps, by_epochs = "train: {steps: 7}", "train: {epochs: 2}"
+    for text, flags, expected in [
+        (by_steps, {"train.epochs": "3"}, (None, 3)),
+        (by_epochs, {"train.steps": "5"}, (5, None)),
+        (by_steps, {"train.epochs": "null"}, (7, None)),
+        (by_steps, {"train.steps": "null", "train.epochs": "3"}, (None, 3)),
+    ]:
+        train = load_text(tmp_path, text, flags).train
+        assert (train.steps, train.epochs) == expected
+    both = {"train.steps": "5", "train.epochs": "3"}
+    assert complaint(tmp_path, "", both) == (
+        "--train.epochs: 3.0 contradicts train.steps: 5 (--train.steps): either says how long to "
+        "train; leave one out"
+    )
+    assert complaint(tmp_path, "train:\n  steps: 7\n  epochs: 0.5").startswith(
+        "x.yaml:3:3: train.epochs: 0.5 contradicts train.steps: 7 (x.yaml:2:3): either says"
+    )
+
+
+def test_recipes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipes.recipe_names() == [path.stem for path in CONFIGS]
+    data = {"data.path": "x"}
+    for path in CONFIGS:
+        flags = data if path.stem in ("files", "japanese_vowels") else None
+        assert load_config(path.stem, flags) == load_config(path, flags)
+    (tmp_path / "digits").write_text("seed: 3")
+    assert load_config("digits")[0] == Config(seed=3)
+    with pytest.raises(UserError, match=r"--config digts: .*; recipes .*: debug, digits,"):
+        load_config("digts")
+    # An installation has no configs/ beside the package, but a folder in it.
+    monkeypatch.setattr(recipes, "PACKAGE", tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("seed: 5")
+    assert load_config("mine")[0] == Config(seed=5)
+
+
+def test_an_installation_holds_all_packages_and_recipes() -> None:
+    root = CONFIGS[0].parents[1]
+    with (root / "pyproject.toml").open("rb") as file:
+        built = tomllib.load(file)["tool"]["setuptools"]
+    folders = {file.parent.relative_to(root) for file in (root / "seqclf").rglob("*.py")}
+    names = {".".join(folder.parts) for folder in folders}
+    assert set(built["packages"]) == names | {"seqclf.recipes"}
+    assert built["package-dir"] == {"seqclf.recipes": "configs"}
+
+
+def test_prepared_data_have_a_recipe_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> str:
+        assert main(["train", "--print-config", *words]) == 0
+        return capsys.readouterr().out
+
+    of_files = printed("--config", "files", "--data.path", "x", "--seed", "4")
+    assert printed("--data.path", "x", "--seed", "4") == of_files
+    assert printed("--data.path", "x", "--data.name", "files", "--seed", "4") == of_files
+    assert printed("--config", "japanese_vowels", "--data.path", "x", "--seed", "4") != of_files

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seqclf.model import Architecture, ImageOrder, LSTMClassifier, Pooling, permutation, read_images
+from seqclf.conv import Layer
+from seqclf.model import (
+    Architecture,
+    ImageOrder,
+    LSTMClassifier,
+    Pooling,
+    permutation,
+    read_images,
+    run_lstm,
+)
 
 
 class Tutorial(nn.Module):
@@ -181,7 +190,7 @@ POOLINGS: list[Pooling] = ["last", "mean", "max", "attention"]
 
 
 def ragged_model(
-    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int = 1
+    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int = 1, conv: int = 0
 ) -> LSTMClassifier:
     torch.manual_seed(2)
     model = LSTMClassifier(
@@ -194,6 +203,7 @@ def ragged_model(
         mean=(0.5, 0.0, -1.0),
         std=(2.0, 1.0, 0.5),
         stack=stack,
+        conv=conv,
     )
     return model.eval()
 
@@ -201,11 +211,11 @@ def ragged_model(
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("stack", [1, 2, 9])
+@pytest.mark.parametrize(("stack", "conv"), [(1, 0), (2, 0), (9, 0), (1, 4), (2, 4)])
 def test_padding_is_invisible(
-    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int
+    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int, conv: int
 ) -> None:
-    model = ragged_model(pooling, bidirectional, num_layers, stack)
+    model = ragged_model(pooling, bidirectional, num_layers, stack, conv)
     values = torch.randn(5, 7, 3)
     alone = torch.cat([model(row[None, :n]) for row, n in zip(values, LENGTHS, strict=True)])
     assert (alone - alone.roll(1, 0)).abs().amax(1).min() > 1e-3  # they do differ
@@ -223,9 +233,11 @@ def test_padding_is_invisible(
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("stack", [1, 3])
-def test_padding_changes_no_gradient(pooling: Pooling, bidirectional: bool, stack: int) -> None:
-    model = ragged_model(pooling, bidirectional, 2, stack).double()
+@pytest.mark.parametrize(("stack", "conv"), [(1, 0), (3, 0), (3, 4)])
+def test_padding_changes_no_gradient(
+    pooling: Pooling, bidirectional: bool, stack: int, conv: int
+) -> None:
+    model = ragged_model(pooling, bidirectional, 2, stack, conv).double()
     values = torch.randn(5, 7, 3, dtype=torch.float64)
 
     def gradients() -> list[Tensor]:
@@ -305,6 +317,32 @@ def test_stacked_steps_are_read_side_by_side() -> None:
             torch.testing.assert_close(found[row, place], alone, rtol=0, atol=1e-6)
 
 
+def test_convolutions_see_each_row_normalised_by_itself() -> None:
+    model = ragged_model("last", True, 1, conv=4)
+    assert model.conv is not None
+    values = torch.randn(2, 20, 3)
+    found = model.embed(values).mT
+    for layer in model.conv.layers:
+        assert isinstance(layer, Layer)
+        size = layer.conv.kernel_size[0]
+        padded = F.pad(found, ((size - 1) // 2, size // 2))
+        normal = F.instance_norm(F.conv1d(padded, layer.conv.weight))
+        found = F.relu(normal * layer.scale + layer.shift)
+    assert found.shape == (2, 4, 20)
+    state = run_lstm(model.rnn, model.embed(values), None)[1]
+    expected = model.out(torch.cat([state, found.mean(2)], 1))
+    torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-6)
+
+
+def test_a_sequence_of_one_step_or_of_one_value_has_convolutions() -> None:
+    model = ragged_model("max", False, 1, conv=4).train()
+    for values in (torch.randn(2, 1, 3), torch.full((2, 9, 3), 7.0)):
+        logits = model(values)
+        logits.sum().backward()
+        assert logits.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_tokens_are_embedded() -> None:
     torch.manual_seed(0)
     model = LSTMClassifier(1, 3, num_tokens=5, embedding_size=4, hidden_size=6).eval()
@@ -319,10 +357,10 @@ def test_tokens_are_embedded() -> None:
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_tokens", [0, 11])
-@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize(("stack", "conv"), [(1, 0), (4, 0), (4, 6)])
 @pytest.mark.parametrize("pooling", get_args(Pooling))
 def test_an_architecture_counts_its_parameters(
-    num_layers: int, bidirectional: bool, num_tokens: int, stack: int, pooling: Pooling
+    num_layers: int, bidirectional: bool, num_tokens: int, stack: int, conv: int, pooling: Pooling
 ) -> None:
     architecture = Architecture(
         input_size=1 if num_tokens else 5,
@@ -337,5 +375,6 @@ def test_an_architecture_counts_its_parameters(
         pooling=pooling,
         dropout=0.0,
         stack=stack,
+        conv=conv,
     )
     assert architecture.num_parameters == sum(p.numel() for p in architecture.build().parameters())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from seqclf.cli.parser import build_parser
 from seqclf.config.load import load_config
+from seqclf.config.recipes import FOR_PREPARED_DATA
 from seqclf.config.reference import STARTER, commented_yaml
 from seqclf.config.settings import Config, fields
 from seqclf.errors import UserError
@@ -45,11 +46,22 @@ def train_command(arguments: Namespace) -> int:
 
 
 def load_settings(arguments: Namespace) -> tuple[Config, list[str]]:
-    """Return the config of --config and the flags, and the names of the settings in flags."""
+    """Return the config of --config and the flags, and the names of the settings in flags.
+
+    Prepared data have a recipe of their own, unless --config names another.
+    """
     flags = {name: getattr(arguments, name) for name, _, _ in fields()}
-    return load_config(
-        arguments.config, {name: text for name, text in flags.items() if text is not None}
-    )
+    flags = {name: text for name, text in flags.items() if text is not None}
+    is_prepared = flags.get("data.name", "files") == "files" and "data.path" in flags
+    has_recipe = arguments.config is None and is_prepared
+    if has_recipe:
+        arguments.config = FOR_PREPARED_DATA
+    config, flagged = load_config(arguments.config, flags)
+    is_main = os.environ.get("RANK", "0") in ("", "0")
+    is_silent = getattr(arguments, "print_config", False) or config.quiet
+    if has_recipe and is_main and not is_silent:
+        print(f"config      {FOR_PREPARED_DATA} (for prepared data; --config names another)")
+    return config, flagged
 
 
 def evaluate_command(arguments: Namespace) -> int:

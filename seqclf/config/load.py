@@ -17,7 +17,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from seqclf.config.recipes import find_recipe, recipe_names
 from seqclf.config.settings import (
+    Checkpoint,
     Config,
     Data,
     Value,
@@ -29,6 +31,7 @@ from seqclf.config.settings import (
 from seqclf.config.yaml import Loader, Tree, dump_value, read_yaml, value_of
 from seqclf.errors import UserError
 
+LENGTHS = ("train.steps", "train.epochs")
 MOST_READ = 2**24  # characters; read_yaml takes fewer, and says so
 OPEN_FILES = ("/dev/fd/", "/dev/stdin", "/proc/")  # a shell writes to the pipe of <(...)
 
@@ -38,14 +41,25 @@ def load_config(
 ) -> tuple[Config, list[str]]:
     """Read a YAML file and flags into a config; return it and the names that the flags set.
 
+    `path` may be the name of a recipe that comes with seqclf, unless a file has that name.
+
     Raises UserError with one line per mistake, each with its place and the remedy.
     """
     flags = flags or {}
     values, places = _read_file(path) if path is not None else Tree({}, {})
+    values = _without_other_length(values, flags)
     for name, text in flags.items():
         values = _with_value(values, name, _read_flag(name, text))
         places[name] = f"--{name}"
     return _validate(values, places), list(flags)
+
+
+def _without_other_length(values: dict[str, Value], flags: Mapping[str, str]) -> dict[str, Value]:
+    """Leave out a file's number of steps where a flag says how many epochs, and the reverse."""
+    for name, other in (LENGTHS, LENGTHS[::-1]):
+        if flags.get(name, "null") != "null" and other not in flags:
+            values = _with_value(values, other, None)
+    return values
 
 
 def load_config_of_run(path: Path, flags: Mapping[str, str] | None = None) -> Config:
@@ -71,6 +85,8 @@ def load_config_of_run(path: Path, flags: Mapping[str, str] | None = None) -> Co
 def _read_file(path: str | Path) -> Tree:
     try:
         path = str(expand_path(str(path)))
+        if not os.path.lexists(path) and (recipe := find_recipe(path)):
+            path = str(recipe)
         if stat.S_ISFIFO(os.stat(path).st_mode) and not path.startswith(OPEN_FILES):
             raise ValueError("a pipe, to which nobody may ever write; name a file")
         with open(path, encoding="utf-8") as file:
@@ -79,7 +95,10 @@ def _read_file(path: str | Path) -> Tree:
         raise UserError(f"--config {path}: cannot read it: not UTF-8 text") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--config {path}: cannot read it: {reason}") from None
+        recipes = ""
+        if isinstance(error, FileNotFoundError) and os.sep not in str(path):
+            recipes = f"; recipes that come with seqclf: {', '.join(recipe_names())}"
+        raise UserError(f"--config {path}: cannot read it: {reason}{recipes}") from None
     values, places = read_yaml(text, str(path))
     return Tree(_drop_empty_sections(values, Config), places)
 
@@ -160,6 +179,10 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
                 yield name, "data.path", "it is for images; leave it out"
     elif data.augment.noise:
         yield "data.augment.noise", "data.path", "it is for prepared data; leave it out"
+    if config.train.epochs is not None and config.train.steps is not None:
+        yield "train.epochs", "train.steps", "either says how long to train; leave one out"
+    if config.checkpoint.metric != Checkpoint().metric and not config.chooses_best:
+        yield "checkpoint.metric", "checkpoint.keep_best", "set that to true; nothing is chosen yet"
     if data.max_steps_per_batch and not data.bucket:
         yield "data.max_steps_per_batch", "data.bucket", "set data.bucket to true"
     if data.emnist_split != Data().emnist_split and data.name != "emnist":

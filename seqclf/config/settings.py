@@ -155,6 +155,9 @@ class Model(Settings):
     stack: Literal["auto"] | PositiveInt = 1
     """Steps that are read at once, their features side by side: long sequences become shorter, and
     faster to read. auto: a quarter of the root of the usual length; of tokens 1."""
+    conv: NonNegativeInt = 0
+    """Channels of a convolution branch beside the LSTM, which finds shapes wherever they stand: 64
+    suits series. 0: no branch."""
     init: Literal["orthogonal", "chrono", "tutorial"] = "orthogonal"
     """orthogonal: recurrent weights orthogonal, forget-gate bias 1. chrono: and gates that remember
     from one step up to the longest sequence, for long ones. tutorial: torch's defaults."""
@@ -195,7 +198,7 @@ class Train(Settings):
     epochs: PositiveFloat | None = None
     """Passes over the training set. null: 2, or as many as make 1,000 steps."""
     steps: PositiveInt | None = None
-    """Number of steps; wins over epochs if set."""
+    """Number of steps, in place of `train.epochs`: a config has one of the two."""
     shards: PositiveInt | None = None
     """Cut each batch into this many parts, whose gradients are added in one order: any number of
     processes that divides it gives the same bits. null: off."""
@@ -210,14 +213,16 @@ class Train(Settings):
 
 class Eval(Settings):
     every: PositiveInt | None = None
-    """Steps between evaluations. null: once an epoch. The last step is always evaluated."""
+    """Steps between evaluations. null: once an epoch; 20 times in a run if an epoch has fewer
+    than 100 steps. The last step is always evaluated."""
     batch_size: PositiveInt = 1000
     """Examples per forward pass of an evaluation, per process; bounds memory only."""
 
 
 class Checkpoint(Settings):
     every: PositiveInt | None = None
-    """Steps between checkpoints. null: once an epoch. The last step is always saved."""
+    """Steps between checkpoints. null: as often as without
+    `eval.every` evaluations are. The last step is always saved."""
     minutes: PositiveFloat | None = None
     """Save, too, when the last checkpoint is this old, by the main process's clock. null: off."""
     keep_last: PositiveInt = 2

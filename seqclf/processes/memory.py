@@ -55,8 +55,9 @@ def least_memory(
 ) -> int:
     """Return a lower bound of the bytes that training takes in a process, without its data.
 
-    It counts weights, gradients, two moments, and what an LSTM keeps for its backward pass: eight
-    numbers per unit and step. Measured runs took 1.2 to 2.2 times as much.
+    It counts weights, gradients, two moments, and what is kept for the backward pass: eight numbers
+    per step and unit of an LSTM, four per channel of a convolution. Measured runs took 1.2 to 2.2
+    times as much.
     """
     share = -(-config.sizes()[0] // world_size)
     batch = min(config.train.micro_batch_size or share, share)
@@ -65,6 +66,7 @@ def least_memory(
     features = architecture.embedding_size if architecture.num_tokens else architecture.input_size
     units = architecture.hidden_size * (1 + architecture.bidirectional) * architecture.num_layers
     per_example = num_steps * features + -(-num_steps // architecture.stack) * 8 * units
+    per_example += num_steps * 4 * 4 * architecture.conv  # channels of its three layers together
     return 4 * (4 * architecture.num_parameters + batch * per_example)
 
 

@@ -80,8 +80,9 @@ def choose_evenly(model: LSTMClassifier, test: Sequences) -> Tensor:
     """Choose the examples to read, evenly over the split: all, or what MOST_FLOP allows."""
     num_steps = most_steps(model, test)
     num_passes = min(num_steps, MOST_SHARES) / 2 if model.reads_prefixes_anew else 1
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    flop = 2 * num_steps / model.stack * num_passes * num_parameters
+    of_step = 0 if model.conv is None else sum(p.numel() for p in model.conv.parameters())
+    of_stack = sum(p.numel() for p in model.parameters()) - of_step
+    flop = 2 * num_steps * num_passes * (of_step + of_stack / model.stack)
     count = min(len(test), max(FEWEST_EXAMPLES, int(MOST_FLOP / flop)))
     return torch.arange(count) * len(test) // count
 

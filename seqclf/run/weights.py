@@ -30,6 +30,7 @@ SETTING_OF = {
     "num_layers": "model.num_layers",
     "bidirectional": "model.bidirectional",
     "stack": "model.stack",
+    "conv": "model.conv",
 }
 
 
