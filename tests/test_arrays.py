@@ -515,7 +515,7 @@ def test_parts_have_groups_lengths_and_names_of_their_own(tmp_path: Path) -> Non
         (np.array(["a"]), "<U1, shape (1,), where names of 2 features are expected"),
         (np.array([1.5, 2]), "float64, shape (2,), where names of 2 features are expected"),
         (np.array(["a", "a"]), "names that are empty or come twice: a, a"),
-        (np.array(["a", ""]), "names that are empty or come twice: a, "),
+        (np.array(["a", ""]), "names that are empty or come twice: a, ''"),
         (np.array(["a", "\a"]), "feature '\\x07': control characters, or not UTF-8"),
     ],
 )

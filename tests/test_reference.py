@@ -18,7 +18,7 @@ CHANGED = Config(
     precision="bf16",
     deterministic=True,
     optim=Optim(lr=1e-3, betas=(0.5, 0.75), clip=None),
-    train=Train(steps=7, epochs=0.5),
+    train=Train(epochs=0.5),
 )
 
 

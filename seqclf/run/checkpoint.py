@@ -259,9 +259,11 @@ def checkpoint_directories(root: Path) -> list[Path]:
     """
     try:
         names = [name for name in os.listdir(root) if STEP_NAME.fullmatch(name)]
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
     except OSError as error:
+        if not os.path.lexists(root):  # a file is where a folder above should be
+            return []
         raise UserError(f"{root}: cannot list the checkpoints: {error.strerror}") from None
     return sorted((root / name for name in names), key=step_of, reverse=True)
 
