@@ -33,6 +33,12 @@ def _same_process_state() -> Iterator[None]:
     os.environ.update(variables)
 
 
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what a run says of other programs on the machine of the tests."""
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
 @pytest.fixture(scope="session")
 def mnist_root() -> str:
     """The folder that holds the real MNIST files, from SEQCLF_DATA."""

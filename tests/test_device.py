@@ -14,7 +14,13 @@ from seqclf.config.settings import Config
 from seqclf.errors import UserError
 from seqclf.model import Architecture
 from seqclf.optim import update
-from seqclf.processes.device import Decision, choose_device, disagreement, set_threads
+from seqclf.processes.device import (
+    Decision,
+    choose_device,
+    disagreement,
+    set_threads,
+    threads_slowdown,
+)
 from seqclf.processes.memory import least_memory, refuse_too_large
 from seqclf.run.directory import remedy_for
 
@@ -111,6 +117,28 @@ def test_devices_are_compared_by_what_an_update_makes(monkeypatch: pytest.Monkey
     assert disagreement("cpu") is not None
     monkeypatch.undo()
     assert str(disagreement("meta")).startswith("it cannot train an LSTM: ")
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "slower", "is_said"),
+    [(9.0, 2, 17.0, True), (9.0, 2, 1.2, False), (0.1, 2, 17.0, False), (9.0, 1, 17.0, False)],
+)
+def test_threads_that_wait_for_other_programs_are_said(
+    load: float, threads: int, slower: float, is_said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("seqclf.processes.device.threads_slowdown", lambda _: slower)
+    _, decision = set_threads(load_config(None, {"train.threads": str(threads)})[0])
+    expected = "2 threads are 17 times slower than one now; stop those, or set train.threads to 1"
+    assert (expected in decision.line()) == is_said
+
+
+def test_the_measure_of_threads_leaves_no_trace() -> None:
+    before, state = torch.get_num_threads(), torch.get_rng_state()
+    assert threads_slowdown(before) > 0
+    assert torch.get_num_threads() == before
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_memory_that_is_not_there_is_refused_before_training(

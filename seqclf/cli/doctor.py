@@ -110,12 +110,10 @@ def check_speed(config: Config, runtime: Runtime) -> Iterator[Finding]:
         seconds.append(time.perf_counter() - started)
     seconds = seconds[2:]  # the first two warm up
     median = statistics.median(seconds)
-    remedy = "other programs compete for the cores: stop them, or lower train.threads"
-    yield Finding(
-        "speed",
-        f"{share / median:,.0f} examples/s forward and backward",
-        remedy if max(seconds) > 5 * median else None,
-    )
+    remedy = None
+    if max(seconds) > 5 * median:
+        remedy = "other programs compete for the cores: stop them, or lower train.threads"
+    yield Finding("speed", f"{share / median:,.0f} examples/s forward and backward", remedy)
 
 
 def check_disk(config: Config, runtime: Runtime) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from seqclf.processes.launcher import is_set
 EffectivePrecision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[EffectivePrecision, ...] = get_args(EffectivePrecision)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BUSY = 1.5  # times slower than one thread: then several are too many
 MAX_SLOWDOWN = 1.2  # on a CPU: half precision that takes more times fp32's time is replaced
 # Mean difference of logits and updated weights against the CPU's; an update moves a weight by 1e-2.
 MPS_TOLERANCE = 1e-4
@@ -129,7 +130,40 @@ def set_threads(config: Config) -> tuple[int, Decision]:
         reason = f"{here}, {parts} shards"
     else:
         reason = f"{here}, {parts} process{'es here' * (parts > 1)}"
-    return threads, Decision("threads", str(threads), reason)
+    return threads, Decision("threads", str(threads), reason, _busy_remedy(threads))
+
+
+def _busy_remedy(threads: int) -> str | None:
+    """Return what to do if other programs take the cores that these threads need.
+
+    Threads that share a core wait for each other at every operation. Nothing is measured on a
+    machine whose load leaves enough cores.
+    """
+    free_cores = (os.cpu_count() or 1) - os.getloadavg()[0]
+    if threads == 1 or free_cores >= threads / 2:
+        return None
+    slower = threads_slowdown(threads)
+    if slower < BUSY:
+        return None
+    return (
+        f"other programs take the cores: {threads} threads are {slower:.0f} times slower than one "
+        "now; stop those, or set train.threads to 1"
+    )
+
+
+def threads_slowdown(threads: int) -> float:
+    """Measure how many times longer a small LSTM takes with these threads than with one."""
+    with torch.random.fork_rng(devices=[]):
+        lstm = nn.LSTM(28, 64, batch_first=True)
+    values = torch.zeros(64, 28, 28)
+    seconds: dict[int, list[float]] = {1: [], threads: []}
+    for _ in range(12):  # in turn, so that another program that comes and goes slows both
+        for number, found in seconds.items():
+            torch.set_num_threads(number)
+            found.append(_time_lstm(lstm, values, None))
+    torch.set_num_threads(threads)
+    alone, together = (sum(found[2:]) for found in seconds.values())  # the first two warm up
+    return together / alone
 
 
 def usable_cores() -> tuple[int, str]:
