@@ -26,13 +26,18 @@ def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     return cls(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
+def count_warmup_steps(optim: Optim, num_steps: int) -> int:
+    """Return over how many steps the learning rate rises."""
+    return round(optim.warmup * num_steps)
+
+
 def lr_at(step: int, optim: Optim, num_steps: int) -> float:
     """Return the learning rate of a step, counted from 0.
 
     The rate rises linearly to `lr` over the first `warmup` share of the steps, then stays or falls.
     It is above zero even at the last step, so that each step changes the weights.
     """
-    warmup_steps = round(optim.warmup * num_steps)
+    warmup_steps = count_warmup_steps(optim, num_steps)
     if step < warmup_steps:
         return optim.lr * (step + 1) / (warmup_steps + 1)
     if optim.schedule == "constant":

@@ -26,12 +26,14 @@ from seqclf.data.sources import Splits
 from seqclf.errors import UserError
 from seqclf.loss import class_weights
 from seqclf.model import Architecture, LSTMClassifier, read_images
+from seqclf.optim import count_warmup_steps, lr_at
 from seqclf.processes.memory import free_memory
 from seqclf.processes.runtime import Runtime
 
 NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data set
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
+DECAY = 0.1  # share of a run over which the rate falls when the patience has run out
 MOST_OF_A_NAME = 80  # characters of flags in a run's name; a hash stands for more
 
 
@@ -95,9 +97,39 @@ class Setup:
         """Return whether the config asks for an evaluation before this step."""
         return step > 0 and step % (self.config.eval.every or self.usual_every) == 0
 
-    def log_due(self, step: int) -> bool:
+    @property
+    def num_warmup_steps(self) -> int:
+        """Over how many steps the learning rate rises."""
+        return count_warmup_steps(self.config.optim, self.plan.num_steps)
+
+    @property
+    def patience(self) -> float:
+        """How many evaluations in a row may be no better; infinity if the config does not say."""
+        patience = self.config.train.patience
+        if patience is None or isinstance(patience, int):
+            return patience or math.inf
+        every = self.config.eval.every or self.usual_every
+        return max(1, math.ceil(patience * self.plan.num_steps / every))
+
+    def last_step(self, decay_from: int) -> int:
+        """Return the step that the run ends at, if its patience ran out at a step (0: never)."""
+        if not decay_from:
+            return self.plan.num_steps
+        return min(self.plan.num_steps, decay_from + math.ceil(DECAY * self.plan.num_steps))
+
+    def lr_at(self, step: int, decay_from: int) -> float:
+        """Return the learning rate of a step; where the patience has run out, it falls linearly.
+
+        Weights of a high rate are worse than the same weights after a short decay: see Zhai et al.,
+        "Scaling Vision Transformers", CVPR 2022, and docs/recipes.md.
+        """
+        lr = lr_at(step, self.config.optim, self.plan.num_steps)
+        last = self.last_step(decay_from)
+        return lr * (last - step) / (last - decay_from) if decay_from else lr
+
+    def log_due(self, step: int, last_step: int) -> bool:
         """Return whether the config asks for a training line after this many steps."""
-        return step % self.config.log.every == 0 or step == self.plan.num_steps
+        return step % self.config.log.every == 0 or step == last_step
 
     def save_due(self, step: int, *, best_step: int) -> bool:
         """Return whether a checkpoint is due before this step: the config asks, or it is best."""

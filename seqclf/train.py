@@ -19,7 +19,7 @@ from seqclf.data.sequences import Sequences
 from seqclf.errors import FAILED, PREEMPTED, USAGE_ERROR, UserError
 from seqclf.evaluate import Interrupted, evaluate
 from seqclf.metrics import best_of
-from seqclf.optim import lr_at, make_optimizer
+from seqclf.optim import make_optimizer
 from seqclf.processes.memory import least_memory, refuse_too_large
 from seqclf.processes.runtime import Runtime
 from seqclf.processes.signals import Signals
@@ -54,13 +54,13 @@ def train_steps(
     with contextlib.closing(batches):  # its threads end, however this does
         while True:
             step = state.step
-            is_last = step == plan.num_steps
+            is_last = step == setup.last_step(state.decay_from)
             runtime.alive()
             stop, clock_asks = runtime.agree(step, save=run.minutes_passed())
             if not stop and state.judged < step and (is_last or setup.evaluation_due(step)):
                 with log.clock.paused():
                     stop = not judge(setup, run, state, model)
-            finished = out_of_patience(state, config) or (is_last and state.judged == step)
+            finished = is_last and state.judged == step
             save_due = clock_asks or setup.save_due(step, best_step=state.best_step)
             if stop or finished or save_due:
                 with log.clock.paused():
@@ -68,7 +68,7 @@ def train_steps(
                     save(run, model, optimizer)
             if stop or finished:
                 return finished
-            lr = lr_at(step, config.optim, plan.num_steps)
+            lr = setup.lr_at(step, state.decay_from)
             with log.clock.step():
                 batch = log.clock.fetch(batches)
                 stats = train_step(
@@ -77,7 +77,7 @@ def train_steps(
             log.add(stats)
             state.step += 1
             run.console.step()
-            if setup.log_due(state.step):
+            if setup.log_due(state.step, setup.last_step(state.decay_from)):
                 log.write(lr)
 
 
@@ -87,7 +87,8 @@ def judge(setup: Setup, run: Run, state: State, model: nn.Module) -> bool:
         state.metrics = measure(setup, run, model, *setup.splits.watched, step=state.step)
         state.judged = state.step
         if setup.config.chooses_best:
-            choose(state, setup.config.checkpoint.metric)
+            metric, warmup_steps = setup.config.checkpoint.metric, setup.num_warmup_steps
+            choose(state, metric, warmup_steps=warmup_steps, patience=setup.patience)
     return state.judged == state.step
 
 
@@ -115,25 +116,35 @@ def measure(
 
 
 def is_better(state: State, metrics: dict[str, float], metric: str) -> bool:
-    """Return whether an evaluation is better than the best so far; a tie or NaN is not."""
+    """Return whether an evaluation is better than the best so far; NaN is not.
+
+    Of two that name as many examples right, the one with the lower loss is better: a small
+    validation part cannot tell more by its accuracy.
+    """
+    if not state.best:
+        return not math.isnan(metrics[metric])
     sign = -1 if best_of(metric) == "min" else 1
-    return sign * metrics[metric] > (sign * state.best[metric] if state.best else -math.inf)
+    if metrics[metric] == state.best[metric]:
+        return metrics["val/loss"] < state.best["val/loss"]
+    return sign * metrics[metric] > sign * state.best[metric]
 
 
-def choose(state: State, metric: str) -> None:
-    """Make the latest evaluation the best one if it is better."""
+def choose(state: State, metric: str, *, warmup_steps: int, patience: float) -> None:
+    """Make the latest evaluation the best one if it is better; else wait, or lose patience.
+
+    While the rate rises, nothing counts as waiting.
+    """
     if is_better(state, state.metrics, metric):
         state.best = state.metrics
         state.best_step = state.step
         state.waited = 0
-    else:
-        state.waited += 1
-        state.longest_wait = max(state.longest_wait, state.waited)
-
-
-def out_of_patience(state: State, config: Config) -> bool:
-    """Return whether so many evaluations in a row were no better that the run ends."""
-    return state.waited >= (config.train.patience or math.inf)
+        return
+    if state.step <= warmup_steps:
+        return
+    state.waited += 1
+    state.longest_wait = max(state.longest_wait, state.waited)
+    if not state.decay_from and state.waited >= patience:
+        state.decay_from = state.step
 
 
 # ---- around the loop
@@ -233,10 +244,11 @@ def conclude(setup: Setup, run: Run, state: State, model: nn.Module) -> None:
     Where there is a validation split, the test split is evaluated here, and only here.
     """
     config, splits = setup.config, setup.splits
-    if state.step < setup.plan.num_steps:
+    if state.decay_from:
         run.console.say(
-            f"ended       at step {state.step} of {setup.plan.num_steps}: {state.waited} "
-            f"evaluations in a row without a better {config.checkpoint.metric}"
+            f"ended       at step {state.step} of {setup.plan.num_steps}: at step "
+            f"{state.decay_from} {setup.patience} evaluations in a row had no better "
+            f"{config.checkpoint.metric}; from there on the rate fell to zero"
         )
     step = state.step
     if config.chooses_best and restore_best(run, model):

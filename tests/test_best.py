@@ -31,7 +31,7 @@ from seqclf.run.checkpoint import checkpoint_directories, commit_checkpoint, ste
 
 Settings = Mapping[str, object]
 
-NUM_STEPS, EVERY = 120, 4
+NUM_STEPS, EVERY, DECAY_STEPS = 120, 4, 12
 SETTINGS = {
     **CONSTANT_RATE,
     "data.val_fraction": 0.2,
@@ -45,26 +45,28 @@ SETTINGS = {
 }
 PATIENT, IMPATIENT = {**SETTINGS, "train.patience": 3}, {**SETTINGS, "train.patience": 1}
 KEPT = {**SETTINGS, "checkpoint.keep_best": True}
+CHOOSING = {**KEPT, "train.steps": 76}  # which is best some steps before its last
 METRICS = ("val/accuracy", "val/macro_f1", "val/loss")
 
 
-def decide(values: dict[int, float], metric: str, patience: float) -> tuple[int, int]:
+def decide(run_dir: Path, metric: str, patience: float) -> tuple[int, int]:
     """Return the best step and the last one by what the settings say, in another way than a run.
 
-    The end is the first evaluation at which the latest `patience` hold nothing better than those
-    before them.
+    The patience runs out at the first evaluation at which the latest `patience` hold nothing better
+    than those before them. The run ends a tenth of its steps later.
     """
-    better = min if metric == "val/loss" else max
+    losses = logged(run_dir, "val/loss")
+    sign = -1 if metric == "val/loss" else 1
+    values = {s: (sign * value, -losses[s]) for s, value in logged(run_dir, metric).items()}
     steps = list(values)
     end = steps[-1]
     for number, step in enumerate(steps, 1):
         if number > patience:
             before, latest = steps[: number - int(patience)], steps[number - int(patience) : number]
-            best = better(values[s] for s in before)
-            if better([best, *(values[s] for s in latest)]) == best:
-                end = step
+            if max(values[s] for s in latest) <= max(values[s] for s in before):
+                end = min(NUM_STEPS, step + DECAY_STEPS)
                 break
-    best = better(values[s] for s in steps if s <= end)
+    best = max(values[s] for s in steps if s <= end)
     return next(s for s in steps if values[s] == best), end
 
 
@@ -91,6 +93,14 @@ def early(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def choosing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose result is not its last weights."""
+    path = tmp_path_factory.mktemp("runs") / "choosing"
+    assert train_tiny(path, CHOOSING) == 0
+    return path
+
+
 @pytest.fixture
 def copy(early: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(early, tmp_path / "copy"))
@@ -114,36 +124,49 @@ def check_result(run_dir: Path, best: int, end: int) -> None:
     assert again == pytest.approx(metrics, rel=1e-6)  # by one process, whatever the run had
 
 
-def test_a_branch_takes_the_best_weights_along(early: Path, tmp_path: Path) -> None:
-    steps = [step_of(path) for path in checkpoint_directories(early / "checkpoints")]
+def test_a_branch_takes_the_best_weights_along(choosing: Path, tmp_path: Path) -> None:
+    steps = [step_of(path) for path in checkpoint_directories(choosing / "checkpoints")]
     assert len(steps) == 2  # the last, and the best before it
-    assert train_tiny(tmp_path / "branch", PATIENT, resume=early) == 0
-    assert same_end(tmp_path / "branch", early)
+    assert train_tiny(tmp_path / "branch", CHOOSING, resume=choosing) == 0
+    assert same_end(tmp_path / "branch", choosing)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_it_ends_and_chooses_as_the_figures_say(
     metric: str, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = logged(full, metric)
-    best, end = decide(values, metric, 3)
-    assert EVERY < best < end < NUM_STEPS
-    assert train_tiny(tmp_path, PATIENT, checkpoint__metric=metric) == 0
-    assert logged(tmp_path, metric) == {s: v for s, v in values.items() if s <= end}
+    assert train_tiny(tmp_path, PATIENT, checkpoint__metric=metric, log__every=1) == 0
+    best, end = decide(tmp_path, metric, 3)
+    stop = end - DECAY_STEPS
+    assert EVERY < best <= end < NUM_STEPS
+    values = logged(tmp_path, metric)
+    assert list(values)[-1] == end
+    assert {s: v for s, v in values.items() if s <= stop} == {
+        s: v for s, v in logged(full, metric).items() if s <= stop
+    }
+    rates = logged(tmp_path, "train/lr")
+    assert {rates[s] for s in range(1, stop + 1)} == {0.1}
+    falling = [0.1 * (DECAY_STEPS - n) / DECAY_STEPS for n in range(DECAY_STEPS)]
+    assert [rates[s] for s in range(stop + 1, end + 1)] == pytest.approx(falling)
     check_result(tmp_path, best, end)
     out = capsys.readouterr().out
-    assert f"ended       at step {end} of 120: 3 evaluations in a row without a better" in out
+    assert f"ended       at step {end} of 120: at step {stop} 3 evaluations in a row had no" in out
     form = "{:.2%}" if metric == "val/accuracy" else "{:.4f}"
     assert f"best        step {best}: {metric} {form.format(values[best])}\n" in out
     assert f"val        {values[best]:9.2%} " in out or metric != "val/accuracy"
 
 
-def test_without_patience_the_best_is_kept_beside_the_last(early: Path, tmp_path: Path) -> None:
-    best, end = int(read_metrics(early)[-1]["step"]), read_status(early).step
-    assert train_tiny(tmp_path, KEPT, train__steps=end) == 0
-    kept = [step_of(path) for path in checkpoint_directories(tmp_path / "checkpoints")]
+def test_patience_may_be_a_share_of_the_run(early: Path, tmp_path: Path) -> None:
+    assert train_tiny(tmp_path, PATIENT, train__patience=3 * EVERY / NUM_STEPS) == 0
+    assert same_end(tmp_path, early)
+
+
+def test_without_patience_the_best_is_kept_beside_the_last(choosing: Path) -> None:
+    best, end = decide(choosing, "val/accuracy", math.inf)
+    assert best < end
+    kept = [step_of(path) for path in checkpoint_directories(choosing / "checkpoints")]
     assert kept == [end, best]  # keep_last is 1
-    check_result(tmp_path, best, end)
+    check_result(choosing, best, end)
 
 
 def test_the_last_weights_are_the_result_where_nothing_is_chosen(
@@ -184,9 +207,9 @@ def test_stopped_at_every_evaluation_it_decides_alike(early: Path, tmp_path: Pat
 def test_two_processes_decide_alike(tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     run_ranks(2, train_on_rank, straight, IMPATIENT)
-    best, end = decide(logged(straight, "val/accuracy"), "val/accuracy", 1)
+    best, end = decide(straight, "val/accuracy", 1)
     assert (read_status(straight).step, weights_of(straight)) == (end, weights_of(straight, best))
-    (code, _), _ = run_ranks(2, train_on_rank, broken, IMPATIENT, stop_at=best + 1)
+    (code, _), _ = run_ranks(2, train_on_rank, broken, IMPATIENT, stop_at=end - 5)
     assert code == 143
     run_ranks(2, train_on_rank, broken, IMPATIENT)
     assert same_end(broken, straight)
@@ -209,26 +232,20 @@ def test_killed_between_the_last_writes_it_does_them_again(
     assert same_end(copy, early)
 
 
-MORE_PATIENT = {**SETTINGS, "train.patience": 4}
-
-
-@pytest.fixture(scope="module")
-def more_patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "more_patient"
-    assert train_tiny(path, MORE_PATIENT) == 0
-    return path
+SHORT = {**KEPT, "train.steps": 60}
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2, 3, 7])  # 3 to 6 are of the first checkpoint
 def test_a_finished_run_killed_as_it_goes_on_is_not_finished(
-    writes: int, copy: Path, more_patient: Path
+    writes: int, full: Path, tmp_path: Path
 ) -> None:
+    assert train_tiny(tmp_path, SHORT) == 0
     with pytest.MonkeyPatch.context() as patch:
         die_at_write(patch, writes)
         with pytest.raises(KeyboardInterrupt):
-            train_tiny(copy, MORE_PATIENT)
-    assert train_tiny(copy, MORE_PATIENT) == 0
-    assert same_end(copy, more_patient)
+            train_tiny(tmp_path, KEPT)
+    assert train_tiny(tmp_path, KEPT) == 0
+    assert same_end(tmp_path, full)
 
 
 # ---- a best that is not there
@@ -236,34 +253,37 @@ def test_a_finished_run_killed_as_it_goes_on_is_not_finished(
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_damaged_best_is_named_and_the_last_weights_are_the_result(
-    world_size: int, early: Path, copy: Path
+    world_size: int, choosing: Path, tmp_path: Path
 ) -> None:
-    best, end = (int(line["step"]) for line in (read_metrics(early)[-1], read_metrics(early)[-2]))
+    copy = Path(shutil.copytree(choosing, tmp_path / "copy"))
+    best, end = (
+        int(line["step"]) for line in (read_metrics(choosing)[-1], read_metrics(choosing)[-2])
+    )
     file = step_dir(copy, best) / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (copy / "status.json").unlink()
-    answers = run_ranks(world_size, train_on_rank, copy, PATIENT)
+    answers = run_ranks(world_size, train_on_rank, copy, CHOOSING)
     assert [code for code, _ in answers] == [0] * world_size
     warning = f"warning: the result is the last weights, not the best: {file}: damaged"
     assert [said.count(warning) for _, said in answers] == [1, 0][:world_size]
     check_result(copy, end, end)
     file.write_bytes(content)  # what docs/troubleshooting.md says
     (copy / "status.json").unlink()
-    assert train_tiny(copy, PATIENT) == 0
-    assert same_end(copy, early)
+    assert train_tiny(copy, CHOOSING) == 0
+    assert same_end(copy, choosing)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_best_that_could_not_be_saved_is_still_the_result(
     resumed: bool,
-    early: Path,
+    choosing: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    values = logged(early, "val/accuracy")
-    best, _ = decide(values, "val/accuracy", 3)
+    values = logged(choosing, "val/accuracy")
+    best = int(read_metrics(choosing)[-1]["step"])
     settings = {**KEPT, "train.steps": best}
     honest: Callable[..., Path] = commit_checkpoint
 
@@ -278,7 +298,7 @@ def test_a_best_that_could_not_be_saved_is_still_the_result(
     assert train_tiny(tmp_path, settings) == 0
     assert f"checkpoint of step {best} not saved" in capsys.readouterr().out
     assert logged(tmp_path, "val/accuracy")[best] == values[best]
-    assert weights_of(tmp_path) == weights_of(early, best)
+    assert weights_of(tmp_path) == weights_of(choosing, best)
     assert read_status(tmp_path).metrics["val/accuracy"] == values[best]
 
 
@@ -291,9 +311,9 @@ def test_nothing_but_nan_ends_with_the_last_weights(
     assert train_tiny(tmp_path, settings, stop_at=2 * EVERY) == 143
     assert train_tiny(tmp_path, settings) == 0
     status = read_status(tmp_path)
-    assert (status.state, status.step) == ("finished", 3 * EVERY)
+    assert (status.state, status.step) == ("finished", 3 * EVERY + DECAY_STEPS)
     assert "not the best: no evaluation with a val/loss that is a" in capsys.readouterr().out
-    assert weights_of(tmp_path) == weights_of(tmp_path, 3 * EVERY)
+    assert weights_of(tmp_path) == weights_of(tmp_path, 3 * EVERY + DECAY_STEPS)
 
 
 # ---- settings
@@ -323,17 +343,32 @@ def test_a_finished_run_is_left_as_it_is(early: Path, capsys: pytest.CaptureFixt
         {"train.patience": 3, "train.steps": NUM_STEPS + 20},
     ],
 )
-def test_it_goes_on_as_if_it_had_always_been_so(
-    changes: Settings, copy: Path, tmp_path: Path
-) -> None:
-    settings = {**SETTINGS, **changes}
-    assert train_tiny(copy, settings) == 0
+def test_what_no_decay_has_reached_may_change(changes: Settings, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "checkpoint.keep_best": True, **changes}
+    assert train_tiny(tmp_path / "x", {**KEPT, "train.patience": 3}, stop_at=9) == 143
+    assert train_tiny(tmp_path / "x", settings) == 0
     assert train_tiny(tmp_path / "straight", settings) == 0
-    assert same_end(copy, tmp_path / "straight")
+    assert same_end(tmp_path / "x", tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.patience": 5},
+        {"train.patience": None},
+        {"train.patience": 3, "train.steps": NUM_STEPS + 20},
+    ],
+)
+def test_after_a_decay_the_run_has_ended(changes: Settings, copy: Path) -> None:
+    before = files_in(copy)
+    begin = read_status(copy).step - DECAY_STEPS
+    with pytest.raises(UserError, match=f"the rate falls since step {begin}, because the patience"):
+        train_tiny(copy, {**SETTINGS, **changes})
+    assert files_in(copy) == before
 
 
 def test_a_patience_that_no_wait_has_reached_may_come_later(early: Path, tmp_path: Path) -> None:
-    waited = read_status(early).step - EVERY
+    waited = read_status(early).step - DECAY_STEPS - EVERY
     assert train_tiny(tmp_path, KEPT, stop_at=waited + 1) == 143
     with pytest.raises(UserError, match=f"up to step {waited} it waited for 2 evaluations in a ro"):
         train_tiny(tmp_path, KEPT, train__patience=2)
@@ -347,7 +382,7 @@ def test_a_patience_that_no_wait_has_reached_may_come_later(early: Path, tmp_pat
         (
             {"train.patience": 3},
             {"train.patience": 2},
-            r"waited for 3 evaluations.*\n  train\.patience: 3 th",
+            r"the rate falls since step \d+, .*\n  train\.patience: 3 th",
         ),
         (
             {"train.patience": 3},

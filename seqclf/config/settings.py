@@ -37,6 +37,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Resume = Literal["auto", "never"]
 Scalar = str | int | float | bool | None
 Value = Scalar | list["Value"] | dict[str, "Value"]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -206,9 +207,10 @@ class Train(Settings):
     """CPU threads per process. null: this job's cores, divided by its processes or its shards."""
     max_skipped: PositiveInt = 10
     """Stop after this many steps in a row with a loss or gradient that is not finite."""
-    patience: PositiveInt | None = None
-    """Finish after this many evaluations in a row without a better `checkpoint.metric`; the best
-    weights are the result. null: off."""
+    patience: PositiveInt | Share | None = None
+    """Finish after this many evaluations in a row without a better `checkpoint.metric`, or after
+    this share of the run: over a tenth of its steps the rate falls, and the best weights are the
+    result. null: off."""
 
 
 class Eval(Settings):
@@ -230,7 +232,8 @@ class Checkpoint(Settings):
     keep_best: bool = False
     """Keep the checkpoint of the best evaluation, too: its weights are the result."""
     metric: Literal["val/accuracy", "val/macro_f1", "val/loss"] = "val/accuracy"
-    """What makes an evaluation the best: the highest, of a loss the lowest; the first of equals."""
+    """What makes an evaluation the best: the highest, of a loss the lowest; of equals the one with
+    the lowest loss."""
 
 
 class Log(Settings):

@@ -79,6 +79,8 @@ class State(BaseModel):
     """How many of the latest evaluations in a row were not better than the best one."""
     longest_wait: int = 0
     """The largest value that `waited` ever had."""
+    decay_from: int = 0
+    """Step at which the patience ran out: from there on the rate falls to zero. 0: not yet."""
 
 
 class Facts(BaseModel):

@@ -181,12 +181,15 @@ def check_choices(stored: Stored, setup: Setup, state: State) -> None:
     """Refuse a change that would have made earlier evaluations pick another best checkpoint."""
     config = setup.config
     judged = state.judged
-    if not judged or not config.chooses_best:
+    is_same = config.train.patience == stored.config.train.patience
+    is_as_long = setup.plan.num_steps == stored.facts.num_steps
+    if state.decay_from and not (is_same and is_as_long):
+        why = f"the rate falls since step {state.decay_from}, because the patience ran out there"
+    elif not judged or not config.chooses_best:
         return
-    patience = config.train.patience
-    if not stored.config.chooses_best:
+    elif not stored.config.chooses_best:
         why = f"the evaluations up to step {judged} chose nothing"
-    elif patience not in (None, stored.config.train.patience) and state.longest_wait >= patience:
+    elif not is_same and state.longest_wait >= setup.patience:
         why = f"up to step {judged} it waited for {state.longest_wait} evaluations in a row"
     elif not setup.evaluation_due(judged) and judged != setup.plan.num_steps:
         why = f"step {judged} was evaluated as the last, and would not be"

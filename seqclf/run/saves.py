@@ -199,6 +199,13 @@ def restore_best(run: Run, model: nn.Module) -> bool:
         run.console.say(
             f"best        step {state.best_step}: {metric} {form.format(state.best[metric])}"
         )
+        validation = run.setup.splits.validation
+        gain = abs(state.best[metric] - state.metrics[metric])
+        if metric != "val/loss" and validation is not None and 0 < gain <= 1 / len(validation):
+            run.console.say(
+                f"note        one of the {len(validation):,} validation examples weighs "
+                f"{1 / len(validation):.2%}: the last step may be as good"
+            )
         return True
 
     if not run.runtime.from_main(load):
