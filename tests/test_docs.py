@@ -177,7 +177,8 @@ def test_a_command_runs(
     smoke = [*(SHORT if "--data.path" in words else SMOKE), str(tmp_path / "run")]
     if words[0] == "prepare":
         (workplace / "data" / "mine").rename(tmp_path / "mine")
-    assert main([*words, *(smoke if words[0] == "train" else [])]) == 0
+    shortened = ["--train.epochs", "null", *smoke]  # in place of the command's own length
+    assert main([*words, *(shortened if words[0] == "train" else [])]) == 0
 
 
 def test_a_launcher_runs(tmp_path: Path) -> None:
