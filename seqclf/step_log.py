@@ -19,6 +19,7 @@ from seqclf.run.records import State
 from seqclf.settle import Setup
 from seqclf.step import StepStats
 
+MOST_UNREAD = 50  # steps; to read them, training waits for the device
 MOST_EXAMPLES_NAMED = 10  # in a message
 
 
@@ -31,31 +32,31 @@ class StepLog:
         self._state = state
         self._model = model
         self._unread: list[StepStats] = []
+        self._latest: StepStats | None = None
+        self._num_read = state.step  # steps of which it is known whether they were skipped
         self.clock = Stopwatch(setup.plan.examples(state.step), run.runtime.device)
 
     def add(self, stats: StepStats) -> None:
-        """Keep a step's results, unread."""
+        """Keep a step's results. Collective; raises UserError as `count_skipped` does."""
+        self._latest = stats
         self._unread.append(stats)
+        if len(self._unread) >= MOST_UNREAD:
+            self.count_skipped()
 
     def count_skipped(self) -> None:
-        """Read which of the kept steps were skipped, the same on every rank, and forget them."""
-        if not self._unread:
-            return
-        flags = torch.stack([stats.skipped for stats in self._unread]).tolist()
-        self._unread.clear()
-        for was_skipped in flags:
-            self._state.skipped += int(was_skipped)
-            in_a_row = self._state.skipped_in_a_row
-            self._state.skipped_in_a_row = in_a_row + 1 if was_skipped else 0
+        """Read which of the kept steps were skipped, the same on every rank, and forget them.
+
+        Collective. Raises UserError after `train.max_skipped` skipped steps in a row.
+        """
+        if self._read():
+            self._refuse_more()
 
     def write(self, lr: float) -> None:
-        """Log the latest step. Collective.
-
-        Raises UserError after `train.max_skipped` skipped steps in a row.
-        """
-        state, stats = self._state, self._unread[-1]
+        """Log the latest step. Collective; raises UserError as `count_skipped` does."""
+        assert self._latest is not None
+        state, stats = self._state, self._latest
         loss = float(self._run.runtime.sum(stats.loss))
-        self.count_skipped()
+        are_too_many = self._read()
         metrics = {
             "train/loss": loss,
             "train/lr": lr,
@@ -65,17 +66,38 @@ class StepLog:
         if state.skipped:
             metrics["train/skipped"] = state.skipped
         self._run.log(state.step, metrics)
-        if state.skipped_in_a_row >= self._setup.config.train.max_skipped:
-            reason = self._run.runtime.from_main(
-                lambda: find_not_finite(
-                    self._setup, self._model, step=state.step - 1, device=self._run.runtime.device
-                )
-            )
-            raise UserError(
-                f"step {state.step}: the last {state.skipped_in_a_row} steps were skipped, because "
-                f"loss or gradient was not finite (learning rate {lr:.3g}); in the last batch "
-                f"{reason}; lower optim.lr, set optim.clip, or look for extreme values in the data"
-            )
+        if are_too_many:
+            self._refuse_more()
+
+    def _read(self) -> bool:
+        """Read which of the kept steps were skipped; return whether too many were, in a row.
+
+        If so, the steps after them are left unread.
+        """
+        state = self._state
+        flags = torch.stack([s.skipped for s in self._unread]).tolist() if self._unread else []
+        self._unread.clear()
+        for was_skipped in flags:
+            self._num_read += 1
+            state.skipped += int(was_skipped)
+            state.skipped_in_a_row = state.skipped_in_a_row + 1 if was_skipped else 0
+            if state.skipped_in_a_row >= self._setup.config.train.max_skipped:
+                return True
+        return False
+
+    def _refuse_more(self) -> None:
+        """Raise UserError, because the last steps that were read were skipped. Collective."""
+        step, setup = self._num_read, self._setup
+        runtime, model = self._run.runtime, self._model
+        reason = runtime.from_main(
+            lambda: find_not_finite(setup, model, step=step - 1, device=runtime.device)
+        )
+        lr = setup.lr_at(step - 1, self._state.decay_from)
+        raise UserError(
+            f"step {step}: the last {self._state.skipped_in_a_row} steps were skipped, because "
+            f"loss or gradient was not finite (learning rate {lr:.3g}); in the last batch "
+            f"{reason}; lower optim.lr, set optim.clip, or look for extreme values in the data"
+        )
 
 
 @torch.inference_mode()

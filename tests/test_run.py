@@ -35,6 +35,7 @@ from seqclf.run import listing
 from seqclf.run.checkpoint import commit_checkpoint
 from seqclf.run.directory import Run
 from seqclf.run.files import delete
+from seqclf.run.records import git_revision
 from seqclf.settle import Setup
 from seqclf.train import train
 
@@ -377,3 +378,20 @@ def move_on_main(run_dir: Path) -> str:
 def test_all_processes_learn_that_the_directory_went_away(tmp_path: Path) -> None:
     answers = run_ranks(2, move_on_main, tmp_path / "run")
     assert all("was moved, deleted or replaced" in answer for answer in answers)
+
+
+def test_only_a_repository_of_its_own_names_the_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "x")
+    installed = tmp_path / "venv" / "site-packages"
+    for folder, is_own in ((installed, False), (tmp_path, True)):
+        file = folder / "seqclf" / "run" / "records.py"
+        file.parent.mkdir(parents=True)
+        monkeypatch.setattr("seqclf.run.records.__file__", str(file))
+        assert (git_revision() is not None) == is_own

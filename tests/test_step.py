@@ -125,6 +125,29 @@ def test_a_run_stops_after_too_many_skipped_steps(
 
     monkeypatch.setattr("seqclf.step.summed_loss", poisoned)
     with pytest.raises(
-        UserError, match=r"step 10: the last 10 steps .* and 54 more; lower optim\.lr"
+        UserError, match=r"step 7: the last 7 steps .* and 54 more; lower optim\.lr"
     ):
         train_tiny(tmp_path, {"train.max_skipped": 7, "log.every": 5})
+
+
+@pytest.mark.parametrize(("log_every", "stop_at"), [(1000, None), (5, None), (1000, 4)])
+def test_skipped_steps_in_a_row_count_between_log_lines(
+    log_every: int, stop_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 3 to 5 are skipped, and those after them are not."""
+    honest, calls = loss_module.summed_loss, 0
+
+    def poisoned(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        bad = torch.nan if 3 <= calls <= 5 else 1.0
+        return honest(logits, labels, **options) * bad
+
+    monkeypatch.setattr("seqclf.step.summed_loss", poisoned)
+    settings = {"train.max_skipped": 3, "log.every": log_every, "train.steps": 60}
+    settings |= {"eval.every": 1000, "checkpoint.every": 1000}
+    if stop_at is not None:
+        assert train_tiny(tmp_path, settings, stop_at=stop_at) == 143
+    with pytest.raises(UserError, match="step 5: the last 3 steps were skipped"):
+        train_tiny(tmp_path, settings)
+    assert calls <= 54  # 50 are read at once

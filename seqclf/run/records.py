@@ -236,15 +236,24 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Return the revision of the source code, if it lies in a git repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
+    """Return the revision of the source code, if it lies in a git repository of its own.
+
+    An installation may lie within the repository of another project, whose revision says nothing.
+    """
+    package = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
         done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
+            ["git", *words], cwd=package, capture_output=True, text=True, timeout=5, check=False
         )
+        return done.stdout.strip()
+
+    try:
+        if git("rev-parse", "--show-toplevel") != str(package.parent.resolve()):
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=40") or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
 
 
 def finite_or_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
