@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from seqclf.errors import printable_lines
 from seqclf.metrics import METRICS
 
 BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {remaining} left{postfix}"
@@ -15,6 +16,11 @@ LINE_FORMATS = {name: metric.line for name, metric in METRICS.items() if metric.
 # Training comes first, then evaluations, then what the clock decides.
 BAR_ORDER = sorted(METRICS, key=lambda name: (METRICS[name].clock, not name.startswith("train/")))
 BAR_FORMATS = {name: text for name in BAR_ORDER if (text := METRICS[name].bar)}
+
+
+def _is_terminal() -> bool:
+    """Return whether the output is one; what a program has put in its place may not say."""
+    return bool(getattr(sys.stdout, "isatty", bool)())
 
 
 class Console:
@@ -31,9 +37,10 @@ class Console:
         self._latest: dict[str, float] = {}
 
     def say(self, text: str) -> None:
-        """Print lines, above the progress bar if there is one."""
+        """Print lines, above the progress bar if there is one; escape sequences become text."""
         if not self.enabled:
             return
+        text = printable_lines(text)
         try:
             if self._bar is None:
                 print(text, flush=True)
@@ -45,7 +52,7 @@ class Console:
     def open(self, step: int, num_steps: int) -> None:
         """Start the progress bar, if the output is a terminal."""
         self._num_steps = num_steps
-        if self.enabled and not self.quiet and sys.stdout.isatty():
+        if self.enabled and not self.quiet and _is_terminal():
             self._bar = tqdm(
                 total=num_steps,
                 initial=step,

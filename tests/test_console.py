@@ -5,7 +5,9 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
+import subprocess
 import sys
 import termios
 from collections.abc import Callable
@@ -13,6 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from helpers.files import read_metrics, read_status, step_dir
+from helpers.launching import ROOT, as_words, clean_environment, wait_for
+from helpers.training import tiny_flags
 
 from seqclf.console import Console
 
@@ -146,3 +151,51 @@ def test_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     talk(Console(enabled=True))
     assert notebook.text.count("\n") == 4
     assert "\r" not in notebook.text
+
+
+def test_escape_sequences_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(enabled=True).say("a\x1b[31mred\n\u202eb \a ä")
+    assert capsys.readouterr().out == "a\\x1b[31mred\n\\u202eb \\x07 ä\n"
+
+
+def test_an_output_that_cannot_say_what_it_is_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writer:
+        text = ""
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+        def flush(self) -> None:
+            pass
+
+    writer = Writer()
+    monkeypatch.setattr(sys, "stdout", writer)
+    talk(Console(enabled=True))
+    assert writer.text.count("\n") == 4
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_stop_nothing(closed: str, tmp_path: Path) -> None:
+    """The numbers of closed streams are free: a file of the run could get one, and C's output."""
+    run = tmp_path / "run"
+    words = as_words(tiny_flags({"train.steps": 100_000, "log.every": 10}, run_dir=run))
+    command = f"exec {shlex.join([sys.executable, 'launch/train.py', *words])} {closed}"
+    process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, env=clean_environment())
+    try:
+        wait_for(lambda: len(read_metrics(run)) > 1)
+        process.terminate()
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+        process.wait()
+    status = read_status(run)
+    assert status.state == "preempted"
+    assert (step_dir(run, status.step) / "manifest.json").exists()
+    read_metrics(run)
+
+
+def test_where_seqclf_is_not_installed_one_line_says_so() -> None:
+    command = [sys.executable, "-S", "-E", str(ROOT / "launch" / "train.py")]  # no packages at all
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: no module seqclf; install seqclf where .*\n", done.stderr)

@@ -20,7 +20,7 @@ from seqclf.config.load import load_config
 from seqclf.config.recipes import FOR_PREPARED_DATA
 from seqclf.config.reference import STARTER, commented_yaml
 from seqclf.config.settings import Config, fields
-from seqclf.errors import UserError
+from seqclf.errors import UserError, printable_lines
 from seqclf.processes.signals import Signals, end_with_launcher
 from seqclf.run.records import CONFIG, FACTS, Facts, finite_or_null, read_record
 
@@ -75,7 +75,7 @@ def evaluate_command(arguments: Namespace) -> int:
             loss = finite_or_null({"loss": metrics.loss})
             print(json.dumps(metrics.to_json(classes) | loss))
         else:
-            print(metrics_text(metrics, classes))
+            print(printable_lines(metrics_text(metrics, classes)))
         return 0
     _refuse_read_options(arguments)
     if arguments.per is not None:
@@ -154,8 +154,8 @@ def predict_command(arguments: Namespace) -> int:
         return 0
     if arguments.per is not None:
         raise UserError(f"--per {arguments.per}: needs INPUT, --split or --out")
-    print(predictions_text(model, sequences, arguments.count or 10))
-    print(f"\n{reading_text(model, sequences, 0)}")
+    print(printable_lines(predictions_text(model, sequences, arguments.count or 10)))
+    print(printable_lines(f"\n{reading_text(model, sequences, 0)}"))
     return 0
 
 

@@ -31,6 +31,7 @@ PLAIN_LETTERS = {"█": "#", "±": "+-"}
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, 143 when preempted."""
+    _open_closed_streams()
     _shorten_openmp_waits()
     _replace_letters_that_an_encoding_lacks()
     try:
@@ -68,6 +69,20 @@ def _print_error(text: str) -> None:
         time.sleep(2)
     text = printable_lines(text)  # it may quote a name out of a file, and thus escape sequences
     print(f"error: {f'rank {rank}: ' if rank else ''}{text}", file=sys.stderr, flush=True)
+
+
+def _open_closed_streams() -> None:
+    """Put the null device where a stream is closed (`>&-`): no file of a run may get its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _shorten_openmp_waits() -> None:
