@@ -32,6 +32,7 @@ from seqclf.processes.runtime import Runtime
 
 NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data set
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
+LONG, CHANNELS = 500, 64  # steps from which convolutions pay, and how many of their channels
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
 DECAY = 0.1  # share of a run over which the rate falls when the patience has run out
 MOST_OF_A_NAME = 80  # characters of flags in a run's name; a hash stands for more
@@ -163,9 +164,14 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
             f"train.patience or checkpoint.keep_best: {config.data.path} has no validation part to "
             "choose by; prepare it with one, or set data.val_fraction, such as 0.1"
         )
+    conv = config.model.conv
+    if conv == "auto":
+        conv = CHANNELS if longest >= LONG and not splits.train.num_tokens else 0
     noise = config.data.augment.noise
     if noise == "auto":
-        noise = NOISE if splits.train.std and len(splits.train) < MANY_EXAMPLES else 0.0
+        # Convolutions see small shapes, which noise hides.
+        is_noisy = splits.train.std and len(splits.train) < MANY_EXAMPLES and not conv
+        noise = NOISE if is_noisy else 0.0
     if noise and not splits.train.std:
         raise UserError(
             f"data.augment.noise: {config.data.augment.noise}: {config.data.path} holds no "
@@ -176,11 +182,12 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
     if stack == "auto":
         stack = choose_stack(splits.train, longest=longest)
     augment = config.data.augment.model_copy(update={"noise": noise})
+    model = {"hidden_size": hidden_size, "stack": stack, "conv": conv}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"augment": augment}),
             "train": config.train.model_copy(update={"batch_size": batch_size}),
-            "model": config.model.model_copy(update={"hidden_size": hidden_size, "stack": stack}),
+            "model": config.model.model_copy(update=model),
         }
     )
 

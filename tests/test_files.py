@@ -109,14 +109,20 @@ def test_workers_change_nothing(dataset: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "length", "count", "expected"),
     [
-        ([0.5, 1.0], 256, 60, (4, 0.2)),
-        ([0.5, 1.0], 20, 60, (1, 0.2)),
-        ([0.5, 1.0], 100, 2600, (2, 0.0)),  # many
-        ("ab ", 256, 60, (1, 0.0)),  # bytes of text
+        ([0.5, 1.0], 256, 60, (4, 0.2, 0)),
+        ([0.5, 1.0], 499, 20, (6, 0.2, 0)),
+        ([0.5, 1.0], 500, 20, (6, 0.0, 64)),  # long
+        ([0.5, 1.0], 20, 60, (1, 0.2, 0)),
+        ([0.5, 1.0], 100, 2600, (2, 0.0, 0)),  # many
+        ("ab ", 256, 60, (1, 0.0, 0)),  # bytes of text
     ],
 )
 def test_what_auto_means_depends_on_the_data(
-    row: str | list[float], length: int, count: int, expected: tuple[int, float], tmp_path: Path
+    row: str | list[float],
+    length: int,
+    count: int,
+    expected: tuple[int, float, int],
+    tmp_path: Path,
 ) -> None:
     name, value = ("text", "ab " * length) if isinstance(row, str) else ("steps", [row] * length)
     line = json.dumps({name: value, "label": "x"}) + "\n"
@@ -125,7 +131,8 @@ def test_what_auto_means_depends_on_the_data(
     recipe = ROOT / "configs" / "files.yaml"
     config = load_config(recipe, {"data.path": str(tmp_path / "data")})[0]
     settled = settle(config, load(config.data, seed=0)).config
-    assert (settled.model.stack, settled.data.augment.noise) == expected
+    model = settled.model
+    assert (model.stack, settled.data.augment.noise, model.conv) == expected
 
 
 def test_choosing_needs_a_split_to_choose_by(tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ class Augment(Settings):
     """Mirror every second training image, drawn by chance, left to right."""
     noise: Literal["auto"] | NonNegativeFloat = 0.0
     """Add normal noise to the features of prepared data, of so many of their own standard
-    deviations; 0 is off. auto: 0.2 where training examples are few."""
+    deviations; 0 is off. auto: 0.2 where training examples are few and there is no
+    `model.conv`."""
 
 
 class Data(Settings):
@@ -156,9 +157,9 @@ class Model(Settings):
     stack: Literal["auto"] | PositiveInt = 1
     """Steps that are read at once, their features side by side: long sequences become shorter, and
     faster to read. auto: a quarter of the root of the usual length; of tokens 1."""
-    conv: NonNegativeInt = 0
-    """Channels of a convolution branch beside the LSTM, which finds shapes wherever they stand: 64
-    suits series. 0: no branch."""
+    conv: Literal["auto"] | NonNegativeInt = 0
+    """Channels of a convolution branch beside the LSTM, which finds shapes wherever they stand. 0:
+    no branch. auto: 64 if a training sequence of numbers has 500 steps or more, else 0."""
     init: Literal["orthogonal", "chrono", "tutorial"] = "orthogonal"
     """orthogonal: recurrent weights orthogonal, forget-gate bias 1. chrono: and gates that remember
     from one step up to the longest sequence, for long ones. tutorial: torch's defaults."""
