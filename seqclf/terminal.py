@@ -31,6 +31,7 @@ MOST_LINES = 32  # of a sequence that is drawn
 MOST_FEATURES = 28  # on a line
 SHADES = " .:-=+*#%@"  # dark to bright
 ERROR_COLUMNS = ("truth", "guess", "errors")
+FEW = 50  # validation examples, too few to stop by
 BAR_WIDTH = 20  # of probability 1, where the line has room for it
 
 
@@ -136,6 +137,12 @@ def opening(setup: Setup, path: Path) -> list[str]:
     ]
     if settled:
         lines.append(f"auto        {', '.join(settled)}")
+    count = 0 if splits.validation is None else len(splits.validation)
+    if config.train.patience and count < FEW:
+        lines.append(
+            f"note        one of the {count} validation examples weighs {1 / count:.1%}: "
+            f"train.patience may end the run by chance; hold out {FEW} or more"
+        )
     return [
         *lines,
         f"run         {path}",

@@ -161,6 +161,17 @@ def test_patience_may_be_a_share_of_the_run(early: Path, tmp_path: Path) -> None
     assert same_end(tmp_path, early)
 
 
+def test_few_validation_examples_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = "note        one of the 30 validation examples weighs 3.3%: train.patience may end"
+    for patience, is_said in ((3, True), (None, False)):
+        settings = {**SETTINGS, "data.val_fraction": 0.02, "train.steps": 8}
+        run_dir = tmp_path / str(patience)
+        assert train_tiny(run_dir, settings, train__patience=patience) == 0
+        assert (few in capsys.readouterr().out) == is_said
+
+
 def test_without_patience_the_best_is_kept_beside_the_last(choosing: Path) -> None:
     best, end = decide(choosing, "val/accuracy", math.inf)
     assert best < end
