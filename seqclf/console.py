@@ -18,11 +18,6 @@ BAR_ORDER = sorted(METRICS, key=lambda name: (METRICS[name].clock, not name.star
 BAR_FORMATS = {name: text for name in BAR_ORDER if (text := METRICS[name].bar)}
 
 
-def _is_terminal() -> bool:
-    """Return whether the output is one; what a program has put in its place may not say."""
-    return bool(getattr(sys.stdout, "isatty", bool)())
-
-
 class Console:
     """Prints on the main process, and nothing on the others.
 
@@ -46,13 +41,13 @@ class Console:
                 print(text, flush=True)
             else:
                 tqdm.write(text, file=sys.stdout)
-        except OSError:
+        except (OSError, ValueError):  # a ValueError if Python has closed the output
             self.enabled = False
 
     def open(self, step: int, num_steps: int) -> None:
         """Start the progress bar, if the output is a terminal."""
         self._num_steps = num_steps
-        if self.enabled and not self.quiet and _is_terminal():
+        if self.enabled and not self.quiet and _is_terminal(sys.stdout):
             self._bar = tqdm(
                 total=num_steps,
                 initial=step,
@@ -82,6 +77,12 @@ class Console:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _is_terminal(output: object) -> bool:
+    """Return whether an output is a terminal; None and what a notebook puts there are none."""
+    isatty = getattr(output, "isatty", None)
+    return isatty is not None and bool(isatty())
 
 
 def _join(formats: Mapping[str, str], metrics: Mapping[str, float]) -> str:

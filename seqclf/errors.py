@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -19,6 +20,14 @@ DISK_ERRORS = DISK_FULL | {
 
 class UserError(ValueError):
     """Something the user can mend: printed without a traceback, exit code USAGE_ERROR."""
+
+
+def not_installed(missing: ModuleNotFoundError) -> str:
+    """Say what to do about a package that seqclf needs and this Python does not have."""
+    return (
+        f"{missing}; {sys.executable} lacks what seqclf needs: install seqclf there with pip, or "
+        "start it with the Python that has it"
+    )
 
 
 def printable(text: str) -> str:

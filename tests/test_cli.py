@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from helpers.launching import ROOT
 
 from seqclf.cli.main import main
 from seqclf.config.settings import Config, fields
@@ -221,6 +223,25 @@ def test_an_output_that_is_gone_or_full_is_no_traceback(
         assert main(["train", "--print-config"]) == code
         assert os.path.samestat(os.fstat(spare.fileno()), os.stat(os.devnull))
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("start", [["launch/train.py"], ["-m", "seqclf", "train"]])
+def test_without_its_packages_seqclf_says_how_to_get_them(start: list[str]) -> None:
+    words = [sys.executable, "-S", *start]  # -S: without site-packages
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: No module named '\w+'; .*install seqclf .*\n", done.stderr)
+
+
+def test_a_package_that_a_command_lacks_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.distributed.elastic.multiprocessing.errors", None)
+    assert main(["train"]) == 2
+    assert "lacks what seqclf needs" in capsys.readouterr().err
 
 
 def test_what_an_encoding_lacks_is_written_in_plain_letters(

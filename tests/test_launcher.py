@@ -71,6 +71,15 @@ def test_what_would_make_another_result_is_refused_by_name(
         start_runtime(Config())
 
 
+def test_empty_variables_are_unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "PMI_SIZE"]
+    for name in [*names, "SLURM_NTASKS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES"]:
+        monkeypatch.setenv(name, "")
+    assert train_tiny(tmp_path, {"train.steps": 1}) == 0
+    assert read_facts(tmp_path)["world_size"] == 1
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # which asks for no GPU
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -62,12 +62,16 @@ def test_home_and_variables_are_put_into_settings_that_are_paths(
             r"\$NOT_SET is not set; set it, or write the path out \(found \$NOT_SET/x\)",
         ),
         ("${NOT_SET}", r"\$NOT_SET is not set"),
+        ("$EMPTY/x", r"\$EMPTY is not set"),
         ("~nobody-of-that-name/x", "~nobody-of-that-name: no such user's home directory"),
         ("a\udcff", r"not UTF-8; rename the file or the folder \(found a.*udcff\)"),
     ],
 )
 @pytest.mark.parametrize("name", PATH_SETTINGS)
-def test_what_is_no_path_is_named_in_one_line(name: str, text: str, part: str) -> None:
+def test_what_is_no_path_is_named_in_one_line(
+    name: str, text: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMPTY", "")
     with pytest.raises(UserError, match=rf"^--{name}: .*{part}") as caught:
         load_config(None, {name: text})
     str(caught.value).encode()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +24,11 @@ from helpers.ranks import run_ranks
 from helpers.training import CONSTANT_RATE, EVERYTHING_ON, train_tiny
 
 from seqclf.cli.main import main
-from seqclf.config.settings import Config
+from seqclf.config.settings import Config, Optim
 from seqclf.errors import UserError
 from seqclf.processes.device import cannot_run
+from seqclf.run.records import Facts
+from seqclf.run.resume import Stored, check_steps_done
 
 SMALL = {**EVERYTHING_ON, "train.steps": 10, "model.hidden_size": 8, "model.num_layers": 1}
 
@@ -253,3 +257,29 @@ def test_a_refusal_names_the_flags_of_the_runs_own_settings(small: Path) -> None
         "Go on with its own settings (--model.pooling last --optim.betas '[0.9, 0.999]' --seed 0), "
         in str(caught.value)
     )
+
+
+@pytest.mark.parametrize("steps", [8, 12])
+def test_a_config_that_somebody_deleted_is_written_again(
+    steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**CONSTANT_RATE, "checkpoint.every": 4}
+    assert train_tiny(tmp_path, settings, train__steps=8) == 0
+    config = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match="model"):  # what the checkpoint holds still counts
+        train_tiny(tmp_path, settings, train__steps=12, model__hidden_size=9)
+    assert train_tiny(tmp_path, settings, train__steps=steps) == 0
+    assert "config.yaml is missing; it is written again" in capsys.readouterr().out
+    written = (tmp_path / "config.yaml").read_text()
+    assert written == config.replace("steps: 8", f"steps: {steps}")
+
+
+def test_the_rates_of_millions_of_steps_are_compared_at_once() -> None:
+    constant = Config(optim=Optim(schedule="constant", warmup=0))
+    for config, length in ((Config(), 5_000_000), (constant, 6_000_000)):
+        stored = Stored(Path("x"), config, Facts(num_steps=5_000_000), None)
+        setup = SimpleNamespace(config=config, plan=SimpleNamespace(num_steps=length))
+        started_at = time.process_time()
+        check_steps_done(stored, setup, 5_000_000)  # type: ignore[arg-type]
+        assert time.process_time() - started_at < 1  # a loop over all takes 10 s

@@ -23,16 +23,19 @@ from seqclf.errors import (
     PREEMPTED,
     USAGE_ERROR,
     UserError,
+    not_installed,
     printable_lines,
 )
+from seqclf.processes.launcher import forget_empty_variables
 
 PLAIN_LETTERS = {"█": "#", "±": "+-"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, 143 when preempted."""
-    _open_closed_streams()
+    forget_empty_variables()
     _shorten_openmp_waits()
+    _open_closed_streams()
     _replace_letters_that_an_encoding_lacks()
     try:
         try:
@@ -42,6 +45,11 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a failure can be reported
     except UserError as error:
         _print_error(str(error))
+        return USAGE_ERROR
+    except ModuleNotFoundError as error:
+        if (error.name or "seqclf").startswith("seqclf"):
+            raise
+        _print_error(not_installed(error))
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("stopped before training began; nothing was changed", file=sys.stderr)
@@ -71,20 +79,6 @@ def _print_error(text: str) -> None:
     print(f"error: {f'rank {rank}: ' if rank else ''}{text}", file=sys.stderr, flush=True)
 
 
-def _open_closed_streams() -> None:
-    """Put the null device where a stream is closed (`>&-`): no file of a run may get its number."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
-
-
 def _shorten_openmp_waits() -> None:
     """Let OpenMP's threads spin for a fifteenth of the usual time at a barrier.
 
@@ -93,6 +87,21 @@ def _shorten_openmp_waits() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def _open_closed_streams() -> None:
+    """Put the null device in place of standard streams that were closed, as by `>&-`.
+
+    Python has None for these. And the next file that is opened would get the stream's number: what
+    is meant for the console would be written into a checkpoint.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _replace_letters_that_an_encoding_lacks() -> None:

@@ -57,7 +57,7 @@ def expand_path(path: str | None) -> str | None:
     if os.path.lexists(path):
         return path
     names = [one or other for one, other in re.findall(r"\$(?:(\w+)|\{(\w+)\})", path)]
-    if unset := [name for name in names if name not in os.environ]:
+    if unset := [name for name in names if not os.environ.get(name)]:
         raise ValueError(f"${unset[0]} is not set; set it, or write the path out")
     return os.path.expandvars(path)
 

@@ -25,6 +25,23 @@ REFUSED = {
     "ACCELERATE_GRADIENT_CLIPPING": ({"none", "auto"}, "optim.clip is the largest norm"),
     "ACCELERATE_TORCH_DEVICE": (set[str](), "the setting `device` chooses the device"),
 }
+# Variables that seqclf, torch, accelerate, W&B and OpenMP read. CUDA_VISIBLE_DEVICES is none of
+# them: empty, it asks for no GPU.
+READ = {
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("CUBLAS_WORKSPACE_CONFIG", "COLUMNS", "NO_COLOR", "NETRC"),
+}
+FAMILIES = (
+    *("ACCELERATE_", "TORCHELASTIC_", "WANDB_", "SLURM_", "OMP_", "GOMP_", "KMP_"),
+    *("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "TQDM_"),
+)
+
+
+def forget_empty_variables() -> None:
+    """Delete the empty ones of the variables that are read: empty means unset, but not to all."""
+    for name in [name for name, text in os.environ.items() if not text]:
+        if name in READ or name.startswith(FAMILIES):
+            del os.environ[name]
 
 
 def is_set(name: str) -> bool:
@@ -38,12 +55,9 @@ def is_set(name: str) -> bool:
 def check_launcher() -> list[tuple[str, str]]:
     """Return what the launcher asks for and does not get, each with its remedy.
 
-    Deletes empty variables of accelerate's: empty means unset, but not to accelerate. Raises
-    UserError for a request that would make another result.
+    Raises UserError for a request that would make another result.
     """
-    for name in [name for name, text in os.environ.items() if not text]:
-        if name.startswith("ACCELERATE_"):
-            del os.environ[name]
+    forget_empty_variables()
     for way in WAYS:
         # SageMaker's container is as any other without SageMaker's own way to distribute.
         is_plain = (

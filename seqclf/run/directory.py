@@ -153,11 +153,7 @@ class Run:
         self._write_status("running")
         self.metrics_log.start_at(state.metrics_bytes)
         write_json(self.path / FACTS, to_json(self.facts))
-        # The config comes last: a directory that has one is taken for a run.
-        config = self.setup.config.model_copy(
-            update={"run_dir": None, "resume": "auto", "quiet": False}
-        )
-        replace_file(self.path / CONFIG, dump(config).encode())
+        _write_config(self)  # last: a directory that has one is taken for a run
 
     def share_session(self) -> None:
         """Have every rank know the session that has begun. Collective."""
@@ -270,12 +266,19 @@ class Run:
         return self.facts.weights_sha256
 
 
+def _write_config(run: Run) -> None:
+    config = run.setup.config.model_copy(update={"run_dir": None, "resume": "auto", "quiet": False})
+    replace_file(run.path / CONFIG, dump(config).encode())
+
+
 def _is_done(run: Run) -> bool:
     """Return whether the run that is asked for has finished, and its result is as it was then."""
     if not resume.is_finished(run.stored, run.setup):
         return False
     damage = damage_of(run.path / MODEL)
     if damage is None:
+        if not (run.path / CONFIG).exists():
+            _write_config(run)
         return True
     if not checkpoint_directories(run.checkpoints):
         raise UserError(
@@ -369,10 +372,15 @@ def _claim(run: Run, files: ExitStack) -> None:
         run.console.say(f"branch      of {origin.checkpoint.path}")
     run.session = session_number(run.path)
     run.found = read_status(run.path)
-    run.stored = resume.read_stored(run.path)
+    run.stored = resume.read_stored(run.path) or resume.without_config(run.path, config)
     if run.stored is not None:
         resume.check_unchanged(run.stored, run.setup, run.facts)
         resume.keep_first_facts(run.stored, run.facts)
+        if not (run.path / CONFIG).exists():
+            run.console.say(
+                f"warning: {run.path / CONFIG} is missing; it is written again, with the settings "
+                "given now, which cannot be compared"
+            )
     # W&B's own variable wins: a sweep's agent has made the run already.
     if run_id := os.environ.get("WANDB_RUN_ID"):
         run.facts.run_id = run_id

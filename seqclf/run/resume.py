@@ -17,7 +17,7 @@ from seqclf.config.settings import NEUTRAL, Config, Resume, Value, settings_by_n
 from seqclf.config.yaml import dump, dump_value
 from seqclf.console import Console
 from seqclf.errors import UserError
-from seqclf.optim import lr_at
+from seqclf.optim import count_warmup_steps, lr_at
 from seqclf.processes.device import PRECISIONS, EffectivePrecision, requested_precision
 from seqclf.run.checkpoint import (
     Checkpoint,
@@ -88,6 +88,17 @@ def read_stored(path: Path) -> Stored | None:
 def require_stored(path: Path) -> Stored:
     """Read what a run directory holds. Raises UserError if its config or facts are not there."""
     config, _ = load_config(path / CONFIG)
+    facts = read_record(path / FACTS, Facts)
+    return Stored(path, config, facts, find_record(path / STATUS, Status))
+
+
+def without_config(path: Path, config: Config) -> Stored | None:
+    """Return what is left of a run whose config.yaml somebody deleted, as if made by this config.
+
+    None if no run has begun there. Raises UserError if its run.json is damaged.
+    """
+    if (path / CONFIG).exists() or not checkpoint_directories(path / CHECKPOINTS):
+        return None
     facts = read_record(path / FACTS, Facts)
     return Stored(path, config, facts, find_record(path / STATUS, Status))
 
@@ -164,7 +175,7 @@ def check_steps_done(stored: Stored, setup: Setup, step: int) -> None:
             f"{plan.num_steps:,} that train.steps or train.epochs asks for; ask for at "
             "least as many, or choose another --run_dir"
         )
-    for past in range(step):
+    for past in range(min(step, _num_rates(stored, setup))):
         old = lr_at(past, stored.config.optim, stored.facts.num_steps)
         new = lr_at(past, setup.config.optim, plan.num_steps)
         if old != new:
@@ -175,6 +186,21 @@ def check_steps_done(stored: Stored, setup: Setup, step: int) -> None:
                 RATE_SETTINGS,
                 f" (the learning rate of step {past} was {old:.6g} and would be {new:.6g})",
             )
+
+
+def _num_rates(stored: Stored, setup: Setup) -> int:
+    """Return how many of the first learning rates tell whether all are the same.
+
+    A run may have done millions of steps. Decays that are not the same differ soon.
+    """
+    sides = [(stored.config.optim, stored.facts.num_steps)]
+    sides.append((setup.config.optim, setup.plan.num_steps))
+    rates = {(o.lr, o.schedule, o.warmup, length) for o, length in sides}
+    if len(rates) == 1:
+        return 0
+    if all(optim.schedule == "constant" for optim, _ in sides):
+        return 1 + max(count_warmup_steps(optim, length) for optim, length in sides)
+    return setup.plan.num_steps
 
 
 def check_choices(stored: Stored, setup: Setup, state: State) -> None:
