@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +18,14 @@ from seqclf.data.draft import Adjustment
 from seqclf.data.readers.rows import BadRow, ReadOptions, Row, quote
 from seqclf.data.sequences import Sequences
 from seqclf.data.windows import Part, cut_into_parts
+from seqclf.errors import UserError
 from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.prefixes import probabilities
 
 MAX_ROWS = 256  # sequences that are predicted at once
 # A sequence that is so many times longer or shorter than all training sequences is noted.
 FAR_LENGTH = 2
+Kind = Literal["features", "tokens", "text"]
 
 
 class Prediction(NamedTuple):
@@ -109,6 +113,28 @@ class Tally:
             self.num_short += is_short
 
 
+def place(model: LSTMClassifier, device: str | torch.device = "auto") -> LSTMClassifier:
+    """Return a model on a device; `auto` is the GPU if there is one, else the CPU.
+
+    Raises UserError if torch knows no such device, or finds none here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"device '{device}' cannot be used here ({reason}); 'auto' takes what there is"
+        ) from None
+
+
+def count_truth(confusion: Tensor, truth: int, prediction: Prediction) -> float:
+    """Count a prediction of class `truth`, by number; return its cross-entropy in nats."""
+    confusion[truth, prediction.guess] += 1
+    return -math.log(max(prediction.probabilities[truth], sys.float_info.min))
+
+
 def _range(shortest: int, longest: int) -> str:
     return f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
 
@@ -125,7 +151,7 @@ def options_of_model(architecture: Architecture, given: ReadOptions) -> ReadOpti
         for name in names
         if getattr(given, name) is None and (value := getattr(reading, name)) is not None
     }
-    features = reading.columns or _named_features(architecture)
+    features = reading.columns or named_features(architecture)
     options = replace(
         given,
         **remembered,
@@ -141,7 +167,14 @@ def options_of_model(architecture: Architecture, given: ReadOptions) -> ReadOpti
     return options
 
 
-def _named_features(architecture: Architecture) -> tuple[str, ...] | None:
+def kind_of(architecture: Architecture) -> Kind:
+    """Return what a step of a model's sequences is."""
+    if not architecture.num_tokens:
+        return "features"
+    return "tokens" if architecture.tokens else "text"
+
+
+def named_features(architecture: Architecture) -> tuple[str, ...] | None:
     """Return the features that a file must have by their names; None if they have no names."""
     names = architecture.features
     if architecture.reading.measured:
@@ -196,18 +229,14 @@ def to_values(
     """Return a row as the model's training data were, [T, F] or tokens [T], or what is wrong."""
     steps = row.steps
     kind = "tokens" if isinstance(steps, tuple) else "text" if steps.ndim == 1 else "features"
-    if not architecture.num_tokens:
-        expected = "features"
-    else:
-        expected = "tokens" if architecture.tokens else "text"
-    if kind != expected:
+    if kind != (expected := kind_of(architecture)):
         return BadRow(row.where, f"{kind}, where the model reads {expected}")
     if isinstance(steps, tuple):
         # 0 stands for every token that the training data did not have.
         return torch.tensor([token_numbers.get(token, 0) for token in steps])
     if kind == "text":
         return torch.from_numpy(steps.copy())  # a reader's bytes may be read-only
-    names = _named_features(architecture)
+    names = named_features(architecture)
     if row.features and names and row.features != names:
         # Features are found by their names: a file may have more of them, in another order.
         missing = [name for name in names if name not in row.features]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +26,9 @@ from seqclf.predict import (
     Prediction,
     Tally,
     by_recording,
+    count_truth,
     options_of_model,
+    place,
     predict_rows,
     predict_split,
 )
@@ -85,8 +86,7 @@ def load_predictor(path: Path) -> tuple[LSTMClassifier, Architecture]:
     if saved.step is not None:
         print(f"note: no result yet; the weights are of step {saved.step}", file=sys.stderr)
     flush_denormals()  # as in training, whose numbers these are to be
-    model = saved.build()
-    return model.cuda() if torch.cuda.is_available() else model, saved.architecture
+    return place(saved.build()), saved.architecture
 
 
 def predict_file(model_path: Path, source: Source, out: Path | None, per: Per | None) -> int:
@@ -287,9 +287,7 @@ def measure_file(
         assert isinstance(one, Prediction)
         counts.add(one, classes)
         if one.truth is not None:
-            truth = numbers[one.truth]
-            confusion[truth, one.guess] += 1
-            loss -= math.log(max(one.probabilities[truth], sys.float_info.min))
+            loss += count_truth(confusion, numbers[one.truth], one)
     _say(journal, tally, architecture)
     _check_measured(counts, source)
     return Metrics(loss / counts.labelled, confusion), classes

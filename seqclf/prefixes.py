@@ -24,8 +24,12 @@ def probabilities(model: nn.Module, values: Tensor, lengths: Tensor | None = Non
     device = next(model.parameters()).device
     logits_BC = model(values.to(device), lengths).float()
     model.train(training)
-    probabilities_BC: Tensor = logits_BC.softmax(1).cpu()
-    return probabilities_BC
+    return normal(logits_BC.softmax(1).cpu())
+
+
+def normal(values: Tensor) -> Tensor:
+    """Return float32 numbers, and zeros for denormal ones: not every thread flushes these."""
+    return values.masked_fill(values.abs() < torch.finfo(torch.float32).tiny, 0.0)
 
 
 @torch.inference_mode()

@@ -8,16 +8,20 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from seqclf.errors import UserError
 from seqclf.model import Architecture, LSTMClassifier
 from seqclf.run.checkpoint import (
+    MANIFEST_FILE,
     MODEL_FILE,
+    Checkpoint,
     copy_tensors,
     decode_tensors,
     load_tensors,
     newest_checkpoint,
+    read_checkpoint,
 )
 from seqclf.run.files import read_file, read_json, read_small
 from seqclf.run.records import CHECKPOINTS, CONFIG, FACTS, MODEL, Facts, read_record
@@ -44,7 +48,8 @@ class SavedWeights(NamedTuple):
 
     def build(self) -> LSTMClassifier:
         """Build the model, on the CPU, ready to predict. Raises UserError if it is damaged."""
-        model = self.architecture.build()
+        with torch.random.fork_rng(devices=[]):  # the first weights, which are not kept, draw
+            model = self.architecture.build()
         load_tensors(self.content, model.state_dict(), where=str(self.file))
         return model.eval()
 
@@ -172,20 +177,28 @@ def start_from_weights(
 def find_weights(run_dir: Path) -> SavedWeights:
     """Find a run's result, or its newest checkpoint if there is no result yet.
 
-    Raises UserError if there is neither.
+    `run_dir` may also be a run's folder model/, or one checkpoint of a run. Raises UserError if
+    there is none of these.
     """
+    if os.path.isfile(run_dir / MANIFEST_FILE):
+        checkpoint = read_checkpoint(run_dir)
+        return _weights_of(checkpoint, Path(os.path.abspath(run_dir)).parent.parent)
     folder = _model_folder(run_dir)
     if os.path.exists(folder / MODEL_FILE):
         saved = _read_result(folder)
         _check(saved)
         return saved
-    checkpoint, rejected = newest_checkpoint(run_dir / CHECKPOINTS)
-    if checkpoint is None:
+    newest, rejected = newest_checkpoint(run_dir / CHECKPOINTS)
+    if newest is None:
         reasons = "".join(f"\n  {reason}" for reason in rejected)
         raise UserError(
             f"{run_dir}: neither a trained model nor a whole checkpoint there; "
             f"name a run's directory, or its model/{reasons}"
         )
+    return _weights_of(newest, run_dir)
+
+
+def _weights_of(checkpoint: Checkpoint, run_dir: Path) -> SavedWeights:
     return SavedWeights(
         checkpoint.path / MODEL_FILE,
         checkpoint.files[MODEL_FILE],
