@@ -33,6 +33,8 @@ from seqclf.predict import (
     predict_rows,
 )
 from seqclf.run.weights import find_weights
+from seqclf.stepwise import reason_against
+from seqclf.stream import Stream
 
 MOST_NAMED = 20  # classes or features in a line of `summary`
 
@@ -162,6 +164,18 @@ class Classifier:
         ]
         return Metrics(sum(losses) / len(losses), confusion)
 
+    def stream(self) -> Stream:
+        """Return a stream, which reads a sequence step by step at a constant cost a step.
+
+        Raises UserError for a model that cannot: one that reads in both directions, or that keeps
+        the last steps of a sequence (`data.keep: last`).
+
+        >>> stream = classifier.stream()  # doctest: +SKIP
+        >>> stream.push([0.12, 9.81])  # doctest: +SKIP
+        array([0.93, 0.07])
+        """
+        return Stream(self._model, self._architecture, self._reader)
+
     def summary(self) -> str:
         """Return some lines about the model: what it reads, its classes, its layers."""
         architecture = self._architecture
@@ -185,6 +199,7 @@ class Classifier:
                 f"windows     of {reading.window:,} steps, one every {stride:,}; a sequence gets "
                 "their mean"
             )
+        lines.append(f"stream      {reason_against(architecture) or 'yes'}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -79,7 +79,7 @@ def as_rows(sequences: object, reader: Reader) -> Iterator[Row]:
             # An array holds shorter sequences only by padding them. A list need not.
             row = as_row(sequence, reader, nan_is_padding=is_array)
         except RowError as error:
-            raise reader.refuse(where + _place(error, sequence), _problem(error)) from None
+            raise reader.refuse(where + _place(error, sequence), problem_of(error)) from None
         yield row._replace(id=str(index), where=where)
 
 
@@ -91,7 +91,8 @@ def _place(error: RowError, sequence: object) -> str:
     return f"[{error.step}, {error.feature}]" if has_features else f"[{error.step}]"
 
 
-def _problem(error: RowError) -> str:
+def problem_of(error: RowError) -> str:
+    """Return what is wrong with a sequence, in the words of Python."""
     if "--fill-missing" not in error.problem:
         return error.problem
     return "a missing value (NaN), and the model's training data had none; fill it"
@@ -108,7 +109,7 @@ def as_row(sequence: object, reader: Reader, *, nan_is_padding: bool = False) ->
         frame = _Frame(sequence, reader)
         values = frame.numbers(frame.features())
     else:
-        values = _array(sequence)
+        values = to_array(sequence)
     num_features = num_features_of(reader.architecture)
     if (
         values.ndim == 2
@@ -135,7 +136,7 @@ def _items(sequences: object, reader: Reader) -> Iterable[object]:
                 "expected, or a list of them; for one sequence x give [x]",
             )
         try:
-            return list(_array(sequences))
+            return list(to_array(sequences))
         except RowError as error:
             raise reader.refuse("X", error.problem) from None
     if not isinstance(sequences, Iterable):
@@ -143,7 +144,7 @@ def _items(sequences: object, reader: Reader) -> Iterable[object]:
     return sequences
 
 
-def _array(values: object) -> np.ndarray:
+def to_array(values: object) -> np.ndarray:
     """Return numbers as an array. Raises RowError."""
     if isinstance(values, str | bytes):
         raise RowError("a text, where numbers are expected")
@@ -301,7 +302,7 @@ def _finish(
         else:
             steps = Steps(as_row(values, reader).steps)
     except RowError as error:
-        raise reader.refuse(where + _place(error, values), _problem(error)) from None
+        raise reader.refuse(where + _place(error, values), problem_of(error)) from None
     return Row(row_id, where=where, **steps._asdict())
 
 

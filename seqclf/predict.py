@@ -21,6 +21,7 @@ from seqclf.data.windows import Part, cut_into_parts
 from seqclf.errors import UserError
 from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.prefixes import probabilities
+from seqclf.stepwise import Early, Outcome, decide
 
 MAX_ROWS = 256  # sequences that are predicted at once
 # A sequence that is so many times longer or shorter than all training sequences is noted.
@@ -36,6 +37,8 @@ class Prediction(NamedTuple):
     part: Part  # of the row, with the label where the file has one
     probabilities: list[float]
     place: str = ""  # of an example of a data set: the file, and the line or number in it
+    step: int | None = None  # after which the model decided, from 1; None: it read all steps
+    is_sure: bool = True  # whether a class was as probable then as it had to be
 
     @property
     def truth(self) -> str | None:
@@ -189,18 +192,22 @@ def predict_rows(
     architecture: Architecture,
     rows: Iterable[Row | BadRow],
     tally: Tally | None = None,
+    early: Early | None = None,
 ) -> Iterator[Prediction | BadRow]:
-    """Yield a prediction for each row, or for each window of it, or a BadRow, in their order."""
+    """Yield a prediction for each row, or for each window of it, or a BadRow, in their order.
+
+    With `early` a sequence is read no further than to its decision.
+    """
     waiting: list[_Waiting | BadRow] = []
     num_steps = 0
     for one in _parts_of_rows(architecture, rows, Tally() if tally is None else tally):
         waiting.append(one)
         num_steps += len(one.values) if isinstance(one, _Waiting) else 0
         if len(waiting) >= MAX_ROWS or num_steps > MAX_EVAL_STEPS:
-            yield from _predict_together(model, architecture, waiting)
+            yield from _predict_together(model, architecture, waiting, early)
             waiting = []
             num_steps = 0
-    yield from _predict_together(model, architecture, waiting)
+    yield from _predict_together(model, architecture, waiting, early)
 
 
 def _parts_of_rows(
@@ -267,21 +274,27 @@ def _adjust(row: Row, architecture: Architecture) -> Tensor | BadRow:
 
 
 def _predict_together(
-    model: LSTMClassifier, architecture: Architecture, waiting: list[_Waiting | BadRow]
+    model: LSTMClassifier,
+    architecture: Architecture,
+    waiting: list[_Waiting | BadRow],
+    early: Early | None,
 ) -> Iterator[Prediction | BadRow]:
     values = [one.values for one in waiting if isinstance(one, _Waiting)]
-    found = iter(_predict_values(model, architecture, values) if values else [])
+    found = iter(_predict_values(model, architecture, values, early) if values else [])
     for one in waiting:
         if isinstance(one, BadRow):
             yield one
         else:
-            yield one.prediction._replace(probabilities=next(found))
+            yield one.prediction._replace(**next(found)._asdict())
 
 
 def _predict_values(
-    model: LSTMClassifier, architecture: Architecture, values: list[Tensor]
-) -> list[list[float]]:
-    """Return the probabilities of all classes for each sequence, in the order of the sequences."""
+    model: LSTMClassifier,
+    architecture: Architecture,
+    values: list[Tensor],
+    early: Early | None,
+) -> list[Outcome]:
+    """Return what the model says of each sequence, in the order of the sequences."""
     lengths = torch.tensor([len(value) for value in values])
     sequences = Sequences(
         torch.cat(values),
@@ -293,33 +306,40 @@ def _predict_values(
     # A batch pads images with rows, which changes what their columns and pixels are. So images of
     # unequal sizes go one by one, unless the model reads them by rows.
     one_size = architecture.read == "rows" or bool((lengths == lengths[0]).all())
-    return _probabilities_of(model, sequences, batch_size=MAX_ROWS if one_size else 1)
+    return _outcomes_of(model, sequences, early, batch_size=MAX_ROWS if one_size else 1)
 
 
-def _probabilities_of(
-    model: LSTMClassifier, sequences: Sequences, *, batch_size: int
-) -> list[list[float]]:
-    result: list[list[float]] = [[]] * len(sequences)
+def _outcomes_of(
+    model: LSTMClassifier, sequences: Sequences, early: Early | None, *, batch_size: int
+) -> list[Outcome]:
+    result = [Outcome([])] * len(sequences)
     for ids in evaluation_batches(sequences.lengths, 0, len(sequences), batch_size):
-        places = torch.arange(len(sequences))[ids].tolist()
-        rows = probabilities(model, *sequences.rows(ids)).tolist()
-        for place, row in zip(places, rows, strict=True):
-            result[place] = row
+        positions = torch.arange(len(sequences))[ids].tolist()
+        values, lengths = sequences.rows(ids)
+        if early is None:
+            outcomes = list(map(Outcome, probabilities(model, values, lengths).tolist()))
+        else:
+            outcomes = decide(model, values, lengths, early)
+        for position, outcome in zip(positions, outcomes, strict=True):
+            result[position] = outcome
     return result
 
 
-def predict_split(model: LSTMClassifier, sequences: Sequences) -> Iterator[Prediction]:
+def predict_split(
+    model: LSTMClassifier, sequences: Sequences, early: Early | None = None
+) -> Iterator[Prediction]:
     """Yield a prediction for each example of a split, in their order."""
     origins = sequences.origins
-    for index, row in enumerate(_probabilities_of(model, sequences, batch_size=MAX_ROWS)):
+    for index, outcome in enumerate(_outcomes_of(model, sequences, early, batch_size=MAX_ROWS)):
         length = sequences.shape[0] if sequences.lengths is None else int(sequences.lengths[index])
         truth = sequences.classes[int(sequences.labels[index])]
         if origins is None:
-            yield Prediction(str(index), index, Part(0, length, truth), row)
+            found = Prediction(str(index), index, Part(0, length, truth), [])
         else:
             number, first = int(origins.rows[index]), int(origins.first_steps[index])
             part = Part(first, first + length, truth)
-            yield Prediction(origins.ids[number], number, part, row, origins.place(index))
+            found = Prediction(origins.ids[number], number, part, [], origins.place(index))
+        yield found._replace(**outcome._asdict())
 
 
 def by_recording(predictions: Iterable[Prediction | BadRow]) -> Iterator[Prediction | BadRow]:

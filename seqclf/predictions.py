@@ -34,6 +34,7 @@ from seqclf.predict import (
 )
 from seqclf.processes.device import flush_denormals
 from seqclf.run.weights import find_weights
+from seqclf.stepwise import Early, reason_against
 
 LISTED = 10  # bad rows that are named one by one
 SUFFIXES = (".csv", ".jsonl")
@@ -60,6 +61,7 @@ class _Counts:
     labelled: int = 0
     hits: int = 0
     in_classes: int = 0
+    unsure: int = 0  # decided at the end, where no class was as probable as it had to be
     unlabelled: int = 0  # not counting windows whose steps have not one label
     first_unlabelled: str = ""
 
@@ -72,6 +74,7 @@ class _Counts:
     def add(self, prediction: Prediction, classes: tuple[str, ...]) -> None:
         """Count a prediction."""
         self.predicted += 1
+        self.unsure += not prediction.is_sure
         self.labelled += prediction.truth is not None
         self.hits += prediction.truth == classes[prediction.guess]
         self.in_classes += prediction.truth in classes
@@ -89,8 +92,12 @@ def load_predictor(path: Path) -> tuple[LSTMClassifier, Architecture]:
     return place(saved.build()), saved.architecture
 
 
-def predict_file(model_path: Path, source: Source, out: Path | None, per: Per | None) -> int:
+def predict_file(
+    model_path: Path, source: Source, out: Path | None, per: Per | None, early: Early | None = None
+) -> int:
     """Write the class and all probabilities of each row of a file, in the order of the file.
+
+    With `early` the table also says after which step a sequence was decided.
 
     Return the exit code: 0, or 2 if some rows could not be used and are not to be skipped. Each of
     the first LISTED of those rows is named on stderr. The file `out` appears when it is complete,
@@ -100,7 +107,8 @@ def predict_file(model_path: Path, source: Source, out: Path | None, per: Per | 
     model, architecture = load_predictor(model_path)
     journal = Journal()
     tally = Tally()
-    predictions = _predictions(model, architecture, source, journal, tally, per)
+    check_early(architecture, early, per)
+    predictions = _predictions(model, architecture, source, journal, tally, per, early)
     counts = _Counts()
     # A call that fails never touches a file that is there.
     is_precious = out is not None and os.path.exists(out) and not source.skip_bad
@@ -108,6 +116,7 @@ def predict_file(model_path: Path, source: Source, out: Path | None, per: Per | 
         start = list(islice(predictions, MAX_ROWS))
         extras = {
             "parts": architecture.reading.has_parts and per != "recording",
+            "early": early is not None,
             "truth": "label" in journal.roles
             or any(isinstance(one, Prediction) and one.truth is not None for one in start),
         }
@@ -126,7 +135,7 @@ def predict_file(model_path: Path, source: Source, out: Path | None, per: Per | 
     where = "" if out is None else f" in {out}"
     if is_precious and counts.num_bad:
         where = f"; {out} is left as it was, --on-bad-row skip writes it"
-    print(_summary(counts, where), file=sys.stderr)
+    print(_summary(counts, where) + _unsure(counts, early), file=sys.stderr)
     return USAGE_ERROR if counts.num_bad and not source.skip_bad else 0
 
 
@@ -172,11 +181,12 @@ def _predictions(
     journal: Journal,
     tally: Tally,
     per: Per | None,
+    early: Early | None = None,
 ) -> Iterator[Prediction | BadRow]:
     _check_per(architecture, per)
     options = options_of_model(architecture, source.options)
     rows = read_rows(source.path, options, journal, format=source.format)
-    predictions = predict_rows(model, architecture, rows, tally)
+    predictions = predict_rows(model, architecture, rows, tally, early)
     return by_recording(predictions) if per == "recording" else predictions
 
 
@@ -185,23 +195,36 @@ def _check_per(architecture: Architecture, per: Per | None) -> None:
         raise UserError(f"--per {per}: the model was not trained on windows")
 
 
+def check_early(architecture: Architecture, early: Early | None, per: Per | None) -> None:
+    """Refuse a model that cannot decide before the end of a sequence. Raises UserError."""
+    if early is None:
+        return
+    if (reason := reason_against(architecture)) is not None:
+        raise UserError(f"--until {early.until:g}: {reason}")
+    if per == "recording":
+        raise UserError(f"--until {early.until:g}: decides each window; leave --per recording out")
+
+
 def write_split(
     model: LSTMClassifier,
     architecture: Architecture,
     sequences: Sequences,
     out: Path | None,
     per: Per | None,
+    early: Early | None = None,
 ) -> None:
     """Write id, truth, class and all probabilities of each example of a split."""
     _check_out(out)
     _check_per(architecture, per)
-    predictions: Iterable[Prediction | BadRow] = predict_split(model, sequences)
+    check_early(architecture, early, per)
+    predictions: Iterable[Prediction | BadRow] = predict_split(model, sequences, early)
     if per == "recording":
         predictions = by_recording(predictions)
     origins = sequences.origins
     extras = {
         "place": origins is not None and _has_twins(origins),
         "parts": origins is not None and origins.has_parts and per != "recording",
+        "early": early is not None,
         "truth": True,
     }
     counts = _Counts()
@@ -217,7 +240,8 @@ def write_split(
             "of the split",
             file=sys.stderr,
         )
-    print(_summary(counts, "" if out is None else f" in {out}"), file=sys.stderr)
+    where = "" if out is None else f" in {out}"
+    print(_summary(counts, where) + _unsure(counts, early), file=sys.stderr)
 
 
 def _has_twins(origins: Origins) -> bool:
@@ -228,7 +252,7 @@ def _has_twins(origins: Origins) -> bool:
 
 
 class _Table:
-    """A .csv or .jsonl of predictions. Not every table has a place, parts and the truth."""
+    """A .csv or .jsonl of predictions. Not every table has all of the columns in `extras`."""
 
     def __init__(
         self, file: TextIO, out: Path | None, classes: tuple[str, ...], extras: Mapping[str, bool]
@@ -241,7 +265,9 @@ class _Table:
         if self._csv:
             names = {"place": ["place"], "parts": ["first_step", "last_step"], "truth": ["truth"]}
             chosen = [name for extra in names if extras.get(extra) for name in names[extra]]
-            self._csv.writerow(["id", *chosen, "class", *(f"p({name})" for name in classes)])
+            decision = ["step", "sure", "probability"] if extras.get("early") else []
+            shares = (f"p({name})" for name in classes)
+            self._csv.writerow(["id", *chosen, "class", *decision, *shares])
 
     def write(self, prediction: Prediction) -> None:
         """Write a line."""
@@ -254,7 +280,14 @@ class _Table:
         if self._extras.get("truth"):
             line["truth"] = prediction.truth
         line["class"] = self._classes[prediction.guess]
+        if self._extras.get("early"):
+            line["step"] = prediction.step
+            line["sure"] = prediction.is_sure
+            line["probability"] = prediction.probabilities[prediction.guess]
         if self._csv:
+            if self._extras.get("early"):
+                line["sure"] = "yes" if prediction.is_sure else "no"
+                line["probability"] = f"{line['probability']:.6g}"
             shown = (f"{p:.6g}" for p in prediction.probabilities)
             self._csv.writerow([*line.values(), *shown])
         else:
@@ -340,6 +373,15 @@ def _say(journal: Journal, tally: Tally, architecture: Architecture) -> None:
         print(f"left aside: {', '.join(aside[:LISTED])}{more}", file=sys.stderr)
     for note in [*journal.notes, *tally.notes(architecture)]:
         print(f"note: {note}", file=sys.stderr)
+
+
+def _unsure(counts: _Counts, early: Early | None) -> str:
+    if early is None or not counts.unsure:
+        return ""
+    return (
+        f"\nnote: {counts.unsure:,} of {counts.predicted:,} sequences never reach "
+        f"{early.until:g} and are decided at their end (sure: no)"
+    )
 
 
 def _summary(counts: _Counts, where: str) -> str:

@@ -305,6 +305,7 @@ def test_the_summary_says_what_is_read(folder: Path) -> None:
         "classes     2: down, up",
         "LSTM        1 of 8 units, one direction, pooling last, stack 1",
         "lengths     2 to 6 steps in training",
+        "stream      yes",
     ]
     assert repr(load(folder / "run", device="cpu")) == (
         "<Classifier of features, 2 classes, on cpu>"

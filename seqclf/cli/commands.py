@@ -27,6 +27,7 @@ from seqclf.run.records import CONFIG, FACTS, Facts, finite_or_null, read_record
 if TYPE_CHECKING:
     from seqclf.data.readers.rows import ReadOptions
     from seqclf.predictions import Per, Source
+    from seqclf.stepwise import Early
 
 
 def train_command(arguments: Namespace) -> int:
@@ -125,6 +126,7 @@ def predict_command(arguments: Namespace) -> int:
     """Name the classes of the sequences in a file, or of examples of a split beside the truth."""
     if arguments.count is not None and arguments.count < 1:
         raise UserError(f"--count {arguments.count}: must be at least 1")
+    early = _early(arguments)
     if arguments.input is not None:
         from seqclf.predictions import predict_file
 
@@ -134,7 +136,7 @@ def predict_command(arguments: Namespace) -> int:
                     f"--{option} {value}: chooses from the run's data, not {arguments.input}"
                 )
         source, per = _source(arguments)
-        return predict_file(arguments.run_dir, source, arguments.out, per)
+        return predict_file(arguments.run_dir, source, arguments.out, per, early)
     _refuse_read_options(arguments)
     config, run_dir = _load_run(arguments)
     from seqclf.data import sources
@@ -150,13 +152,31 @@ def predict_command(arguments: Namespace) -> int:
     if arguments.out is not None or arguments.split is not None:
         if arguments.count is not None:
             sequences = sequences.first(arguments.count)
-        write_split(model, architecture, sequences, arguments.out, arguments.per)
+        write_split(model, architecture, sequences, arguments.out, arguments.per, early)
         return 0
+    if early is not None:
+        raise UserError(f"--until {early.until:g}: needs INPUT, --split or --out")
     if arguments.per is not None:
         raise UserError(f"--per {arguments.per}: needs INPUT, --split or --out")
     print(printable_lines(predictions_text(model, sequences, arguments.count or 10)))
     print(printable_lines(f"\n{reading_text(model, sequences, 0)}"))
     return 0
+
+
+def _early(arguments: Namespace) -> Early | None:
+    """Return when a sequence is decided before its end. Raises UserError."""
+    until, min_steps = arguments.until, arguments.min_steps
+    if until is None:
+        if min_steps is not None:
+            raise UserError(f"--min-steps {min_steps}: needs --until")
+        return None
+    from seqclf.stepwise import Early
+
+    if not 0 < until <= 1:
+        raise UserError(f"--until {until:g}: must be above 0 and at most 1")
+    if min_steps is not None and min_steps < 1:
+        raise UserError(f"--min-steps {min_steps}: must be at least 1")
+    return Early(until, min_steps or 1)
 
 
 def _source(arguments: Namespace) -> tuple[Source, Per | None]:

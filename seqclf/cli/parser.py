@@ -163,6 +163,12 @@ def _add_predict(commands: _Commands) -> None:
     parser.add_argument(
         "--out", type=Path, help="the file to write, .csv or .jsonl [csv on standard output]"
     )
+    parser.add_argument(
+        "--until",
+        type=float,
+        help="decide each sequence as soon as a class is so probable, such as 0.9 [at its end]",
+    )
+    parser.add_argument("--min_steps", type=int, help="steps before any decision of --until [1]")
     _add_per(parser)
     _add_read_options(parser)
 
