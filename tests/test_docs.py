@@ -34,7 +34,7 @@ PROGRAMS = (
     "ACCELERATE_USE_CPU=true t",
 )
 PLACEHOLDERS = {"configs/RECIPE.yaml": "configs/digits.yaml", "S": "1", "R": "0", "IP": "127.0.0.1"}
-PLACEHOLDERS |= {"RUN": "runs/mine", "FILE": "labelled.csv"}
+PLACEHOLDERS |= {"RUN": "runs/mine", "FILE": "labelled.csv", "ONE_WAY_RUN": "runs/one-way"}
 NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"} | {
     "torchrun --standalone",
     "seqclf evaluate",
@@ -161,6 +161,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = place / "runs" / run_name(config, recipe, ["data.path"])
     words = ["train", "--config", recipe, "--data.path", str(place / "data" / "mine")]
     assert main([*words, *SHORT, str(path)]) == 0
+    one_way = ["--model.bidirectional", "false", *SHORT, str(place / "runs" / "one-way")]
+    assert main([*words, *one_way]) == 0
     return place
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_the_page_is_true(
     run = train(tmp_path, tmp_path / "recordings.csv", "--id", "recording", "--time", "t")
     (tmp_path / "runs").mkdir()
     run.rename(tmp_path / "runs" / "mine")
+    shutil.copytree(tmp_path / "runs" / "mine", tmp_path / "runs" / "one-way")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     capsys.readouterr()
