@@ -167,8 +167,8 @@ class Classifier:
     def stream(self) -> Stream:
         """Return a stream, which reads a sequence step by step at a constant cost a step.
 
-        Raises UserError for a model that cannot: one that reads in both directions, or that keeps
-        the last steps of a sequence (`data.keep: last`).
+        Raises UserError for a model that cannot: one that reads in both directions, that has a
+        convolution branch, or that keeps the last steps of a sequence (`data.keep: last`).
 
         >>> stream = classifier.stream()  # doctest: +SKIP
         >>> stream.push([0.12, 9.81])  # doctest: +SKIP
@@ -190,6 +190,8 @@ class Classifier:
             f"LSTM        {layers}, {directions}, pooling {architecture.pooling}, stack "
             f"{architecture.stack}",
         ]
+        if architecture.conv:
+            lines.append(f"convolution {architecture.conv} channels beside the LSTM")
         if architecture.lengths is not None:
             shortest, longest = architecture.lengths
             lines.append(f"lengths     {shortest:,} to {longest:,} steps in training")

@@ -25,6 +25,11 @@ def reason_against(architecture: Architecture) -> str | None:
             "the model reads in both directions, and the second one begins at the end of a "
             "sequence; train a model with --model.bidirectional false"
         )
+    if architecture.conv:
+        return (
+            "the model's convolution branch normalises over all steps of a sequence, so it reads "
+            "each prefix anew; train a model with --model.conv 0"
+        )
     if architecture.max_length is not None and architecture.keep == "last":
         return (
             f"the model reads the last {architecture.max_length:,} steps of a sequence, which "

@@ -32,7 +32,7 @@ def test_the_page_is_true(
     for language, block in BLOCKS:
         if language == "python":
             exec(compile(block, "docs/python.md", "exec"), names)
-        else:
+        elif language != "sh":  # tests/test_docs.py runs commands
             assert language == ""
             assert capsys.readouterr().out.endswith(block)
     assert sum(language == "python" for language, _ in BLOCKS) >= 6

@@ -150,6 +150,7 @@ def test_added_features_stream() -> None:
     ("changes", "problem"),
     [
         ({"bidirectional": True}, "both directions, .* train a model with --model.bidirectional f"),
+        ({"conv": 4}, "convolution branch .* train a model with --model.conv 0"),
         ({"max_length": 5, "keep": "last"}, "the last 5 steps .* --data.keep first"),
     ],
 )
@@ -157,7 +158,7 @@ def test_what_cannot_stream_is_refused_by_name(changes: dict[str, Any], problem:
     classifier = make(**changes)
     with pytest.raises(UserError, match=f"no stream of steps with this model: .*{problem}"):
         classifier.stream()
-    assert "stream      the model reads" in classifier.summary()
+    assert "stream      the model" in classifier.summary()
     assert "stream      yes" in make(keep="last").summary()
 
 
