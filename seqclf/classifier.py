@@ -24,7 +24,6 @@ from seqclf.inputs import Reader, UnknownTokens, as_rows, what_is_read
 from seqclf.model import Architecture, LSTMClassifier
 from seqclf.predict import (
     Prediction,
-    Tally,
     by_recording,
     count_truth,
     kind_of,
@@ -35,6 +34,7 @@ from seqclf.predict import (
 from seqclf.run.weights import find_weights
 from seqclf.stepwise import reason_against
 from seqclf.stream import Stream
+from seqclf.tally import Tally
 
 MOST_NAMED = 20  # classes or features in a line of `summary`
 

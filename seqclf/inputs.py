@@ -6,6 +6,7 @@ is step 0, feature 1 of sequence 3. Shapes: N sequences, T steps, F features, S 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seqclf.data.readers.roles import KNOWN, list_names
-from seqclf.data.readers.rows import ReadOptions, Row, RowError, Steps, finish_steps, quote
+from seqclf.data.readers.rows import Journal, ReadOptions, Row, RowError, Steps, finish_steps, quote
 from seqclf.data.readers.times import Times
 from seqclf.errors import UserError
 from seqclf.model import Architecture
@@ -333,11 +334,14 @@ def _moments(times: np.ndarray, reader: Reader) -> np.ndarray:
         if len(missing):
             raise reader.refuse(f"X, line {missing[0]}", "no time")
         return times
-    parser = Times()
+    journal = Journal()
+    parser = Times(journal)
     moments = []
     for number, time in enumerate(times):
         try:
             moments.append(parser.parse(str(time), f"line {number}"))
         except RowError as error:
             raise reader.refuse(f"X, line {number}", error.problem) from None
+    for note in journal.notes:
+        warnings.warn(note, stacklevel=2)
     return np.array(moments, dtype=object)

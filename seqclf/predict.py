@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -15,17 +15,16 @@ from torch import Tensor
 
 from seqclf.data.batches import MAX_EVAL_STEPS, evaluation_batches
 from seqclf.data.draft import Adjustment
-from seqclf.data.readers.rows import BadRow, ReadOptions, Row, quote
+from seqclf.data.readers.rows import BadRow, ReadOptions, Row, count_of
 from seqclf.data.sequences import Sequences
 from seqclf.data.windows import Part, cut_into_parts
 from seqclf.errors import UserError
 from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.prefixes import probabilities
 from seqclf.stepwise import Early, Outcome, decide
+from seqclf.tally import Tally
 
 MAX_ROWS = 256  # sequences that are predicted at once
-# A sequence that is so many times longer or shorter than all training sequences is noted.
-FAR_LENGTH = 2
 Kind = Literal["features", "tokens", "text"]
 
 
@@ -58,64 +57,6 @@ class _Waiting(NamedTuple):
     values: Tensor
 
 
-@dataclass
-class Tally:
-    """What is unlike the training data in the sequences that were predicted."""
-
-    num_long: int = 0
-    num_short: int = 0
-    first_id: str = ""  # of a sequence of such a length
-    shortest: int = 0
-    longest: int = 0
-    largest: float = 0.0  # the largest number of all
-    num_undecided: int = 0  # sequences whose steps have labels, but not one for the sequence
-    num_uncut: int = 0  # rows without the labels that rows were cut by
-
-    def notes(self, architecture: Architecture) -> Iterator[str]:
-        """Yield a line for each finding."""
-        unit = "windows" if architecture.reading.window else "sequences"
-        if architecture.lengths is not None and (count := self.num_long + self.num_short):
-            yield (
-                f"{count:,} {unit} are of another length, {_range(self.shortest, self.longest)} "
-                f"steps (such as '{quote(self.first_id)}'), than those of training, "
-                f"{_range(*architecture.lengths)} steps; do not trust these predictions"
-            )
-        if architecture.scale > 1 and 0 < self.largest <= 1:
-            yield (
-                f"all pixels lie in 0 to 1, where the model was trained on 0 to "
-                f"{architecture.scale:g}; multiply them by {architecture.scale:g}"
-            )
-        if self.num_undecided:
-            yield (
-                f"{self.num_undecided:,} {unit} have no truth: no label stands at enough of their "
-                "steps"
-            )
-        if self.num_uncut:
-            yield (
-                f"{self.num_uncut:,} sequences are not cut, as they have no labels: the training "
-                "sequences were cut where the label changes"
-            )
-
-    def add(self, row_id: str, values: Tensor, architecture: Architecture) -> None:
-        """Look at a sequence."""
-        if architecture.scale > 1:
-            self.largest = max(self.largest, float(values.max()))
-        if architecture.lengths is None:
-            return
-        # As the model reads it: an image's steps may be pixels, and long sequences are cut.
-        steps = values if values.ndim == 1 else read_images(values[None], architecture.read)[0]
-        length = min(len(steps), architecture.max_length or len(steps))
-        shortest, longest = architecture.lengths
-        is_long = length > FAR_LENGTH * longest
-        is_short = FAR_LENGTH * length < shortest
-        if is_long or is_short:
-            self.first_id = self.first_id or row_id
-            self.shortest = min(self.shortest or length, length)
-            self.longest = max(self.longest, length)
-            self.num_long += is_long
-            self.num_short += is_short
-
-
 def place(model: LSTMClassifier, device: str | torch.device = "auto") -> LSTMClassifier:
     """Return a model on a device; `auto` is the GPU if there is one, else the CPU.
 
@@ -138,10 +79,6 @@ def count_truth(confusion: Tensor, truth: int, prediction: Prediction) -> float:
     return -math.log(max(prediction.probabilities[truth], sys.float_info.min))
 
 
-def _range(shortest: int, longest: int) -> str:
-    return f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
-
-
 def options_of_model(architecture: Architecture, given: ReadOptions) -> ReadOptions:
     """Return how to read a file for a model: as its training files were read, and as `given` says.
 
@@ -160,6 +97,8 @@ def options_of_model(architecture: Architecture, given: ReadOptions) -> ReadOpti
         **remembered,
         soft=frozenset(remembered),
         numbered=reading.numbered,
+        open_end=reading.open_end and not given.drop,
+        own_files=reading.own_files and (given.id, given.form) == (None, None),
         fill_missing=given.fill_missing or reading.fill_missing,
         channels_first=given.channels_first or reading.channels_first,
         num_values=len(reading.columns) or reading.num_values,
@@ -221,6 +160,7 @@ def _parts_of_rows(
         if isinstance(row, BadRow) or isinstance(values, BadRow):
             yield values  # type: ignore[misc]
             continue
+        tally.add_row(row, reading)
         is_labelled = row.label is not None or row.step_labels is not None
         tally.num_uncut += reading.on_label_change == "cut" and not is_labelled
         for part in cut_into_parts(row, reading).parts:
@@ -261,7 +201,7 @@ def _adjust(row: Row, architecture: Architecture) -> Tensor | BadRow:
     num_features = architecture.input_size - len(reading.measured)
     found = read_images(torch.from_numpy(row.steps[None]), architecture.read).shape[2]
     if found != num_features:
-        problem = f"{found} features a step, where the model reads {num_features}"
+        problem = f"{count_of(found, 'feature')} a step, where the model reads {num_features}"
         return BadRow(row.where, problem)
     names = architecture.features
     adjustment = Adjustment(reading.offset, tuple(names.index(name) for name in reading.measured))

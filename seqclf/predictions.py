@@ -8,15 +8,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
 import torch
 
+from seqclf.counts import LISTED, Counts
 from seqclf.data.readers import read_rows
-from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, quote
+from seqclf.data.readers.roles import list_names
+from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, count_of, quote
 from seqclf.data.sequences import Origins, Sequences
 from seqclf.errors import USAGE_ERROR, UserError
 from seqclf.evaluate import Metrics
@@ -24,7 +26,6 @@ from seqclf.model import Architecture, LSTMClassifier
 from seqclf.predict import (
     MAX_ROWS,
     Prediction,
-    Tally,
     by_recording,
     count_truth,
     options_of_model,
@@ -35,8 +36,8 @@ from seqclf.predict import (
 from seqclf.processes.device import flush_denormals
 from seqclf.run.weights import find_weights
 from seqclf.stepwise import Early, reason_against
+from seqclf.tally import Tally
 
-LISTED = 10  # bad rows that are named one by one
 SUFFIXES = (".csv", ".jsonl")
 Per = Literal["window", "recording"]
 
@@ -48,39 +49,6 @@ class Source(NamedTuple):
     options: ReadOptions
     format: str | None
     skip_bad: bool
-
-
-@dataclass
-class _Counts:
-    """What the predictions of a file came to."""
-
-    predicted: int = 0
-    bad: list[BadRow] = field(default_factory=list)  # the first LISTED ones
-    num_bad: int = 0
-    # A file to predict may have labels, and they need not be classes of the model.
-    labelled: int = 0
-    hits: int = 0
-    in_classes: int = 0
-    unsure: int = 0  # decided at the end, where no class was as probable as it had to be
-    unlabelled: int = 0  # not counting windows whose steps have not one label
-    first_unlabelled: str = ""
-
-    def add_bad(self, bad: BadRow) -> None:
-        """Count a bad row, and name it: at once, as the file may be long."""
-        self.num_bad += 1
-        if self.num_bad <= LISTED:
-            print(f"left out: {bad.where}: {bad.problem}", file=sys.stderr)
-
-    def add(self, prediction: Prediction, classes: tuple[str, ...]) -> None:
-        """Count a prediction."""
-        self.predicted += 1
-        self.unsure += not prediction.is_sure
-        self.labelled += prediction.truth is not None
-        self.hits += prediction.truth == classes[prediction.guess]
-        self.in_classes += prediction.truth in classes
-        if prediction.truth is None and not prediction.part.is_undecided:
-            self.unlabelled += 1
-            self.first_unlabelled = self.first_unlabelled or prediction.id
 
 
 def load_predictor(path: Path) -> tuple[LSTMClassifier, Architecture]:
@@ -109,7 +77,7 @@ def predict_file(
     tally = Tally()
     check_early(architecture, early, per)
     predictions = _predictions(model, architecture, source, journal, tally, per, early)
-    counts = _Counts()
+    counts = Counts()
     # A call that fails never touches a file that is there.
     is_precious = out is not None and os.path.exists(out) and not source.skip_bad
     with _written(out, keeps=lambda: is_precious and counts.num_bad > 0) as file:
@@ -127,6 +95,7 @@ def predict_file(
             else:
                 counts.add(one, architecture.classes)
                 table.write(one)
+    counts.finish()
     _say(journal, tally, architecture)
     if counts.labelled and not extras["truth"]:
         print(
@@ -136,6 +105,8 @@ def predict_file(
     if is_precious and counts.num_bad:
         where = f"; {out} is left as it was, --on-bad-row skip writes it"
     print(_summary(counts, where) + _unsure(counts, early), file=sys.stderr)
+    if counts.in_classes < counts.labelled:
+        print(f"note: {_unknown_labels(counts, journal, architecture)}", file=sys.stderr)
     return USAGE_ERROR if counts.num_bad and not source.skip_bad else 0
 
 
@@ -227,7 +198,7 @@ def write_split(
         "early": early is not None,
         "truth": True,
     }
-    counts = _Counts()
+    counts = Counts()
     with _written(out) as file:
         table = _Table(file, out, architecture.classes, extras)
         for one in predictions:
@@ -309,7 +280,7 @@ def measure_file(
     source = source._replace(options=options)
     journal = Journal()
     tally = Tally()
-    counts = _Counts()
+    counts = Counts()
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     loss = 0.0
     for one in _predictions(model, architecture, source, journal, tally, per):
@@ -321,8 +292,13 @@ def measure_file(
         counts.add(one, classes)
         if one.truth is not None:
             loss += count_truth(confusion, numbers[one.truth], one)
+    counts.finish()
     _say(journal, tally, architecture)
-    _check_measured(counts, source)
+    label = architecture.reading.label
+    lacking = ""
+    if label is not None and source.options.label is None and "label" not in journal.roles:
+        lacking = f" (no '{quote(label)}', the label of the training files)"
+    _check_measured(counts, source, lacking)
     return Metrics(loss / counts.labelled, confusion), classes
 
 
@@ -332,7 +308,10 @@ def _find_bad_label(
     """Return what is wrong with a label; None if it can be measured, or if there is none."""
     truth = prediction.truth
     if truth is not None and truth not in architecture.classes:
-        problem = f"label '{quote(truth)}': no class of the model"
+        problem = (
+            f"label '{quote(truth)}': no class of the model; its classes are "
+            f"{list_names(architecture.classes)}"
+        )
     elif prediction.part.is_undecided and not architecture.reading.has_parts:
         problem = "more than one label"
     else:
@@ -340,17 +319,19 @@ def _find_bad_label(
     return BadRow(f"{source.path}, '{quote(prediction.id)}'", problem)
 
 
-def _check_measured(counts: _Counts, source: Source) -> None:
-    """Say what was not measured. Raises UserError if it must be, or if nothing was."""
+def _check_measured(counts: Counts, source: Source, lacking: str) -> None:
+    """Say what was not measured, and what the file lacks. Raises UserError if nothing was."""
     remedy = "--on-bad-row skip leaves them out"
     if counts.num_bad and not source.skip_bad:
-        raise UserError(f"{counts.num_bad:,} rows cannot be measured, see above; {remedy}")
+        raise UserError(
+            f"{count_of(counts.num_bad, 'row')} cannot be measured, see above; {remedy}"
+        )
     if not counts.predicted:
         raise UserError(f"{source.path}: no sequence there can be measured")
     if not counts.labelled:
         raise UserError(
-            f"{source.path}: no sequence has a label; name their column with --label, or a file "
-            "of labels with --labels"
+            f"{source.path}: no sequence has a label{lacking}; name their column with --label, or "
+            "a file of labels with --labels"
         )
     if counts.unlabelled and not source.skip_bad:
         raise UserError(
@@ -358,7 +339,7 @@ def _check_measured(counts: _Counts, source: Source) -> None:
             f"'{quote(counts.first_unlabelled)}', have no label; {remedy}"
         )
     if counts.num_bad:
-        print(f"{counts.num_bad:,} rows were left out, see above", file=sys.stderr)
+        print(f"{_rows_were(counts.num_bad)} left out, see above", file=sys.stderr)
     if counts.unlabelled:
         print(f"{counts.unlabelled:,} sequences without a label were left out", file=sys.stderr)
 
@@ -375,7 +356,7 @@ def _say(journal: Journal, tally: Tally, architecture: Architecture) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _unsure(counts: _Counts, early: Early | None) -> str:
+def _unsure(counts: Counts, early: Early | None) -> str:
     if early is None or not counts.unsure:
         return ""
     return (
@@ -384,16 +365,32 @@ def _unsure(counts: _Counts, early: Early | None) -> str:
     )
 
 
-def _summary(counts: _Counts, where: str) -> str:
-    text = f"{counts.predicted:,} predictions{where}"
+def _rows_were(count: int) -> str:
+    return f"{count_of(count, 'row')} {'was' if count == 1 else 'were'}"
+
+
+def _summary(counts: Counts, where: str) -> str:
+    text = f"{count_of(counts.predicted, 'prediction')}{where}"
     if counts.labelled:
         share = counts.hits / counts.labelled
         text += f"; {share:.2%} of the {counts.labelled:,} labels in the input agree"
     if counts.num_bad:
-        text += f"; {counts.num_bad:,} rows were left out"
-        text += (
-            f", the first {LISTED} are named above" if counts.num_bad > LISTED else ", see above"
-        )
-    if counts.labelled and not counts.in_classes:
-        text += "\nnote: none of the labels in the input is a class of the model; are they labels?"
+        text += f"; {_rows_were(counts.num_bad)} left out"
+        is_more = counts.num_bad > LISTED and not counts.is_alike
+        text += f", the first {LISTED} are named above" if is_more else ", see above"
     return text
+
+
+def _unknown_labels(counts: Counts, journal: Journal, architecture: Architecture) -> str:
+    """Return what to say of labels in the input that are no classes of the model."""
+    column = f" in '{quote(journal.roles['label'])}'" if "label" in journal.roles else ""
+    classes = f"such as '{quote(counts.first_unknown)}'; its classes are " + list_names(
+        architecture.classes
+    )
+    if not counts.in_classes:
+        return f"none of the labels{column} is a class of the model, {classes}; are they labels?"
+    count = counts.labelled - counts.in_classes
+    return (
+        f"{count:,} of the {counts.labelled:,} labels{column} are no classes of the model, "
+        f"{classes}"
+    )

@@ -135,9 +135,9 @@ def test_threads_that_wait_for_other_programs_are_said(
 
 
 def test_the_measure_of_threads_leaves_no_trace() -> None:
-    before, state = torch.get_num_threads(), torch.get_rng_state()
-    assert threads_slowdown(before) > 0
-    assert torch.get_num_threads() == before
+    state = torch.get_rng_state()
+    assert threads_slowdown(2) > 0
+    assert torch.get_num_threads() == 2
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -90,8 +90,9 @@ def test_evaluate_needs_labels_that_are_classes(
     assert err == "2 sequences without a label were left out\n"
     path = write_labels(r3="sideways", r7="up")
     assert refusal(capsys, "evaluate", run, path) == (
-        f"left out: {path}, '{IDS[3]}': label 'sideways': no class of the model\n"
-        "error: 1 rows cannot be measured, see above; --on-bad-row skip leaves them out\n"
+        f"left out: {path}, '{IDS[3]}': label 'sideways': no class of the model; its classes are "
+        "down, up\n"
+        "error: 1 row cannot be measured, see above; --on-bad-row skip leaves them out\n"
     )
     assert call(capsys, "evaluate", run, path, "--on-bad-row", "skip")[1].startswith("examples  59")
     path = write_jsonl(tmp_path / "x.jsonl", label=None)

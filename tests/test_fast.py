@@ -127,7 +127,10 @@ def test_a_clean_table_is_read_fast(tmp_path: Path) -> None:
         ("sep=;\n" + HEADER.replace(",", ";") + "r0;2;1.5;1;a\nr1;1;0;0;a", {}),
         (HEADER.replace(",", "\t") + "r0\t2\t1.5\t1\ta\nr1\t1\t0\t0\ta\nr1\t2\t0\t0\ta\n", {}),
         ("\ufeff\n" + HEADER + "é,2,1,1,ß\né,1,0,0,ß\nö,1,0,0,a\n", {}),
-        (HEADER + "a,2024-01-31,1,1,a\na,2024-01-30 12:00:00.5,0,0,a\nb,2024-02-01T10,0,0,b", {}),
+        (
+            HEADER + "a,2024-01-31T00,1,1,a\na,2024-01-30 12:00:00.5,0,0,a\nb,2024-02-01T10,0,0,b",
+            {},
+        ),
         (HEADER + "a,1,1,7,a\na,2,2,7,a\nb,1,0,8,b\n", {"group": "y", "features": ("x",)}),
         (HEADER + "a,1,1,1,1.0\na,2,2,2,1\nb,1,0,0,n/a\n", {}),
     ],

@@ -277,7 +277,9 @@ def test_labels_that_are_no_classes_are_pointed_out(
 ) -> None:
     (tmp_path / "x.jsonl").write_text('{"steps": [[1, 2, 3]], "label": "0.5"}\n')
     assert main.main(["predict", str(trained), f"{tmp_path}/x.jsonl"]) == 0
-    assert "none of the labels in the input is a class of the model" in capsys.readouterr().err
+    assert (
+        "none of the labels in 'label' is a class of the model, such as " in capsys.readouterr().err
+    )
 
 
 def test_columns_are_matched_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,7 +337,7 @@ def test_prepare_train_predict_by_command(
     done = launch("accelerate", "launch", "launch/train.py", *flags.split())
     assert done.returncode == 0, done.stderr
     assert "padding" in done.stdout
-    assert "auto        noise 0.2, hidden_size 64, stack 1, batch_size " in done.stdout
+    assert "auto        noise 0.2, hidden_size 64, stack 1, conv 0, batch_size " in done.stdout
     words = [str(run), f"{tmp_path}/x.jsonl", "--out", f"{tmp_path}/p.csv"]
     assert main.main(["predict", *words]) == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 151

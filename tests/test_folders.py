@@ -369,4 +369,4 @@ def test_pictures_in_a_manifest_and_alone(tmp_path: Path) -> None:
     assert problems == ["all.csv:3: 2.png: no PNG, JPEG, BMP, GIF that can be read"]
     (row,) = rows(tmp_path / "1.png")
     assert (row.id, numbers(row)) == ("1.png", AS_FLOATS)
-    assert read(tmp_path / "2.png")[1] == ["2.png: 2.png: no PNG, JPEG, BMP, GIF that can be read"]
+    assert read(tmp_path / "2.png")[1] == ["2.png: no PNG, JPEG, BMP, GIF that can be read"]

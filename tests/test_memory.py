@@ -15,6 +15,7 @@ EPOCHS, MOST_MB = 50, 2
 SETTINGS = {
     "data.augment.shift": 1,
     "train.epochs": EPOCHS,
+    "eval.every": 23,  # an epoch
     "model.hidden_size": 32,
     "model.dropout": 0.2,
     "log.every": 1,

@@ -35,7 +35,7 @@ from helpers.reading import write
 from helpers.training import train_tiny
 
 from seqclf.model import Architecture, ImageOrder
-from seqclf.predict import Tally
+from seqclf.tally import Tally
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def write_bad(folder: Path, count: int) -> Path:
 def test_bad_rows_are_named_and_counted(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     bad = write_bad(tmp_path, 25)
     err = refusal(capsys, "predict", folder / "run", bad)
-    assert [line.partition(" 1 features")[0] for line in err.splitlines()[:-1]] == [
+    assert [line.partition(" 1 feature ")[0] for line in err.splitlines()[:-1]] == [
         f"left out: {bad}:{number}:" for number in range(61, 71)
     ]
     assert err.splitlines()[-1] == (

@@ -148,8 +148,8 @@ def test_a_bad_step_spoils_its_sequence_alone(tmp_path: Path) -> None:
 def test_time_that_is_none(tmp_path: Path) -> None:
     text = "id,t,x\na,noon,1\n"
     assert problems(write(tmp_path, "x.csv", text), id="id", time="t") == [
-        "x.csv:2: time 'noon' is neither a number nor a date like 2025-01-31T12:00 nor "
-        "a time like 12:00:05"
+        "x.csv:2: time 'noon' is neither a number nor a date like 2025-01-31T12:00 or "
+        "31.01.2025 12:00 nor a time like 12:00:05"
     ]
 
 
@@ -236,7 +236,7 @@ def test_jsonl_of_every_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"steps": [[1, 2], [3]]}', "step 2, feature 1: 1 features, where the steps before have"),
+        ('{"steps": [[1, 2], [3]]}', "step 2, feature 1: 1 feature, where the steps before have"),
         ('{"steps": [[1, "2"]]}', "step 1, feature 2: '2' is not a number"),
         ('{"steps": [[1, true]]}', "step 1, feature 2: True is not a number"),
         ('{"steps": [[1, NaN]]}', "step 1, feature 2: a missing value"),

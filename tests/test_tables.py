@@ -367,9 +367,15 @@ def test_label_none_holds_without_a_header_too(tmp_path: Path) -> None:
     assert (first.label, numbers(first), journal.roles) == (None, [[3], [5], [6]], {})
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "rec,x,label\n", "label,0,1,2\n", "id,x\n,\n,\n"])
+@pytest.mark.parametrize("text", ["rec,x,label\n", "label,0,1,2\n", "id,x\n,\n,\n"])
 def test_a_table_without_a_line_has_no_rows(text: str, tmp_path: Path) -> None:
     assert rows(write(tmp_path, "x.csv", text), needs_label=True) == []
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_table_without_anything_is_empty(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.csv: is empty$"):
+        rows(write(tmp_path, "x.csv", text))
 
 
 # ---- steps of wide tables

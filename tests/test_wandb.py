@@ -318,8 +318,7 @@ def test_a_series_is_drawn_too(tmp_path: Path) -> None:
     toy_dataset(tmp_path / "data")
     path = str(tmp_path / "data")
     assert (
-        train_mirrored(tmp_path / "run", data__name="files", data__path=path, train__steps="20")
-        == 0
+        train_mirrored(tmp_path / "run", data__name="files", data__path=path, train__steps="2") == 0
     )
     evaluation = json.loads((tmp_path / "run" / "evaluation" / "test.json").read_text())
     assert {mistake["kind"] for mistake in evaluation["mistakes"]} == {"series"}

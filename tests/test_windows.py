@@ -91,7 +91,8 @@ def test_every_step_is_in_a_part_or_counted(
     labels: str, window: int | None, stride: int, mode: LabelChange
 ) -> None:
     reading = Reading(window=window, stride=stride if window else None, on_label_change=mode)
-    parts, num_lost = cut_into_parts(row(labels), reading)
+    parts, num_lost, lengths = cut_into_parts(row(labels), reading)
+    assert sum(lengths) == len(labels)
     inside = {step for part in parts for step in range(part.first, part.end)}
     assert len(inside) + num_lost == len(labels)
     for part in parts:
@@ -194,6 +195,7 @@ def test_prepare_counts_what_is_in_no_window(folder: Path) -> None:
     assert info.notes == (
         f"{num_undecided} windows are left out: too few of their steps have one label",
         f"{num_lost} steps are in no window",
+        "4 sequences shorter than a window of 32 steps: kept whole",
     )
     assert (num_undecided, num_lost) == (52, 80)
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from seqclf.data.prepared import SPLITS, VALUE_TYPES, Kind
-from seqclf.data.readers.rows import BadRow, Row, quote
+from seqclf.data.readers.rows import BadRow, Row, count_of, quote
 from seqclf.data.reading import Reading
-from seqclf.data.windows import cut_into_parts
+from seqclf.data.windows import Cuts, cut_into_parts
+from seqclf.data.zero_ends import ZeroEnds
 
 HEADER_BYTES = 256  # of values.safetensors, before its numbers
 BLOCK = 2**16  # numbers that are written at once; more do not fit into the cache of a core
@@ -103,7 +104,8 @@ class Draft:
     num_unmeasured: int = 0  # missing values of features without any value in their sequence
     num_padding: int = 0
     num_undecided: int = 0  # parts whose steps have not one label
-    num_lost: int = 0  # steps in no window
+    cuts: Cuts = field(default_factory=Cuts)
+    zero_ends: ZeroEnds = field(default_factory=ZeroEnds)
     num_rows: int = 0
 
     # Of each feature, over all values so far, before the adjustment:
@@ -132,7 +134,9 @@ class Draft:
         if kind != self.kind:
             return f"{kind}, where the rows before are {self.kind}"
         if num_features != self.num_features:
-            return f"{num_features} features, where rows before have {self.num_features}"
+            return (
+                f"{count_of(num_features, 'feature')}, where rows before have {self.num_features}"
+            )
         # A file that names its features may stand beside one that does not.
         if row.features is not None and row.features != (self.features or row.features):
             return (
@@ -150,9 +154,9 @@ class Draft:
         if not self.num_rows:
             self.kind, self.num_features = _kind_and_features(row)
             self.features = row.features
-        parts, num_lost = cut_into_parts(row, self.reading)
-        num_undecided = sum(part.is_undecided for part in parts)
-        parts = [part for part in parts if not part.is_undecided]
+        found = cut_into_parts(row, self.reading)
+        self.cuts.add(found, self.reading)
+        parts = [part for part in found.parts if not part.is_undecided]
         if row.group is not None or self.keeps_groups or self.group_ids:
             # The first row that names a group may come late.
             for number in range(len(self.groups), len(self.labels)):
@@ -178,8 +182,9 @@ class Draft:
         self.num_filled += row.filled - num_unmeasured
         self.num_unmeasured += num_unmeasured
         self.num_padding += row.padding
-        self.num_undecided += num_undecided
-        self.num_lost += num_lost
+        self.num_undecided += len(found.parts) - len(parts)
+        if self.reading.pad_value is None:
+            self.zero_ends.add(row.steps)
         self.num_rows += 1
 
     def _values_of(self, row: Row) -> np.ndarray:

@@ -86,8 +86,9 @@ def _counts(draft: Draft) -> Iterator[str]:
         yield f"{draft.num_undecided:,} stretches of sequences are left out: no label there"
     elif draft.num_undecided:
         yield f"{draft.num_undecided:,} windows are left out: too few of their steps have one label"
-    if draft.num_lost:
-        yield f"{draft.num_lost:,} steps are in no window"
+    yield from draft.cuts.notes(draft.reading)
+    if draft.zero_ends.note:
+        yield draft.zero_ends.note
 
 
 def _finish_reading(draft: Draft, journal: Journal) -> Reading:
@@ -101,6 +102,8 @@ def _finish_reading(draft: Draft, journal: Journal) -> Reading:
             "form": journal.form,
             "columns": journal.columns,
             "num_values": journal.num_values,
+            "open_end": journal.open_end,
+            "own_files": journal.own_files,
             "numbered": journal.numbered,
             "offset": adjustment.offset,
             "measured": tuple(names[index] for index in adjustment.measured),

@@ -25,6 +25,7 @@ from seqclf.data.index import write_index
 from seqclf.data.notes import num_classes_of
 from seqclf.data.prepared import INFO, LEFT_OUT, SPLITS, VALUES, DatasetInfo
 from seqclf.data.readers import read_rows
+from seqclf.data.readers.manifests import NO_LINES
 from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, Row, quote
 from seqclf.data.reading import LabelChange, Reading
 from seqclf.data.splits import deal_by_class, deal_by_group
@@ -294,26 +295,36 @@ def _write_rows(
                 draft.bad_rows.append(BadRow(row.where, problem) if problem else row)  # type: ignore[arg-type]
                 # A wrong option makes every row bad: say so before the end of a large file.
                 if not preparation.skip_bad and len(draft.bad_rows) >= LISTED:
-                    _refuse(draft.bad_rows)
+                    _refuse(draft.bad_rows, are_all=not draft.num_rows)
             names = journal.columns or draft.features
             if options.features is None and names:
                 # Columns of further files are found by the names of the first one's.
-                options = replace(options, features=names, wanted_by=str(path))
+                options = replace(
+                    options, features=names, wanted_by=str(path), open_end=journal.open_end
+                )
     draft.flush()
     if not draft.num_rows:
-        _refuse(draft.bad_rows)
-        raise UserError(f"{', '.join(str(path) for path, _ in inputs)}: no sequences there")
+        _refuse(draft.bad_rows, are_all=True)
+        why = [note for note in journal.notes if note.endswith(NO_LINES)]
+        paths = ", ".join(str(path) for path, _ in inputs)
+        raise UserError(f"{paths}: no sequences there" + f" ({', '.join(why)})" * bool(why))
     file.seek(0)
     file.write(draft.header())
     return draft, journal
 
 
-def _refuse(bad_rows: Sequence[BadRow]) -> None:
-    """Raise UserError if there are bad rows."""
+def _refuse(bad_rows: Sequence[BadRow], *, are_all: bool = False) -> None:
+    """Raise UserError if there are bad rows; a fault that all rows have so far is said once."""
     if not bad_rows:
         return
-    lines = "".join(f"\n  {bad.where}: {bad.problem}" for bad in bad_rows[:LISTED])
     count = len(bad_rows)
+    first = bad_rows[0]
+    if are_all and count > 1 and all(bad.problem == first.problem for bad in bad_rows):
+        rows = f"{count} rows" if count < LISTED else f"the first {count} rows"
+        raise UserError(
+            f"none of {rows} can be used, all for one reason; {first.where}: {first.problem}"
+        )
+    lines = "".join(f"\n  {bad.where}: {bad.problem}" for bad in bad_rows[:LISTED])
     raise UserError(
         f"{count if count < LISTED else f'{LISTED} or more'} bad row{'s' * (count > 1)}; mend "
         f"{'them' if count > 1 else 'it'}, or leave {'them' if count > 1 else 'it'} out with "

@@ -30,6 +30,8 @@ class Reading(BaseModel):
     header: bool | None = None  # whether the first line names the columns, where somebody said so
     columns: tuple[str, ...] = ()  # of a wide table: the names of the steps
     num_values: int | None = None  # of a wide table without a header line: the number of steps
+    open_end: bool = False  # of a wide table: columns that go on counting are steps, too
+    own_files: bool = False  # each training sequence had a file of its own
     numbered: bool = False  # the columns above are numbers, as the table has no header line
 
     fill_missing: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -25,6 +26,46 @@ class Parts(NamedTuple):
 
     parts: list[Part]
     num_lost: int = 0  # steps that are in no part
+    lengths: tuple[int, ...] = ()  # of the stretches that were cut into windows: all, or of a label
+
+
+@dataclass
+class Cuts:
+    """How rows were cut."""
+
+    num_lost: int = 0  # steps that are in no part
+    num_short: int = 0  # stretches that are shorter than a window, and so stay whole
+    longest: int = 0  # the steps of the longest stretch
+
+    def add(self, parts: Parts, reading: Reading) -> None:
+        """Count the parts of a row."""
+        self.num_lost += parts.num_lost
+        self.num_short += sum(length < (reading.window or 0) for length in parts.lengths)
+        self.longest = max(self.longest, *parts.lengths)
+
+    def notes(self, reading: Reading) -> Iterator[str]:
+        """Yield a line for steps in no window, and for windows or strides that are too long."""
+        if self.num_lost:
+            yield f"{self.num_lost:,} steps are in no window"
+        if reading.window is None:
+            return
+        window, stride = reading.window, reading.stride
+        unit = "stretch" if reading.on_label_change == "cut" else "sequence"
+        if self.longest < window:
+            longest = f"the longest has {self.longest:,}"
+            yield f"no {unit} has {window:,} steps ({longest}): nothing was cut"
+            return
+        if stride is not None and self.longest < window + stride:
+            yield (
+                f"no {unit} has a second window: two windows of {window:,} steps, {stride:,} "
+                f"apart, take {window + stride:,} steps, and the longest has {self.longest:,}"
+            )
+        if self.num_short:
+            plural = ("es" if unit == "stretch" else "s") * (self.num_short > 1)
+            yield (
+                f"{self.num_short:,} {unit}{plural} shorter than a window of {window:,} steps: "
+                "kept whole"
+            )
 
 
 def cut_into_parts(row: Row, reading: Reading) -> Parts:
@@ -46,7 +87,7 @@ def cut_into_parts(row: Row, reading: Reading) -> Parts:
             covered = window[1]
             parts.append(_label(row, *window, reading))
         num_lost += end - covered
-    return Parts(parts, num_lost)
+    return Parts(parts, num_lost, tuple(end - first for first, end in stretches))
 
 
 def _stretches(labels: Sequence[str]) -> Iterator[tuple[int, int]]:

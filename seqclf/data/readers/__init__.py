@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seqclf.data.readers.arff import read_arff
-from seqclf.data.readers.arrays import read_npy
+from seqclf.data.readers.arrays import ArrayFile, read_npy
 from seqclf.data.readers.folders import read_folder
 from seqclf.data.readers.images import IMAGES
 from seqclf.data.readers.json_records import read_json, read_jsonl
@@ -20,9 +20,17 @@ from seqclf.data.readers.labels import is_label_table, read_with_labels
 from seqclf.data.readers.lines import text_file
 from seqclf.data.readers.manifests import read_table
 from seqclf.data.readers.npz import read_npz
-from seqclf.data.readers.own_files import OwnFiles
+from seqclf.data.readers.own_files import AS_BEFORE, read_single
 from seqclf.data.readers.parquet import read_parquet
-from seqclf.data.readers.rows import STDIN, BadRow, Journal, Progress, ReadOptions, Row, RowError
+from seqclf.data.readers.rows import (
+    STDIN,
+    BadRow,
+    Journal,
+    Progress,
+    ReadOptions,
+    Row,
+    quote,
+)
 from seqclf.data.readers.tables import text_table
 from seqclf.data.readers.ts import read_ts
 from seqclf.errors import UserError
@@ -62,10 +70,14 @@ def read_rows(
         if is_folder:
             return read_folder(path, options, journal, progress)
         _check_options(path, options, name)
+        if path != STDIN and path.is_file() and not path.stat().st_size:
+            raise UserError(f"{path}: is empty")
         if options.channels_first and name not in ("npy", "npz"):
             journal.note(f"--channels-first is of arrays; the steps of {path} stay as they are")
         if name in PICTURES:
-            return _read_picture(path, options, journal)
+            return read_single(path, options, journal)
+        if name == "npy" and options.own_files and _is_single_array(path):
+            return read_single(path, options, journal, why=AS_BEFORE)
         if name in BINARIES:
             return BINARIES[name](path, options, journal, progress)
         return _read_text(path, name, options, journal, progress)
@@ -73,11 +85,31 @@ def read_rows(
     try:
         if is_label_table(options.labels, beside_array=name == "npy"):
             has_columns = not is_folder and name not in COLUMNLESS
-            yield from read_with_labels(read, path, options, journal, has_columns=has_columns)
+            rows = read_with_labels(read, path, options, journal, has_columns=has_columns)
         else:
-            yield from read(options)
+            rows = read(options)
+        yield from _with_equal_times(rows, path, journal)
     except OSError as error:
         raise UserError(f"{path}: cannot read it: {error.strerror or error}") from None
+
+
+def _with_equal_times(
+    rows: Iterator[Row | BadRow], path: Path, journal: Journal
+) -> Iterator[Row | BadRow]:
+    """Yield rows, and then say how many times come twice within one."""
+    num_equal = 0
+    first = ""
+    for row in rows:
+        if isinstance(row, Row) and row.num_equal_times:
+            num_equal += row.num_equal_times
+            first = first or row.id or row.where
+        yield row
+    if num_equal:
+        times = "1 time comes" if num_equal == 1 else f"{num_equal:,} times come"
+        journal.note(
+            f"{path}: {times} twice within a sequence, such as in '{quote(first)}': does the file "
+            "have lines twice, or is another column the time?"
+        )
 
 
 def _read_text(
@@ -93,14 +125,10 @@ def _read_text(
             yield from read_table(table, options, journal, progress)
 
 
-def _read_picture(path: Path, options: ReadOptions, journal: Journal) -> Iterator[Row | BadRow]:
-    own_files = OwnFiles(options, journal, says=str(path), roles=())
-    try:
-        row = own_files.read(path)
-    except RowError as error:
-        yield BadRow(str(path), error.problem)
-    else:
-        yield row._replace(id=path.name)
+def _is_single_array(path: Path) -> bool:
+    """Whether an .npy holds the steps of one sequence, as the files of a folder do."""
+    with path.open("rb") as file:
+        return len(ArrayFile(file, path.stat().st_size, str(path)).shape) == 2
 
 
 def _check_options(path: Path, options: ReadOptions, format_name: str) -> None:

@@ -45,6 +45,8 @@ class ArrayFile:
         self._file = file
         self._num_taken = 0
         self._whole: np.ndarray | None = None  # an array in Fortran order, once it was read
+        if not num_bytes:
+            raise UserError(f"{where}: is empty")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about headers that Python 2 wrote
@@ -211,7 +213,14 @@ def _equal_lengths(
         )
     steps_axis = 2 if options.channels_first and len(shape) == 3 else 1
     num_features = 1 if len(shape) == 2 else shape[3 - steps_axis]
+    is_model = options.wanted_by != "--features"
     if lengths is None:
+        if len(shape) == 2 and is_model and shape[1] == len(options.features or ()) > 1:
+            raise UserError(
+                f"{values.where}: shape {shape}, where sequences x steps x features are expected, "
+                f"as {options.wanted_by} reads {shape[1]} features; save {x}[None] if it is one "
+                "sequence"
+            )
         return Layout(shape[0], num_features)
     bad = np.flatnonzero((lengths.values < 1) | (lengths.values > shape[steps_axis]))
     if len(bad):

@@ -17,9 +17,17 @@ from seqclf.data.readers.roles import (
     option_of,
     reasons_by_name,
 )
-from seqclf.data.readers.rows import Form, Journal, Names, ReadOptions, parse_name, quote
+from seqclf.data.readers.rows import (
+    NO_LABEL,
+    Form,
+    Journal,
+    Names,
+    ReadOptions,
+    parse_name,
+    quote,
+)
 from seqclf.data.readers.survey import Column
-from seqclf.data.readers.wide import choose_steps, numbered_groups
+from seqclf.data.readers.wide import choose_steps, numbered_groups, steps_of_model
 from seqclf.errors import UserError
 
 FEW_STEPS = 8  # so few numbered columns may also be the features of a step
@@ -98,17 +106,23 @@ def decide(table: Table, options: ReadOptions, journal: Journal) -> Columns:
         aside[special.pop("time")] = "the time of a whole sequence is no step"
     _write_journal(table, special, aside, form, options, journal)
     if "label" not in special and options.needs_label:
-        raise UserError(_ask_for_label(table, special))
+        raise UserError(_ask_for_label(table, special, options))
+    if "label" in special and options.needs_label:
+        _check_labels(table, special["label"])
     chosen = Columns(table.names, len(table.survey.columns), special, form, values, words=words)
     if form == "wide" and table.names:
-        journal.columns = chosen.features
+        # Of files that end earlier or later, the longest tells all names.
+        journal.columns = max(chosen.features, journal.columns, key=len)
+        if options.features is None:
+            journal.open_end = not options.drop
     elif form == "wide":
         journal.num_values = len(values)
     journal.numbered = not table.names and not table.is_one_sequence
-    if form == "wide" and values and options.num_values not in (None, len(values)):
+    num_values = len(options.features) if options.features else options.num_values
+    if form == "wide" and values and num_values not in (None, len(values)):
         journal.note(
             f"{table.where}: {len(values):,} columns are steps, where {options.wanted_by} has "
-            f"{options.num_values:,}"
+            f"{num_values:,}"
         )
     return _with_dialects(table, chosen, journal)
 
@@ -297,7 +311,17 @@ def _ask_for_id(table: Table, rest: Sequence[int], reason: str = "") -> str:
     )
 
 
-def _ask_for_label(table: Table, special: Mapping[str, int]) -> str:
+def _check_labels(table: Table, index: int) -> None:
+    """Refuse a column of labels that is empty. Raises UserError."""
+    column = table.survey.columns[index]
+    if all(cell.strip().lower() in NO_LABEL for cell in column.values):
+        raise UserError(
+            f"{table.where}: no sequence has a label: column '{quote(table.title(index))}' is "
+            "empty; --label names another"
+        )
+
+
+def _ask_for_label(table: Table, special: Mapping[str, int], options: ReadOptions) -> str:
     candidates = [
         f"'{quote(column.name)}' ({', '.join(map(quote, list(column.values)[:3]))}"
         + ", …" * (len(column.values) > 3)
@@ -305,8 +329,13 @@ def _ask_for_label(table: Table, special: Mapping[str, int]) -> str:
         for index, column in enumerate(table.survey.columns)
         if index not in special.values() and column.is_choice
     ]
-    message = f"{table.where}: no column is called label; say --label"
-    message += f"; it may be {' or '.join(candidates[:6])}" if candidates else ""
+    may_be = f"; it may be {' or '.join(candidates[:6])}" if candidates else ""
+    if "label" in options.soft and table.names and not options.numbered:
+        return (
+            f"{table.where}: no column '{quote(options.label or '')}', the label of the training "
+            f"files; found {list_names(table.names)}; --label names another{may_be}"
+        )
+    message = f"{table.where}: no column is called label; say --label{may_be}"
     if table.names and sum(kind_of(name) != "word" for name in table.names) > 2:
         message += "; or --header none, if the first line is no header"
     return message
@@ -379,6 +408,15 @@ def _wanted(
         return [index_of(table, name, "--features") for name in features]
     indices = {table.title(index): index for index in rest}
     missing = [name for name in features if name not in indices]
+    if form == "wide" and (steps := steps_of_model(table.names, rest, options)):
+        return steps
+    if form == "wide" and table.names and len(features) > 1 and options.form is None:
+        # Of several features a line in wide form has one.
+        raise UserError(
+            f"{table.where}: {options.wanted_by} reads {list_names(features)} at each step, and "
+            "nothing tells sequences apart; if the file is one sequence, put it into a folder and "
+            "name the folder; if a line is a step of one of several sequences, say --id"
+        )
     if not missing:
         return [indices[name] for name in features]
     # pandas numbers columns without names: they say no more than their places.

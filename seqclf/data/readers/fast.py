@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 LARGE = 2**20  # bytes of a file; a smaller one is read before pyarrow is there
 BLOCK = 2**21  # bytes of a file that are in memory at once; more do not fit into caches
+MICROSECONDS_A_DAY = 86_400_000_000
 EXACT = 2.0**53  # as floats, whole numbers below it are exact
 NULLS = sorted({f(word) for word in MISSING for f in (str, str.upper, str.title)} | {"NaN", "NaT"})
 
@@ -214,9 +215,14 @@ class _Lines:
         is_one = len(self.values) == 1
         values_TF = self.values[0] if is_one else np.concatenate(self.values)
         order_T = None
-        if self.times and (self.must_sort or not is_one):
-            order_T = np.argsort(np.concatenate(self.times), kind="stable")
-            values_TF = values_TF[order_T]
+        num_equal = 0
+        if self.times:
+            times_T = self.times[0] if is_one else np.concatenate(self.times)
+            if self.must_sort or not is_one:
+                order_T = np.argsort(times_T, kind="stable")
+                values_TF = values_TF[order_T]
+                times_T = times_T[order_T]
+            num_equal = int(np.count_nonzero(times_T[1:] == times_T[:-1]))
         finished = Steps(values_TF)
         if self.must_finish:
             finished = finish_steps(values_TF, options, nan_is_padding=False)
@@ -235,6 +241,7 @@ class _Lines:
             filled=finished.filled,
             padding=finished.padding,
             measured=finished.measured,
+            num_equal_times=num_equal,
         )
         if not options.keep_step_labels:
             return row
@@ -284,7 +291,9 @@ def _read_long(
     seen: set[str] = set()
     now: _Lines | None = None
     num_rows = 0
-    blocks = (table.parse(lines, types) for lines in table.blocks(progress))
+    have_clocks: set[bool] = set()  # dates of both kinds are said by the plain reader
+    parts = table.blocks(progress)
+    blocks = (_parse(table, lines, types, columns, have_clocks) for lines in parts)
     for block in ahead(blocks):
         arrays = dict(zip(types, block, strict=True))
         values = np.stack([_numbers(arrays[index]) for index in columns.values], axis=1)
@@ -325,6 +334,34 @@ def _read_long(
         num_rows += len(values)
     if now is not None:
         yield now.finish(table, features, options)
+
+
+def _parse(
+    table: FastTable,
+    lines: bytes,
+    types: dict[int, pa.DataType],
+    columns: Columns,
+    have_clocks: set[bool],
+) -> list[pa.Array]:
+    """Return the columns of a block. Raises UnusualError if some dates alone have no clock."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    arrays = table.parse(lines, types)
+    time = columns.special.get("time")
+    if time is None or not pa.types.is_timestamp(types[time]):
+        return arrays
+    ticks = to_numpy(arrays[list(types).index(time)].cast(pa.int64()).fill_null(1))
+    is_midnight = ticks % MICROSECONDS_A_DAY == 0
+    if is_midnight.any():
+        # Whether midnight was written, the cells alone tell.
+        (cells,) = table.parse(lines, {time: pa.string()})
+        have_clocks |= set(compute.match_substring_regex(cells, "[:T]").unique().to_pylist())
+    else:
+        have_clocks.add(True)
+    if len(have_clocks) > 1:
+        raise UnusualError
+    return arrays
 
 
 def _numbers(column: pa.Array) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from seqclf.data.readers.own_files import OWN_FILES, OwnFiles, ending_of
+from seqclf.data.readers.own_files import OWN_FILES, OwnFiles, bad_row_of, ending_of
 from seqclf.data.readers.rows import (
     SPLIT_WORDS,
     BadRow,
@@ -62,11 +62,7 @@ def read_folder(
             progress((folder / path).stat().st_size)
             label = parse_name(folders[0], "label") if has_classes else row.label
         except RowError as error:
-            name = printable(str(folder / path))
-            # Most problems begin with the name, and maybe a line and a column.
-            place, _, problem = error.problem.partition(": ")
-            is_placed = place.startswith(name)
-            yield BadRow(place, problem) if is_placed else BadRow(name, error.problem)
+            yield bad_row_of(folder / path, error)
         else:
             yield row._replace(
                 id=printable(path.as_posix()),

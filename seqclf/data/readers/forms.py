@@ -14,6 +14,7 @@ from seqclf.data.readers.numbers import MISSING, parse_numbers
 from seqclf.data.readers.rows import (
     NO_LABEL,
     BadRow,
+    Journal,
     Names,
     ReadOptions,
     Row,
@@ -116,7 +117,7 @@ def _parse_wide(cells: Sequence[str], columns: Columns, options: ReadOptions) ->
 
 
 def read_long(
-    lines: Iterator[Line], columns: Columns, options: ReadOptions
+    lines: Iterator[Line], columns: Columns, options: ReadOptions, journal: Journal
 ) -> Iterator[Row | BadRow]:
     """Yield a sequence from all lines with the same id, which must follow each other.
 
@@ -124,7 +125,7 @@ def read_long(
     again: its lines would make a second sequence.
     """
     seen: set[str] = set()
-    times = Times()
+    times = Times(journal)
     index = columns.special["id"]
     for row_id, members in groupby(_with_ids(lines, index), key=itemgetter(0)):
         row = read_steps(row_id, (line for _, line in members), columns, options, times)
@@ -196,8 +197,11 @@ def read_steps(
     if bad:
         return bad
     order: list[int] = list(range(len(places)))
+    num_equal = 0
     if time is not None:
-        order = np.lexsort((np.frombuffer(moments[1]), np.frombuffer(moments[0]))).tolist()
+        both = np.array(moments)
+        order = np.lexsort(both[::-1]).tolist()
+        num_equal = int((np.diff(both[:, order]) == 0).all(0).sum())
     try:
         if columns.words is None:
             values_TF = np.frombuffer(values).reshape(len(places), -1)
@@ -215,6 +219,7 @@ def read_steps(
         **names._asdict(),
         features=columns.features,
         **finished._asdict(),
+        num_equal_times=num_equal,
     )
     return with_labels(row, [labels[step] for step in order] if labels else [])
 
@@ -226,7 +231,12 @@ def combine_names(names: Names, found: Names) -> Names:
         # A cell may be empty: often the first step alone names the label.
         if None not in (before, now) and before != now:
             problem = f"{role} '{now}', where the sequence began with '{before}'"
-            if role == "label":
+            if role == "label" and _is_measured(before) and _is_measured(now):
+                problem = (
+                    "labels with decimals change within a sequence: are they numbers to predict? "
+                    "seqclf tells classes apart; --label names another column"
+                )
+            elif role == "label":
                 problem += (
                     "; --on-label-change cut makes a sequence of each label, and --window takes "
                     "the label of most steps of a window"
@@ -234,6 +244,14 @@ def combine_names(names: Names, found: Names) -> Names:
             raise RowError(problem)
         combined.append(now if before is None else before)
     return Names(*combined)
+
+
+def _is_measured(label: str | None) -> bool:
+    """Whether a label looks like a measured number."""
+    try:
+        return float(label or 0) % 1 != 0
+    except ValueError:
+        return False
 
 
 def with_labels(row: Row, labels: Sequence[str]) -> Row:

@@ -20,7 +20,27 @@ from seqclf.data.readers.rows import STDIN, Progress, reason_of
 from seqclf.errors import UserError
 
 LONGEST_LINE = 2**28  # characters
-START = 8  # bytes that show whether a file is a text
+START = 512  # bytes that show whether a file is a text
+# What other files begin with.
+KINDS = {
+    b"PK\x03\x04": "a zip archive, as .npz and .xlsx are",
+    b"PAR1": "parquet; let its name end in .parquet",
+    b"\x93NUMPY": "an array of NumPy; let its name end in .npy",
+    b"\x89HDF": "HDF5",
+    b"\xd0\xcf\x11\xe0": "an old Excel file",
+    b"%PDF": "a PDF",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"RIFF": "a sound or a film",
+    b"MATLAB 5.0": "a .mat of MATLAB",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"\x80\x04\x95": "a pickle, which seqclf does not read",
+}
+CONTROL = bytes({*range(32)} - {*b"\t\n\r\f\x1b"})  # what stands in no text
+MOST_CONTROL = 0.02  # of the letters of a text
+FEW_CONTROL = 4  # may be slips
 LINES_AT_ONCE = 256  # lines between two reports of progress
 
 
@@ -81,7 +101,17 @@ class TextFile:
             raise UserError(f"{self.name}: UTF-16; read it with --encoding utf-16")
         if start[:2] == b"\x1f\x8b":
             raise UserError(f"{self.name}: compressed by gzip; let its name end in .gz")
-        if b"\0" in start:
+        kind = next((kind for begin, kind in KINDS.items() if start.startswith(begin)), None)
+        if kind is not None:
+            raise UserError(
+                f"{self.name}: no text but {kind}; docs/data.md shows how to convert it"
+            )
+        num_control = len(start) - len(start.translate(None, CONTROL))
+        # UTF-16 without a mark has a zero in most letters.
+        is_wide = start.count(0) > len(start) / 4
+        if num_control > max(FEW_CONTROL, MOST_CONTROL * len(start)) and not is_wide:
+            raise UserError(f"{self.name}: a binary file, not a text")
+        if b"\0" in start[:8]:
             raise UserError(
                 f"{self.name}: not a text, or UTF-16; if so, read it with --encoding utf-16"
             )

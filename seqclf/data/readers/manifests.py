@@ -11,8 +11,8 @@ from seqclf.data.readers.columns import Columns, decide
 from seqclf.data.readers.fast import fast_table, read_fast
 from seqclf.data.readers.fast_survey import fast_survey
 from seqclf.data.readers.forms import read_long, read_wide
-from seqclf.data.readers.own_files import OwnFiles
-from seqclf.data.readers.roles import Table, find_special
+from seqclf.data.readers.own_files import AS_BEFORE, SEPARATORS, OwnFiles, ending_of, read_single
+from seqclf.data.readers.roles import KNOWN, Table, find_special
 from seqclf.data.readers.rows import (
     BadRow,
     Journal,
@@ -27,6 +27,8 @@ from seqclf.data.readers.survey import survey
 from seqclf.data.readers.tables import PATH_COLUMNS, TableFile, find_header
 from seqclf.errors import UserError
 
+NO_LINES = "a header and no lines"
+
 
 def read_table(
     file: TableFile, options: ReadOptions, journal: Journal, progress: Progress
@@ -34,10 +36,13 @@ def read_table(
     """Yield the sequences of a table in wide or long form, or of the files that it names."""
     found = find_header(file, options)
     if found is None:
-        return
+        raise UserError(f"{file.name}: is empty")
     where, names = found
     if any(name.lower() in PATH_COLUMNS for name in names):
         yield from _read_manifest(file, where, names, options, journal, progress)
+        return
+    if options.own_files and _is_single(file, names):
+        yield from read_single(Path(file.name), options, journal, why=AS_BEFORE)
         return
 
     def half(num_bytes: float) -> None:
@@ -50,12 +55,22 @@ def read_table(
         fast = None
         seen = survey(names, islice(file.open(half), skip, None))
     if not seen.num_lines:
+        journal.note(f"{where}: {NO_LINES}")
         return
     table = Table(where, names, seen, file.separator, file.index_columns)
     columns = decide(table, options, journal)
-    read = read_long if columns.form == "long" else read_wide
-    rows = read(islice(file.open(half), skip, None), columns, options)
+    lines = islice(file.open(half), skip, None)
+    if columns.form == "long":
+        rows = read_long(lines, columns, options, journal)
+    else:
+        rows = read_wide(lines, columns, options)
     yield from read_fast(fast, seen, columns, options, half, rows) if fast else rows
+
+
+def _is_single(file: TableFile, names: list[str]) -> bool:
+    """Whether a table, beside files of one sequence each, may be one of them: it has no ids."""
+    is_own = file.text is not None and ending_of(Path(file.name)) in SEPARATORS
+    return is_own and not any(name.lower() in KNOWN["id"] for name in names)
 
 
 def _read_manifest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from seqclf.data.readers.times import Times
 from seqclf.errors import UserError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": " "}
+AS_BEFORE = "as the training files were"
 OWN_FILES = (".npy", *SEPARATORS, *IMAGES)  # what a file of one sequence may end in
 
 
@@ -52,10 +53,11 @@ class OwnFiles:
             raise UserError(f"--form wide: {says} names files of one sequence, a step a line")
         self._options = replace(options, needs_label=False, form=None)
         self._journal = journal
+        journal.own_files = True
         self._says = says  # who says the `roles` of a sequence, such as its label
         self._roles = roles
         self._first_size: tuple[str, str] | None = None  # of a picture, and its name
-        self._times = Times()
+        self._times = Times(journal)
 
     def read(self, path: Path) -> Row:
         """Read a file. Raises RowError."""
@@ -164,3 +166,25 @@ class OwnFiles:
             self._journal.note(
                 f"files without a header line are read in the order of columns of {wanted}"
             )
+
+
+def read_single(
+    path: Path, options: ReadOptions, journal: Journal, *, why: str = ""
+) -> Iterator[Row | BadRow]:
+    """Yield the sequence of a file that holds one; the journal keeps `why` it is read so."""
+    own_files = OwnFiles(options, journal, says=str(path), roles=())
+    try:
+        row = own_files.read(path)
+    except RowError as error:
+        yield bad_row_of(path, error)
+        return
+    if why:
+        journal.note(f"{path}: read as one sequence, {why}")
+    yield row._replace(id=printable(path.name), where=printable(str(path)))
+
+
+def bad_row_of(path: Path, error: RowError) -> BadRow:
+    """Return what is wrong with a file; most problems begin with its name and line."""
+    name = printable(str(path))
+    place, _, problem = error.problem.partition(": ")
+    return BadRow(place, problem) if place.startswith(name) else BadRow(name, error.problem)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seqclf.data.readers.manifests import read_table
-from seqclf.data.readers.records import VALUE_KEYS, Held, RecordReader, decide_keys
+from seqclf.data.readers.records import LISTS, VALUE_KEYS, Held, RecordReader, decide_keys
 from seqclf.data.readers.rows import (
     BadRow,
     Journal,
@@ -79,9 +79,7 @@ def _read(
     names = file.schema.names
     index = _pandas_index(file.schema.metadata)
     held = {field.name: _what_is_held(file.path, field, options) for field in file.schema}
-    has_lists = any(
-        what in ("numbers", "words") and name not in options.drop for name, what in held.items()
-    )
+    has_lists = any(what in LISTS and name not in options.drop for name, what in held.items())
     # A column of texts may also be a remark beside numbers; in long form it is one.
     has_text = held.get("text") == "text" and options.id is None and options.features is None
     if not has_lists and not has_text:
@@ -121,9 +119,9 @@ def _what_is_held(path: Path, field: pa.Field, options: ReadOptions) -> Held:
     from pyarrow import types
 
     kind = _decoded(field.type)
-    innermost, is_list = kind, False
+    innermost, depth = kind, 0
     while _is_list(innermost):
-        innermost, is_list = _decoded(innermost.value_type), True
+        innermost, depth = _decoded(innermost.value_type), depth + 1
     is_unreadable = types.is_nested(innermost) or isinstance(innermost, pa.BaseExtensionType)
     if is_unreadable and field.name not in options.drop:
         raise UserError(
@@ -131,8 +129,9 @@ def _what_is_held(path: Path, field: pa.Field, options: ReadOptions) -> Held:
             f"or lists of them are expected; --drop {quote(field.name)} leaves it out"
         )
     is_text = types.is_string(innermost) or types.is_large_string(innermost)
-    if is_list:
-        return "words" if is_text or types.is_temporal(innermost) else "numbers"
+    if depth:
+        is_words = is_text or types.is_temporal(innermost)
+        return "words" if is_words else "lists" if depth > 1 else "numbers"
     return "text" if is_text else "nothing" if types.is_null(innermost) else "value"
 
 

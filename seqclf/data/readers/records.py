@@ -17,18 +17,20 @@ from seqclf.data.readers.rows import (
     Row,
     RowError,
     Steps,
+    count_of,
     finish_steps,
     parse_name,
     printable,
     quote,
 )
-from seqclf.data.readers.times import Times
+from seqclf.data.readers.times import Times, count_equal
 from seqclf.errors import UserError
 
 VALUE_KEYS: tuple[Literal["steps", "tokens", "text"], ...] = ("steps", "tokens", "text")
 
-# What a key holds: a list of numbers (or of lists), a list of words, a text, nothing, or a value.
-Held = Literal["numbers", "words", "text", "nothing", "value"]
+# What a key holds: a list of numbers, of lists, or of words; a text, nothing, or another value.
+Held = Literal["numbers", "lists", "words", "text", "nothing", "value"]
+LISTS: tuple[Held, ...] = ("numbers", "lists", "words")
 
 
 class Keys(NamedTuple):
@@ -48,7 +50,8 @@ def what_is_held(value: object) -> Held:
     """Return what a key of a JSON object holds."""
     if isinstance(value, list):
         first = next((cell for cell in value if cell is not None), None)
-        return "words" if isinstance(first, str) else "numbers"
+        kinds: list[tuple[type, Held]] = [(str, "words"), (list, "lists")]
+        return next((held for kind, held in kinds if isinstance(first, kind)), "numbers")
     return "nothing" if value is None else "text" if isinstance(value, str) else "value"
 
 
@@ -84,9 +87,8 @@ def decide_keys(
         aside[time] = "the time of a whole sequence is no step"
     for key, what in rest.items():
         if key not in (*keys.values, *roles.values(), *aside):
-            is_list = what in ("numbers", "words")
             taken = f"not among the {keys.kind}, in {_titles(keys.values)}"
-            aside[key] = taken if is_list else "one value for a whole sequence"
+            aside[key] = taken if what in LISTS else "one value for a whole sequence"
     journal.roles |= roles
     journal.left_aside |= {quote(key): why for key, why in aside.items()}
     return keys
@@ -135,7 +137,7 @@ def _find_values(rest: Mapping[str, Held], options: ReadOptions, roles: dict[str
             if name not in rest:
                 raise _OptionError(f"no key '{name}' (--{kind}) among {list_names([*rest])}")
             return Keys(kind, (name,), roles)
-    lists = [key for key, what in rest.items() if what == "numbers"]
+    lists = [key for key, what in rest.items() if what in ("numbers", "lists")]
     is_chosen = options.features is not None and options.wanted_by == "--features"
     if not is_chosen:
         found = [key for key in VALUE_KEYS if rest.get(key, "nothing") != "nothing"]
@@ -153,8 +155,12 @@ def _find_values(rest: Mapping[str, Held], options: ReadOptions, roles: dict[str
                 "expected one of steps, tokens and text, or a list of numbers; found "
                 f"{list_names([*rest])}{remedy}"
             )
-    # A list alone is the steps, whatever the model or another file calls its features.
-    if options.features is not None and (is_chosen or len(lists) > 1):
+    # A list alone is the steps, whatever the model or another file calls its features; but a list
+    # of numbers is not several features.
+    are_features = len(lists) > 1 or (
+        len(options.features or ()) > 1 and [rest[key] for key in lists] == ["numbers"]
+    )
+    if options.features is not None and (is_chosen or are_features):
         missing = [name for name in options.features if name not in lists]
         if missing:
             by = "--features names" if is_chosen else f"{options.wanted_by} reads"
@@ -181,7 +187,7 @@ class RecordReader:
         self._last_id: str | None = None
         self._has_repeated = False
         self._is_first = True
-        self._times = Times()
+        self._times = Times(journal)
 
     def read(self, record: object, number: int, where: str) -> Row | BadRow:
         """Return the sequence of a record; `number` is its place, from 0.
@@ -196,7 +202,7 @@ class RecordReader:
                 parse_name(record.get(keys.roles.get(role, "")), role)
                 for role in ("id", *Names._fields)
             )
-            values = self._in_order(_parse_values(record, keys), record, keys, where)
+            values, num_equal = self._in_order(_parse_values(record, keys), record, keys, where)
             found = _finish(values, keys, self._options)
         except RowError as error:
             return BadRow(where, error.message())
@@ -214,6 +220,7 @@ class RecordReader:
             **Names(*others)._asdict(),
             features=keys.values if has_names else None,
             **found._asdict(),
+            num_equal_times=num_equal,
         )
 
     def _chooses(self, keys: Keys, found: Steps) -> bool:
@@ -257,10 +264,10 @@ class RecordReader:
         record: Mapping[str, object],
         keys: Keys,
         where: str,
-    ) -> np.ndarray | tuple[str, ...]:
-        """Return steps in the order of their times, if a record has times."""
+    ) -> tuple[np.ndarray | tuple[str, ...], int]:
+        """Return steps in the order of their times, and how many times are the one before."""
         if "time" not in keys.roles:
-            return values
+            return values, 0
         key = keys.roles["time"]
         times = record.get(key)
         if not isinstance(times, list) or len(times) != len(values):
@@ -269,7 +276,10 @@ class RecordReader:
         cells = ["" if time is None else str(time) for time in times]
         moments = [self._times.parse(cell, where) for cell in cells]
         order = sorted(range(len(moments)), key=moments.__getitem__)
-        return values[order] if isinstance(values, np.ndarray) else tuple(values[i] for i in order)
+        num_equal = count_equal([moments[index] for index in order])
+        if isinstance(values, np.ndarray):
+            return values[order], num_equal
+        return tuple(values[index] for index in order), num_equal
 
 
 def _parse_values(record: Mapping[str, object], keys: Keys) -> np.ndarray | tuple[str, ...]:
@@ -355,12 +365,19 @@ def _parse_steps(value: object) -> np.ndarray:
     """Return numbers in lists as float64 [T, F]; null is a missing value."""
     if not isinstance(value, list):
         raise RowError(f"{_type_of(value)}, expected a list of steps")
+    if value and isinstance(value[0], dict):
+        keys = list_names(list(map(str, value[0])))
+        raise RowError(
+            f"a step is an object with {keys}; write a list of its numbers, such as [0.1, 9.8]"
+        )
     rows = [step if isinstance(step, list) else [step] for step in value]
     # Exact types, because bool is a subclass of int.
     allowed = {int, float, type(None)}
     for step, row in enumerate(rows):
         if len(row) != len(rows[0]):
-            raise RowError(f"{len(row)} features, where the steps before have {len(rows[0])}", step)
+            raise RowError(
+                f"{count_of(len(row), 'feature')}, where the steps before have {len(rows[0])}", step
+            )
         if not allowed.issuperset(map(type, row)):
             feature = next(i for i, cell in enumerate(row) if type(cell) not in allowed)
             raise RowError(f"{quote(repr(row[feature]))} is not a number", step, feature)

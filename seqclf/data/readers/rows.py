@@ -50,6 +50,7 @@ class Row(NamedTuple):
     filled: int = 0  # missing values that were filled; one that is still NaN takes train's mean
     padding: int = 0  # steps that were left off at the end, as padding
     measured: np.ndarray | None = None  # bool [T, F]: which values the file has; None: all
+    num_equal_times: int = 0  # steps at the time of the step before them
 
 
 class Names(NamedTuple):
@@ -99,6 +100,8 @@ class ReadOptions:
     # A table without a column for the label is refused. Without a header its first column is one.
     needs_label: bool = False
     num_values: int | None = None  # of a wide table without a header, as a model reads it
+    open_end: bool = False  # columns of a wide table that go on counting are steps, too
+    own_files: bool = False  # a table is one sequence, as those of a folder or a manifest
 
 
 @dataclass
@@ -108,6 +111,8 @@ class Journal:
     form: Form | None = None  # of a table
     columns: tuple[str, ...] = ()  # of a wide table, one for each step
     num_values: int | None = None  # of a wide table without a header line: the number of steps
+    open_end: bool = False  # nobody chose the columns of a wide table: all that count are steps
+    own_files: bool = False  # each sequence has a file of its own
     numbered: bool = False  # a table has no header line, so its columns are called by number
     roles: dict[str, str] = field(default_factory=dict)  # a word of SPECIAL -> its column
     left_aside: dict[str, str] = field(default_factory=dict)  # a column or array -> the reason
@@ -207,6 +212,11 @@ def _end_of_steps(values_TF: np.ndarray, pads: Sequence[float]) -> int:
         return len(values_TF)
     data = np.flatnonzero(~is_padding(values_TF))
     return int(data[-1]) + 1 if len(data) else 0
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a number with its noun: 1 row, 2 rows."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def quote(text: str) -> str:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
-from seqclf.data.readers.rows import Journal, RowError, quote
+from seqclf.data.readers.rows import Journal, ReadOptions, RowError, quote
 from seqclf.data.readers.times import Moment, parse_time
 from seqclf.errors import UserError
 
@@ -94,3 +94,26 @@ def choose_steps(
     for index in set(values).difference(steps):
         aside[index] = f"not one of the steps {titles(steps)}"
     return steps
+
+
+def steps_of_model(
+    names: Sequence[str], indices: Sequence[int], options: ReadOptions
+) -> list[int] | None:
+    """Return the columns that count as the `features` of a model or a file do.
+
+    Sequences may be shorter or longer than those before: the last columns may lack, and where the
+    files before had no others (`open_end`), further ones may follow. None if the columns differ in
+    another way.
+    """
+    features = list(options.features or ())
+    numbers = range(len(features))
+    groups = numbered_groups(features, numbers)
+    if not names or len(features) < 2 or len(groups) != 1 or groups[0] != list(numbers):
+        return None
+    groups = numbered_groups(names, indices)
+    steps = next((group for group in groups if features[0] in [names[i] for i in group]), [])
+    found = [names[index] for index in steps]
+    shared = min(len(found), len(features))
+    if shared < 2 or found[:shared] != features[:shared] or len(set(found)) < len(found):
+        return None
+    return steps if options.open_end else steps[: len(features)]

@@ -1,0 +1,155 @@
+"""What is unlike the training data in sequences that are predicted: a line for each finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from seqclf.data.notes import MOST_NAMED
+from seqclf.data.readers.rows import Row, count_of, quote
+from seqclf.data.reading import Reading
+from seqclf.data.zero_ends import ZeroEnds
+from seqclf.model import Architecture, read_images
+
+# A sequence that is so many times longer or shorter than all training sequences is noted.
+FAR_LENGTH = 2
+# Values that are on average so many deviations of the training data from their mean are noted.
+FAR_VALUES = 5
+# And so are values that vary so many times less than those of training, in several sequences.
+FLAT_VALUES = 100
+LEAST_SEQUENCES = 5
+
+
+@dataclass
+class _Values:
+    """The values of each feature, as the model reads them. Shapes: T steps, F features."""
+
+    num_sequences: int = 0
+    num_steps: int = 0
+    distances: np.ndarray = field(default_factory=lambda: np.zeros(1))  # sum, from the mean
+    total: np.ndarray = field(default_factory=lambda: np.zeros(1))  # of such distances with signs
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(1))
+
+    def add(self, values: Tensor, architecture: Architecture) -> None:
+        """Look at a sequence. Only features have a mean."""
+        if not architecture.mean or values.ndim != 2 or values.shape[1] != len(architecture.mean):
+            return
+        values_TF = values.numpy().astype(np.float64)
+        distance_TF = (values_TF - architecture.mean) / architecture.std
+        self.num_sequences += 1
+        self.num_steps += len(values_TF)
+        self.distances = self.distances + np.abs(distance_TF).sum(0)
+        self.total = self.total + distance_TF.sum(0)
+        self.squares = self.squares + (distance_TF**2).sum(0)
+
+    def notes(self, architecture: Architecture) -> Iterator[str]:
+        """Yield a line that names the features whose values are far from those of training."""
+        if not self.num_steps:
+            return
+        reading = architecture.reading
+        mean_F = self.total / self.num_steps
+        std_F = np.sqrt(np.maximum(self.squares / self.num_steps - mean_F**2, 0))
+        is_far_F = self.distances / self.num_steps > FAR_VALUES
+        if self.num_sequences >= LEAST_SEQUENCES:
+            # What is constant may be a switch that is off.
+            is_far_F |= (std_F > 1e-6) & (std_F < 1 / FLAT_VALUES)
+        names = architecture.features or ("the values",)
+        offset_F = np.array(reading.offset or np.zeros(len(mean_F)))
+        found = []
+        for feature in np.flatnonzero(is_far_F).tolist():
+            if names[feature] in {f"{name} measured" for name in reading.measured}:
+                continue
+            mean, std = architecture.mean[feature], architecture.std[feature]
+            offset = offset_F[feature] if feature < len(offset_F) else 0.0
+            here = mean + mean_F[feature] * std + offset
+            found.append(
+                f"{quote(names[feature])}: {here:.4g} +- {std_F[feature] * std:.3g} here, "
+                f"{mean + offset:.4g} +- {std:.3g} in training"
+            )
+        if found:
+            more = f" and {len(found) - MOST_NAMED} more" * (len(found) > MOST_NAMED)
+            yield f"{'; '.join(found[:MOST_NAMED])}{more}; another unit, or another column?"
+
+
+@dataclass
+class Tally:
+    """What is unlike the training data in the sequences that were predicted."""
+
+    num_long: int = 0
+    num_short: int = 0
+    first_id: str = ""  # of a sequence of such a length
+    shortest: int = 0
+    longest: int = 0
+    largest: float = 0.0  # the largest number of all
+    num_undecided: int = 0  # sequences whose steps have labels, but not one for the sequence
+    num_uncut: int = 0  # rows without the labels that rows were cut by
+    num_short_of_window: int = 0  # rows that are shorter than a window, and so stay whole
+    zero_ends: ZeroEnds = field(default_factory=ZeroEnds)
+    values: _Values = field(default_factory=_Values)
+
+    def add_row(self, row: Row, reading: Reading) -> None:
+        """Look at a row of a file, before it is cut into windows."""
+        if reading.window is not None and len(row.steps) < reading.window:
+            self.num_short_of_window += 1
+        if reading.pad_value is None:
+            self.zero_ends.add(row.steps)
+
+    def notes(self, architecture: Architecture) -> Iterator[str]:
+        """Yield a line for each finding."""
+        unit = "windows" if architecture.reading.window else "sequences"
+        if architecture.lengths is not None and (count := self.num_long + self.num_short):
+            yield (
+                f"{count:,} {unit} are of another length, {_range(self.shortest, self.longest)} "
+                f"steps (such as '{quote(self.first_id)}'), than those of training, "
+                f"{_range(*architecture.lengths)} steps; do not trust these predictions"
+            )
+        if architecture.scale > 1 and 0 < self.largest <= 1:
+            yield (
+                f"all pixels lie in 0 to 1, where the model was trained on 0 to "
+                f"{architecture.scale:g}; multiply them by {architecture.scale:g}"
+            )
+        yield from self.values.notes(architecture)
+        if self.zero_ends.note:
+            yield self.zero_ends.note
+        if self.num_short_of_window:
+            yield (
+                f"{count_of(self.num_short_of_window, 'sequence')} shorter than a window of "
+                f"{architecture.reading.window:,} steps: kept whole"
+            )
+        if self.num_undecided:
+            yield (
+                f"{self.num_undecided:,} {unit} have no truth: no label stands at enough of their "
+                "steps"
+            )
+        if self.num_uncut:
+            yield (
+                f"{self.num_uncut:,} sequences are not cut, as they have no labels: the training "
+                "sequences were cut where the label changes"
+            )
+
+    def add(self, row_id: str, values: Tensor, architecture: Architecture) -> None:
+        """Look at a sequence."""
+        self.values.add(values, architecture)
+        if architecture.scale > 1:
+            self.largest = max(self.largest, float(values.max()))
+        if architecture.lengths is None:
+            return
+        # As the model reads it: an image's steps may be pixels, and long sequences are cut.
+        steps = values if values.ndim == 1 else read_images(values[None], architecture.read)[0]
+        length = min(len(steps), architecture.max_length or len(steps))
+        shortest, longest = architecture.lengths
+        is_long = length > FAR_LENGTH * longest
+        is_short = FAR_LENGTH * length < shortest
+        if is_long or is_short:
+            self.first_id = self.first_id or row_id
+            self.shortest = min(self.shortest or length, length)
+            self.longest = max(self.longest, length)
+            self.num_long += is_long
+            self.num_short += is_short
+
+
+def _range(shortest: int, longest: int) -> str:
+    return f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"

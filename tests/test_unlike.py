@@ -1,0 +1,139 @@
+"""What `prepare` and `predict` say of padding with zeros, other units and windows too long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seqclf.cli import main
+from seqclf.data.prepared import open_dataset
+from seqclf.data.readers.rows import Row
+from seqclf.data.zero_ends import ZeroEnds
+from seqclf.model import Architecture
+from seqclf.tally import Tally
+
+GENERATOR = np.random.default_rng(0)
+PADDED = (
+    "{} of {} sequences end in steps that are all 0; is it padding? --pad-value 0 leaves it off"
+)
+
+
+def padded(*lengths: int, num_steps: int = 12) -> np.ndarray:
+    x = np.zeros((len(lengths), num_steps, 2))
+    for sequence, length in zip(x, lengths, strict=True):
+        sequence[:length] = GENERATOR.normal(size=(length, 2)).round(3)
+    return x
+
+
+def notes_of(folder: Path, x: np.ndarray, *words: str) -> list[str]:
+    np.savez(folder / "x.npz", x=x, y=np.arange(len(x)) % 2)
+    words = ("prepare", f"{folder}/x.npz", "--out", f"{folder}/d", *words)
+    assert main.main(list(words)) == 0
+    return list(open_dataset(folder / "d")[0].notes)
+
+
+def note_of_ends(*sequences: object) -> str | None:
+    ends = ZeroEnds()
+    for sequence in sequences:
+        ends.add(sequence)
+    return ends.note
+
+
+def test_prepare_says_that_sequences_end_in_zeros(tmp_path: Path) -> None:
+    x = padded(*[5, 8, 12, 10] * 6)
+    assert notes_of(tmp_path, x) == [PADDED.format(18, 24)]
+    notes = notes_of(tmp_path, x, "--pad-value", "0", "--overwrite")
+    assert notes == ["78 steps of padding are left off, at the ends of sequences"]
+
+
+def test_zeros_that_are_measured_are_no_padding() -> None:
+    full = padded(12)[0]
+    assert note_of_ends(*padded(5, 8)) == PADDED.format(2, 2)
+    assert note_of_ends(*padded(5, 8), *[full] * 18) == PADDED.format(2, 20)
+    assert note_of_ends(*padded(5, 8), *[full] * 19) is None  # so few
+    assert note_of_ends(*padded(8, 8, 8)) is None  # padding has several lengths
+    assert note_of_ends(*padded(11, 12)) is None  # a single step
+    assert note_of_ends(*np.zeros((3, 12, 1))) is None
+    rest = padded(5, 8)
+    rest[:, 1:3] = 0  # at rest before, too
+    assert note_of_ends(*rest) is None
+    assert note_of_ends(np.zeros(9, np.uint8), ("0", "0"), np.zeros(4, np.uint8)) is None
+
+
+def architecture(**changes: object) -> Architecture:
+    return Architecture(
+        input_size=2,
+        classes=("a", "b"),
+        scale=1,
+        read="rows",
+        hidden_size=2,
+        num_layers=1,
+        bidirectional=False,
+        dropout=0,
+        pooling="last",
+        features=("x", "y"),
+        mean=(0.0, 10.0),
+        std=(1.0, 0.5),
+    ).model_copy(update=changes)
+
+
+def notes_on(x: np.ndarray, model: Architecture) -> list[str]:
+    tally = Tally()
+    for sequence in x:
+        tally.add("r", torch.from_numpy(sequence.astype(np.float32)), model)
+    return list(tally.notes(model))
+
+
+def test_values_far_from_those_of_training_are_noted() -> None:
+    x = GENERATOR.normal(size=(9, 40, 2)) * [1, 0.5] + [0, 10]
+    model = architecture()
+    assert notes_on(x, model) == []
+    (swapped,) = notes_on(x[:, :, ::-1], model)
+    assert "0 +- 1 in training; y: " in swapped
+    assert swapped.endswith(" 10 +- 0.5 in training; another unit, or another column?")
+    (large,) = notes_on(x * [1000, 1], model)  # the mean alone shows nothing
+    assert large.startswith("x: ")
+    assert large.count("in training") == 1
+    (small,) = notes_on(x / [1000, 1], model)
+    assert small.startswith("x: ")
+    assert "here, 0 +- 1 in training" in small
+    assert notes_on(x[:4] / [1000, 1], model) == []  # so few may be alike
+    assert notes_on(x * [0, 1], model) == []  # off in all of them
+    assert notes_on(x[:1] + np.array([2, 1]), model) == []
+    # What people read has the offset that float64 takes off.
+    (offset,) = notes_on(
+        x + np.array([100, 0]),
+        architecture(reading=model.reading.model_copy(update={"offset": (5e8, 0.0)})),
+    )
+    assert "5e+08 +- 1 in training" in offset
+
+
+def test_a_sequence_shorter_than_a_window_is_noted(tmp_path: Path) -> None:
+    x = padded(*[12] * 20)
+    whole = "no sequence has 500 steps (the longest has 12): nothing was cut"
+    assert notes_of(tmp_path, x, "--window", "500") == [whole]
+    assert notes_of(tmp_path, x, "--window", "12", "--overwrite") == []
+    assert notes_of(tmp_path, x, "--window", "5", "--stride", "500", "--overwrite") == [
+        "140 steps are in no window",
+        "no sequence has a second window: two windows of 5 steps, 500 apart, take 505 steps, and "
+        "the longest has 12",
+    ]
+    x[:3, 8:] = np.nan
+    assert "3 sequences shorter than a window of 10 steps: kept whole" in notes_of(
+        tmp_path, x, "--window", "10", "--overwrite"
+    )
+
+
+@pytest.mark.parametrize("window", [None, 10])
+def test_predict_counts_sequences_shorter_than_a_window(window: int | None) -> None:
+    model = architecture()
+    reading = model.reading.model_copy(update={"window": window})
+    tally = Tally()
+    for sequence, length in zip(padded(12, 12, 12), (8, 9, 12), strict=True):
+        tally.add_row(Row("r", sequence[:length], "x"), reading)
+    notes = list(tally.notes(model.model_copy(update={"reading": reading})))
+    short = ["2 sequences shorter than a window of 10 steps: kept whole"] if window == 10 else []
+    assert notes == short
