@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 
 from seqclf.data.readers.rows import BadRow
+from seqclf.errors import printable
 from seqclf.predict import Prediction
 
 LISTED = 10  # bad rows that are named one by one
@@ -40,12 +41,12 @@ class Counts:
         if self.is_alike:
             self.alike = [bad]
         if self.num_bad <= LISTED:
-            print(f"left out: {bad.where}: {bad.problem}", file=sys.stderr)
+            print(printable(f"left out: {bad.where}: {bad.problem}"), file=sys.stderr)
 
     def _name_alike(self) -> None:
         """Name the rows that have not the fault of the whole file."""
         for bad in self.alike[1:]:
-            print(f"left out: {bad.where}: {bad.problem}", file=sys.stderr)
+            print(printable(f"left out: {bad.where}: {bad.problem}"), file=sys.stderr)
         self.alike = []
         self.is_alike = False
 

@@ -20,7 +20,7 @@ from seqclf.data.readers import read_rows
 from seqclf.data.readers.roles import list_names
 from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, count_of, quote
 from seqclf.data.sequences import Origins, Sequences
-from seqclf.errors import USAGE_ERROR, UserError
+from seqclf.errors import USAGE_ERROR, UserError, printable_lines
 from seqclf.evaluate import Metrics
 from seqclf.model import Architecture, LSTMClassifier
 from seqclf.predict import (
@@ -104,9 +104,9 @@ def predict_file(
     where = "" if out is None else f" in {out}"
     if is_precious and counts.num_bad:
         where = f"; {out} is left as it was, --on-bad-row skip writes it"
-    print(_summary(counts, where) + _unsure(counts, early), file=sys.stderr)
+    _print(_summary(counts, where) + _unsure(counts, early))
     if counts.in_classes < counts.labelled:
-        print(f"note: {_unknown_labels(counts, journal, architecture)}", file=sys.stderr)
+        _print(f"note: {_unknown_labels(counts, journal, architecture)}")
     return USAGE_ERROR if counts.num_bad and not source.skip_bad else 0
 
 
@@ -212,7 +212,7 @@ def write_split(
             file=sys.stderr,
         )
     where = "" if out is None else f" in {out}"
-    print(_summary(counts, where) + _unsure(counts, early), file=sys.stderr)
+    _print(_summary(counts, where) + _unsure(counts, early))
 
 
 def _has_twins(origins: Origins) -> bool:
@@ -351,9 +351,13 @@ def _say(journal: Journal, tally: Tally, architecture: Architecture) -> None:
     ]
     if aside:
         more = f" and {len(aside) - LISTED} more" * (len(aside) > LISTED)
-        print(f"left aside: {', '.join(aside[:LISTED])}{more}", file=sys.stderr)
+        _print(f"left aside: {', '.join(aside[:LISTED])}{more}")
     for note in [*journal.notes, *tally.notes(architecture)]:
-        print(f"note: {note}", file=sys.stderr)
+        _print(f"note: {note}")
+
+
+def _print(text: str) -> None:
+    print(printable_lines(text), file=sys.stderr)
 
 
 def _unsure(counts: Counts, early: Early | None) -> str:

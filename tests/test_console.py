@@ -20,6 +20,7 @@ from helpers.files import read_metrics, read_status, step_dir
 from helpers.launching import ROOT, as_words, clean_environment, wait_for
 from helpers.training import tiny_flags
 
+from seqclf.cli.main import main
 from seqclf.console import Console
 
 COLUMNS = 80
@@ -113,6 +114,15 @@ def test_an_output_that_python_has_closed_stops_nothing(monkeypatch: pytest.Monk
     closed.close()
     monkeypatch.setattr(sys, "stdout", closed)
     talk(Console(enabled=True))
+
+
+def test_escape_sequences_are_shown_as_text(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Console(enabled=True).say("run  a\x1b[31m\x07\r\u202eb\nc")
+    assert capsys.readouterr().out == "run  a\\x1b[31m\\x07\\r\\u202eb\nc\n"
+    assert main(["init", str(tmp_path / "a\x1b[31m.yaml")]) == 0
+    assert "a\\x1b[31m.yaml" in capsys.readouterr().out
 
 
 def test_quiet_keeps_the_decisions_and_the_result(

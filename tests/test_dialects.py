@@ -274,7 +274,11 @@ def test_encodings(tmp_path: Path) -> None:
         ("rec,x\na,1\n".encode("utf-16"), {}, "UTF-16; read it with --encoding utf-16"),
         ("rec,x\na,1\n".encode("utf-16-le"), {}, "not a text, or UTF-16; if so, read it with"),
         (b"PK\x03\x04\x14\0\x06\0", {}, "x.csv: no text but a zip archive"),
-        (gzip.compress(b"rec,x\na,1\n", mtime=0), {}, "x.csv: compressed by gzip; let its name end in .gz"),
+        (
+            gzip.compress(b"rec,x\na,1\n", mtime=0),
+            {},
+            "x.csv: compressed by gzip; let its name end in .gz",
+        ),
         (b"a,\xe4\n", {"encoding": "ascii"}, "x.csv: not ascii"),
         (b"rec,x\na,1\n", {"encoding": "utf-16"}, "x.csv: not utf-16"),
         (b"rec,x\n", {"encoding": "hex"}, "--encoding hex: unknown; such as latin-1"),

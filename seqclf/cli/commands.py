@@ -65,6 +65,11 @@ def load_settings(arguments: Namespace) -> tuple[Config, list[str]]:
     return config, flagged
 
 
+def _print(text: str) -> None:
+    """Print lines; names and paths in them may hold escape sequences, which are shown as text."""
+    print(printable_lines(text))
+
+
 def evaluate_command(arguments: Namespace) -> int:
     """Measure a run's result again on its data, or on a file with labels."""
     if arguments.input is not None:
@@ -76,7 +81,7 @@ def evaluate_command(arguments: Namespace) -> int:
             loss = finite_or_null({"loss": metrics.loss})
             print(json.dumps(metrics.to_json(classes) | loss))
         else:
-            print(printable_lines(metrics_text(metrics, classes)))
+            _print(metrics_text(metrics, classes))
         return 0
     _refuse_read_options(arguments)
     if arguments.per is not None:
@@ -106,7 +111,7 @@ def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
     runtime = start_runtime(config, trained_in=facts.precision)
     for decision in runtime.decisions:
         if decision.remedy and runtime.is_main:
-            print(decision.line(), file=sys.stderr)
+            print(printable_lines(decision.line()), file=sys.stderr)
     try:
         splits = sources.load(config.data, seed=config.seed)
         if splits.test.classes != architecture.classes:
@@ -158,8 +163,8 @@ def predict_command(arguments: Namespace) -> int:
         raise UserError(f"--until {early.until:g}: needs INPUT, --split or --out")
     if arguments.per is not None:
         raise UserError(f"--per {arguments.per}: needs INPUT, --split or --out")
-    print(printable_lines(predictions_text(model, sequences, arguments.count or 10)))
-    print(printable_lines(f"\n{reading_text(model, sequences, 0)}"))
+    _print(predictions_text(model, sequences, arguments.count or 10))
+    _print(f"\n{reading_text(model, sequences, 0)}")
     return 0
 
 
@@ -215,7 +220,7 @@ def report_command(arguments: Namespace) -> int:
     from seqclf.report.page import write_report
 
     page = write_report(arguments.run_dirs, arguments.out, flags=_data_folders(arguments))
-    print(f"report      {page}")
+    _print(f"report      {page}")
     return 0
 
 
@@ -240,8 +245,8 @@ def prepare_command(arguments: Namespace) -> int:
     )
     inputs = [Input(path, split) for split, paths in files.items() for path in paths]
     prepare(inputs, arguments.out, preparation, say=partial(print, flush=True))
-    print(describe_dataset(arguments.out))
-    print(f"\ntry next    seqclf train --data.path {arguments.out}")
+    _print(describe_dataset(arguments.out))
+    _print(f"\ntry next    seqclf train --data.path {arguments.out}")
     return 0
 
 
@@ -295,7 +300,7 @@ def describe_command(arguments: Namespace) -> int:
 
     if arguments.verify:
         verify(arguments.path)
-    print(describe_dataset(arguments.path))
+    _print(describe_dataset(arguments.path))
     if arguments.verify:
         print("\nverified: all files are as they were written")
     return 0
@@ -305,7 +310,7 @@ def runs_command(arguments: Namespace) -> int:
     """List runs."""
     from seqclf.run.listing import runs_table
 
-    print(runs_table(arguments.dir))
+    _print(runs_table(arguments.dir))
     return 0
 
 
@@ -313,7 +318,7 @@ def checkpoints_command(arguments: Namespace) -> int:
     """List a run's checkpoints, each verified."""
     from seqclf.run.listing import checkpoints_table
 
-    print(checkpoints_table(_run_dir(arguments)))
+    _print(checkpoints_table(_run_dir(arguments)))
     return 0
 
 
@@ -329,7 +334,7 @@ def init_command(arguments: Namespace) -> int:
         raise UserError(f"{path} exists already; name another file: seqclf init PATH") from None
     except OSError as error:
         raise UserError(f"{path}: cannot write it: {error.strerror}") from None
-    print(f"wrote {path}; edit it, then: seqclf train --config {path}")
+    _print(f"wrote {path}; edit it, then: seqclf train --config {path}")
     return 0
 
 

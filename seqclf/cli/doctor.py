@@ -18,7 +18,7 @@ import torch
 
 from seqclf.config.settings import Config, Data, choices
 from seqclf.data import idx, sources
-from seqclf.errors import UserError
+from seqclf.errors import UserError, printable_lines
 from seqclf.model import LSTMClassifier
 from seqclf.processes.memory import free_memory, memory_text
 from seqclf.processes.runtime import Runtime
@@ -58,9 +58,10 @@ def check(config: Config) -> int:
     for subject, text, remedy in findings:
         warnings += remedy is not None
         if runtime.is_main:
-            print(f"{'warning' if remedy else 'ok':<8}{subject:<12}{text}", flush=True)
+            line = f"{'warning' if remedy else 'ok':<8}{subject:<12}{text}"
+            print(printable_lines(line), flush=True)
             if remedy:
-                print(f"{'':<20}-> {remedy}", flush=True)
+                print(printable_lines(f"{'':<20}-> {remedy}"), flush=True)
     if runtime.is_main:
         print(f"\n{warnings or 'no'} warning{'s' * (warnings != 1)}")
     runtime.close()
