@@ -182,11 +182,6 @@ def test_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\r" not in notebook.text
 
 
-def test_escape_sequences_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    Console(enabled=True).say("a\x1b[31mred\n\u202eb \a ä")
-    assert capsys.readouterr().out == "a\\x1b[31mred\n\\u202eb \\x07 ä\n"
-
-
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams_stop_nothing(closed: str, tmp_path: Path) -> None:
     """The numbers of closed streams are free: a file of the run could get one, and C's output."""

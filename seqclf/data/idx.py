@@ -52,6 +52,7 @@ EMNIST = {
     "mnist": DIGITS,
 }
 QMNIST_COLUMNS = 8  # a label's first column is the class; the others say who wrote the digit
+LONGEST_IDX = 2**30  # bytes; EMNIST's largest file has half of that
 IDX_TYPES = {8: ">u1", 12: ">i4"}  # the type code in an idx file's header, as numpy calls it
 
 
@@ -178,21 +179,37 @@ def _read_split(data: Data, split: str) -> Sequences:
     return Sequences(values, labels.contiguous(), source.classes, scale=255.0)
 
 
+def _announced_bytes(header: bytes) -> int:
+    """Return how long a file's header says it is; 0 for what is no header."""
+    if len(header) < 4 or header[2] not in IDX_TYPES or not 1 <= header[3] <= 3:
+        return 0
+    start = 4 + 4 * header[3]
+    lengths = (int.from_bytes(header[at : at + 4], "big") for at in range(4, start, 4))
+    return start + math.prod(lengths) * np.dtype(IDX_TYPES[header[2]]).itemsize
+
+
 def read_idx(path: Path) -> Tensor:
     """Read an idx file (yann.lecun.com/exdb/mnist) of bytes or of 32-bit integers, raw or gzipped.
 
     Raises UserError naming the file if it is truncated, too long or of another kind.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(16)  # the header of three dimensions
+            # One byte more shows a file that is too long; a .gz may unpack to any length.
+            announced = min(_announced_bytes(content), LONGEST_IDX) + 1
+            content += file.read(max(0, announced - len(content)))
     except PermissionError as error:
         raise UserError(
             f"{path}: cannot read it: {error.strerror}; make the file readable for this user"
         ) from None
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: cannot read it: {error}; fetch the file again") from None
+    if len(content) > LONGEST_IDX:
+        raise UserError(
+            f"{path}: more than {LONGEST_IDX:,} bytes by its header, the most that are read; fetch "
+            "the file again"
+        )
     # Two zeros, the type, the number of dimensions, then the length of each in 4 bytes.
     type_code, ndim = content[2:4] if len(content) >= 4 else (0, 0)
     start = 4 + 4 * ndim
@@ -210,8 +227,9 @@ def read_idx(path: Path) -> Tensor:
     shape = struct.unpack(f">{ndim}I", content[4:start])
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected or expected == start:
+        more = "or more " if len(content) > expected else ""
         raise UserError(
-            f"{path}: {len(content)} bytes where its header {shape} asks for {expected}; "
+            f"{path}: {len(content)} bytes {more}where its header {shape} asks for {expected}; "
             "fetch the file again"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)

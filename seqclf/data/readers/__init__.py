@@ -17,7 +17,7 @@ from seqclf.data.readers.folders import read_folder
 from seqclf.data.readers.images import IMAGES
 from seqclf.data.readers.json_records import read_json, read_jsonl
 from seqclf.data.readers.labels import is_label_table, read_with_labels
-from seqclf.data.readers.lines import text_file
+from seqclf.data.readers.lines import refuse_endless, text_file
 from seqclf.data.readers.manifests import read_table
 from seqclf.data.readers.npz import read_npz
 from seqclf.data.readers.own_files import AS_BEFORE, read_single
@@ -74,6 +74,8 @@ def read_rows(
             raise UserError(f"{path}: is empty")
         if options.channels_first and name not in ("npy", "npz"):
             journal.note(f"--channels-first is of arrays; the steps of {path} stay as they are")
+        if name not in TEXTS:
+            refuse_endless(path)
         if name in PICTURES:
             return read_single(path, options, journal)
         if name == "npy" and options.own_files and _is_single_array(path):

@@ -53,7 +53,7 @@ class ArrayFile:
                 version = np.lib.format.read_magic(file)
                 if version not in HEADERS:
                     raise ValueError(f"version {version[0]}, of arrays that have fields with names")
-                self.shape, self._is_fortran, self.dtype = HEADERS[version](file)
+                self.shape, self.is_fortran, self.dtype = HEADERS[version](file)
                 if not self.dtype.itemsize:
                     raise ValueError(f"{self.dtype} holds nothing")
         except Exception as error:  # numpy's parser lets many kinds through
@@ -65,10 +65,11 @@ class ArrayFile:
         is_too_large = size > num_bytes and not self.dtype.hasobject
         if is_too_large or not all(length >= 0 for length in self.shape):
             raise UserError(f"{where}: {num_bytes:,} bytes, where its header asks for {size:,}")
+        self.num_bytes = size
 
     def take(self, count: int) -> np.ndarray:
         """Return the next `count` entries along the first axis."""
-        if not self._is_fortran:
+        if not self.is_fortran:
             return self._read((count, *self.shape[1:]))
         # In Fortran order an entry is spread over the whole file.
         if self._whole is None:
@@ -78,7 +79,7 @@ class ArrayFile:
 
     def read_all(self) -> np.ndarray:
         """Return the whole array."""
-        return self._read(self.shape[::-1]).T if self._is_fortran else self._read(self.shape)
+        return self._read(self.shape[::-1]).T if self.is_fortran else self._read(self.shape)
 
     def check_objects(self) -> None:
         """Refuse an array of Python objects."""

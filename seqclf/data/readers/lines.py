@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import os
 import shutil
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +18,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from seqclf.config.load import OPEN_FILES
 from seqclf.data.readers.rows import STDIN, Progress, reason_of
 from seqclf.errors import UserError
 
@@ -41,6 +44,7 @@ KINDS = {
 CONTROL = bytes({*range(32)} - {*b"\t\n\r\f\x1b"})  # what stands in no text
 MOST_CONTROL = 0.02  # of the letters of a text
 FEW_CONTROL = 4  # may be slips
+WRITER_S = 20  # seconds within which somebody must begin to write to a named pipe
 LINES_AT_ONCE = 256  # lines between two reports of progress
 
 
@@ -137,6 +141,7 @@ def text_file(path: Path, encoding: str | None) -> Iterator[TextFile]:
             raise UserError(
                 f"--encoding {encoding}: unknown; such as latin-1, cp1252 or utf-16"
             ) from None
+    refuse_endless(path, takes_pipe=True)
     if path == STDIN:
         yield TextFile(Path(_copy_of(sys.stdin.buffer).name), str(path), encoding)
     elif path.exists() and not path.is_file():
@@ -146,10 +151,54 @@ def text_file(path: Path, encoding: str | None) -> Iterator[TextFile]:
         yield TextFile.of(path, encoding)
 
 
+def refuse_endless(path: Path, *, takes_pipe: bool = False) -> None:
+    """Refuse what is there and is no file, such as a device or a pipe. Raises UserError.
+
+    A shell has a pipe's other end open for <(...); a text may come through any pipe.
+    """
+    if path == STDIN or str(path).startswith(OPEN_FILES) or not path.exists() or path.is_file():
+        return
+    if path.is_dir() or (takes_pipe and path.is_fifo()):
+        return
+    raise UserError(f"{path}: a pipe or a device, where a file is expected; save it to a file")
+
+
+def _copied_from_pipe(pipe: Path, copy: IO[bytes]) -> bool:
+    """Copy what comes through a named pipe; return whether it is one.
+
+    Raises UserError if nobody writes to it for a while: to open it would wait for ever.
+    """
+    if str(pipe).startswith(OPEN_FILES) or not pipe.is_fifo():
+        return False
+    descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        end = time.monotonic() + WRITER_S
+        while time.monotonic() < end:
+            try:
+                content = os.read(descriptor, 2**16)
+            except BlockingIOError:  # a writer is there, and has written nothing yet
+                content = None
+            if content != b"":
+                os.set_blocking(descriptor, True)
+                copy.write(content or b"")
+                with os.fdopen(os.dup(descriptor), "rb") as stream:
+                    shutil.copyfileobj(stream, copy)
+                return True
+            time.sleep(0.05)
+    finally:
+        os.close(descriptor)
+    raise UserError(
+        f"{pipe}: a pipe, to which nobody writes for {WRITER_S} s; start its writer first"
+    )
+
+
 @lru_cache(maxsize=8)
 def _copy_of(source: Path | BinaryIO) -> IO[bytes]:
     """Copy a stream, or what comes through a pipe, into a temporary file, once."""
     copy = tempfile.NamedTemporaryFile()  # noqa: SIM115  # it lives as long as the process
+    if isinstance(source, Path) and _copied_from_pipe(source, copy):
+        copy.flush()
+        return copy
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
         shutil.copyfileobj(stream, copy)
     copy.flush()

@@ -53,6 +53,8 @@ NAMES = {
     "lengths": ("lengths", "length", "lens", "seq_lengths", "seq_lens", "seq_len"),
     "features": ("feature_names", "features"),
 }
+LONGEST_SEQUENCE = 2**28  # bytes in memory at once
+LONGEST_FORTRAN = 2**30  # bytes of an array that must be read as a whole
 # What zipfile raises; a UnicodeError is of a name.
 BAD_ZIP = (
     zipfile.BadZipFile,
@@ -106,6 +108,7 @@ def read_npz(
                     offsets = archive.whole_numbers(names, "offsets")
                     lengths = archive.whole_numbers(names, "lengths")
                     layout = find_layout(values, offsets, lengths, options, journal)
+                    _check_size(values, layout)
                     beside = _read_beside(archive, names, values, layout, options, journal)
                     beside = beside._replace(split=split, first_id=first_id)
                     yield from read_array_rows(values, layout, beside, options, progress)
@@ -148,7 +151,27 @@ class _Archive:
         if role not in names:
             return None
         with self.open(names[role], role) as array:
+            _refuse_larger(array, array.num_bytes, LONGEST_SEQUENCE)
             return read_whole_numbers(array)
+
+
+def _check_size(values: ArrayFile, layout: Layout) -> None:
+    """Refuse what would fill the memory: zeros of gigabytes make a small .npz. Raises UserError."""
+    each = values.num_bytes // layout.num_sequences
+    if layout.is_joined and layout.lengths is not None:
+        each = int(layout.lengths.max()) * layout.num_features * values.dtype.itemsize
+    _refuse_larger(values, each, LONGEST_SEQUENCE, "a sequence of ")
+    if values.is_fortran:
+        _refuse_larger(values, values.num_bytes, LONGEST_FORTRAN, "in Fortran order, ")
+
+
+def _refuse_larger(array: ArrayFile, num_bytes: int, limit: int, what: str = "") -> None:
+    if num_bytes > limit:
+        raise UserError(
+            f"{array.where}: {what}{num_bytes:,} bytes once it is unpacked, of which at most "
+            f"{limit:,} are read; cut it into shorter sequences, or save it in C order with "
+            "np.ascontiguousarray"
+        )
 
 
 def _find_parts(archive: _Archive, journal: Journal) -> dict[str | None, dict[str, str]]:

@@ -13,7 +13,7 @@ from seqclf.data.readers.arrays import ArrayFile
 from seqclf.data.readers.columns import Columns, decide
 from seqclf.data.readers.forms import read_steps
 from seqclf.data.readers.images import IMAGES, read_image
-from seqclf.data.readers.lines import TextFile
+from seqclf.data.readers.lines import TextFile, refuse_endless
 from seqclf.data.readers.roles import Table
 from seqclf.data.readers.rows import (
     BadRow,
@@ -64,6 +64,7 @@ class OwnFiles:
         name = printable(str(path))
         ending = ending_of(path)
         try:
+            refuse_endless(path)
             if ending == ".npy":
                 return self._read_array(path, name)
             if ending in IMAGES:

@@ -18,6 +18,7 @@ from seqclf.data.readers.survey import Line, is_blank
 from seqclf.errors import UserError
 
 LINES_AHEAD = 100  # lines that decide whether the first one is a header
+MOST_CELLS = 2**20  # of a line
 CELLS_AHEAD = 2**17  # of lines that are so long that fewer must do
 COLUMNS_AHEAD = 100  # the columns of them that are looked at
 LINES_OF_SAMPLE = 20  # lines that decide what separates the cells
@@ -43,6 +44,9 @@ def text_table(file: TextFile, journal: Journal, *, separator: str) -> TableFile
     sample = list(islice(file.lines(), LINES_OF_SAMPLE))
     for line in sample[:1]:
         file.check_utf8(1, line)
+    for number, line in enumerate(sample, 1):
+        for mark in (separator, *",;\t"):
+            _check_cells(f"{file.name}:{number}", line, mark)
     # Excel takes the separator from a line before the header.
     if said := re.fullmatch(r'"?sep=([;,|\t])"?\s*', sample[0] if sample else ""):
         found, skip = said[1], 1
@@ -95,9 +99,24 @@ def _is_number(cell: str) -> bool:
     return kind_of(cell) not in ("word", "odd", "missing")
 
 
+def _check_cells(place: str, line: str, separator: str) -> None:
+    """Refuse a line of so many cells that they would fill the memory. Raises UserError."""
+    if len(line) > MOST_CELLS and (count := line.count(separator) + 1) > MOST_CELLS:
+        raise UserError(
+            f"{place}: {count:,} cells in a line, of which at most {MOST_CELLS:,} are read; write "
+            "a step a line, or save an .npy"
+        )
+
+
+def _checked(lines: Iterator[str], prefix: str, separator: str, skip: int) -> Iterator[str]:
+    for number, line in enumerate(lines, 1 + skip):
+        _check_cells(f"{prefix}{number}", line, separator)
+        yield line
+
+
 def _split_lines(file: TextFile, separator: str, skip: int, progress: Progress) -> Iterator[Line]:
-    lines = islice(file.lines(progress), skip, None)
     prefix = f"{file.name}:"
+    lines = _checked(islice(file.lines(progress), skip, None), prefix, separator, skip)
     if separator == " ":
         for number, line in enumerate(lines, 1 + skip):
             if cells := line.split():
