@@ -140,7 +140,9 @@ def test_running_config_yaml_again_repeats_the_run(finished: Path, tmp_path: Pat
     assert same_end(tmp_path / "again", finished)
 
 
-def test_another_process_on_the_same_directory_is_refused(finished: Path, tmp_path: Path) -> None:
+def test_another_process_on_the_same_directory_is_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = "import sys, fcntl; f = open(sys.argv[1], 'a+'); fcntl.lockf(f, fcntl.LOCK_EX); print(1)"
     with subprocess.Popen(
         [sys.executable, "-uc", f"{code}; input()", str(finished / ".lock")],
@@ -149,7 +151,10 @@ def test_another_process_on_the_same_directory_is_refused(finished: Path, tmp_pa
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"1\n"
-        with pytest.raises(UserError, match="another process is training there"):
+        with pytest.raises(UserError, match=r"another process is training there.*run_dir$"):
+            train_tiny(finished, SETTINGS)
+        monkeypatch.setenv("SLURM_NTASKS", "2")
+        with pytest.raises(UserError, match=r"training there.* \(Slurm has 2 tasks: is it one"):
             train_tiny(finished, SETTINGS)
         holder.communicate(b"\n")
 

@@ -105,7 +105,9 @@ def _take(path: Path, file: IO[bytes]) -> None:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as a disk without locks
             raise
+        tasks = os.environ.get("SLURM_NTASKS") or "1"
+        hint = f" (Slurm has {tasks} tasks: is it one of them? docs/launching.md starts them as one"
         raise UserError(
             f"{path}: another process is training there{describe_holder(file)}; wait for it or "
-            "choose another --run_dir"
+            "choose another --run_dir" + f"{hint} run)" * (tasks != "1")
         ) from None
