@@ -35,7 +35,8 @@ class _Values:
 
     def add(self, values: Tensor, architecture: Architecture) -> None:
         """Look at a sequence. Only features have a mean."""
-        if not architecture.mean or values.ndim != 2 or values.shape[1] != len(architecture.mean):
+        num_features = min(len(architecture.mean), len(architecture.std))
+        if not num_features or values.ndim != 2 or values.shape[1] != num_features:
             return
         values_TF = values.numpy().astype(np.float64)
         distance_TF = (values_TF - architecture.mean) / architecture.std

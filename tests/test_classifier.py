@@ -152,6 +152,7 @@ def test_a_frame_orders_sequences_by_their_first_line(folder: Path) -> None:
         assert np.array_equal(classifier.predict_proba(dated), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*shorter than a window of 3 steps. kept whole")
 def test_windows_are_cut_inside(tmp_path: Path, capsys: Capture) -> None:
     words = ["--id", "rec", "--time", "t", "--window", "3", "--stride", "2"]
     run = train(tmp_path, write_long(tmp_path), *words)
@@ -329,8 +330,8 @@ def test_seqclf_is_imported_in_no_time() -> None:
 @pytest.mark.parametrize(
     ("sequences", "problem"),
     [
-        ([VALUES[0], VALUES[1][:, :1]], r"X\[1\]: 1 features a step, where the model reads 2"),
-        ([VALUES[0, :, 0]], r"X\[0\]: 1 features a step"),
+        ([VALUES[0], VALUES[1][:, :1]], r"X\[1\]: 1 feature a step, where the model reads 2"),
+        ([VALUES[0, :, 0]], r"X\[0\]: 1 feature a step"),
         ([VALUES[0], VALUES[1].T], r"X\[1\]: shape \(2, 6\): is it features x steps\?"),
         ([VALUES[0], VALUES[:3]], r"X\[1\]: shape \(3, 6, 2\), where steps x features"),
         ([VALUES[0], VALUES[1][:0]], r"X\[1\]: an empty sequence"),

@@ -18,7 +18,9 @@ def test_the_page_is_true(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [
-        f"{i},{t},{i % 2 + t / 10},{t},{'ab'[i % 2]}" for i in range(60) for t in range(1 + i % 5)
+        f"{i},{t},{i % 2 + t / 10},{8 + t},{'ab'[i % 2]}"
+        for i in range(60)
+        for t in range(1 + i % 5)
     ]
     for name in ("recordings", "new"):
         (tmp_path / f"{name}.csv").write_text("\n".join(["recording,t,x,y,label", *lines]))
