@@ -25,7 +25,7 @@ from seqclf.processes.runtime import Runtime
 from seqclf.processes.signals import Signals
 from seqclf.processes.start import keep_precision, limited, start_runtime
 from seqclf.run.directory import Run, open_run
-from seqclf.run.records import REPORT, STATUS, State
+from seqclf.run.records import State
 from seqclf.run.resume import kept_precision
 from seqclf.run.saves import restore, restore_best, save
 from seqclf.settle import Setup, choose_run_dir, config_of_main, find_data, settle
@@ -246,8 +246,8 @@ def conclude(setup: Setup, run: Run, state: State, model: nn.Module) -> None:
     config, splits = setup.config, setup.splits
     if state.decay_from:
         run.console.say(
-            f"ended       at step {state.step} of {setup.plan.num_steps}: at step "
-            f"{state.decay_from} {setup.patience} evaluations in a row had no better "
+            f"ended       at step {state.step} of {setup.plan.num_steps}: {setup.patience} "
+            f"evaluations in a row up to step {state.decay_from} had no better "
             f"{config.checkpoint.metric}; from there on the rate fell to zero"
         )
     step = state.step
@@ -260,11 +260,13 @@ def conclude(setup: Setup, run: Run, state: State, model: nn.Module) -> None:
 
 
 def write_page(path: Path, console: Console) -> None:
-    """Write a finished run's report.html. If that fails, say so: the run stays finished."""
-    page = path / REPORT
-    finished_at = (path / STATUS).stat().st_mtime_ns
-    is_written = page.exists() and page.stat().st_mtime_ns > finished_at
-    if is_written or os.environ.get("WANDB_SWEEP_ID"):
+    """Write a finished run's report.html, unless it is whole and of this very run.
+
+    If that fails, say so: the run stays finished.
+    """
+    from seqclf.report.stamp import is_current
+
+    if os.environ.get("WANDB_SWEEP_ID") or is_current(path):
         return
     from seqclf.report.page import write_report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -150,7 +150,8 @@ def test_it_ends_and_chooses_as_the_figures_say(
     assert [rates[s] for s in range(stop + 1, end + 1)] == pytest.approx(falling)
     check_result(tmp_path, best, end)
     out = capsys.readouterr().out
-    assert f"ended       at step {end} of 120: at step {stop} 3 evaluations in a row had no" in out
+    ended = f"ended       at step {end} of 120: 3 evaluations in a row up to step {stop} had no"
+    assert ended in out
     form = "{:.2%}" if metric == "val/accuracy" else "{:.4f}"
     assert f"best        step {best}: {metric} {form.format(values[best])}\n" in out
     assert f"val        {values[best]:9.2%} " in out or metric != "val/accuracy"
@@ -170,6 +171,25 @@ def test_few_validation_examples_are_said(
         run_dir = tmp_path / str(patience)
         assert train_tiny(run_dir, settings, train__patience=patience) == 0
         assert (few in capsys.readouterr().out) == is_said
+
+
+def test_a_gain_of_one_example_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "note        one of the 287 validation examples weighs 0.35%: the last step may be as"
+    for gain, is_said in ((2, False), (1, True), (0, False)):
+        hits = iter([150 + gain, 150, 150])  # of two evaluations, and of the test split
+
+        def evaluate(*_: object, hits: Iterator[int] = hits, **__: object) -> Metrics:
+            confusion = torch.zeros(10, 10, dtype=torch.int64)
+            confusion[0, 0] = next(hits)
+            confusion[0, 1] = 287 - confusion[0, 0]
+            return Metrics(1.0, confusion)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("seqclf.train.evaluate", evaluate)
+            assert train_tiny(tmp_path / str(gain), {**KEPT, "train.steps": 8}) == 0
+        assert (note in capsys.readouterr().out) == is_said
 
 
 def test_without_patience_the_best_is_kept_beside_the_last(choosing: Path) -> None:
@@ -346,14 +366,14 @@ def test_a_finished_run_is_left_as_it_is(early: Path, capsys: pytest.CaptureFixt
     assert files_in(early) == before
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"train.patience": 5},
-        {"train.patience": None},
-        {"train.patience": 3, "train.steps": NUM_STEPS + 20},
-    ],
-)
+OTHER_ENDS = [
+    {"train.patience": 5},
+    {"train.patience": None},
+    {"train.patience": 3, "train.steps": NUM_STEPS + 20},
+]
+
+
+@pytest.mark.parametrize("changes", OTHER_ENDS)
 def test_what_no_decay_has_reached_may_change(changes: Settings, tmp_path: Path) -> None:
     settings = {**SETTINGS, "checkpoint.keep_best": True, **changes}
     assert train_tiny(tmp_path / "x", {**KEPT, "train.patience": 3}, stop_at=9) == 143
@@ -362,14 +382,7 @@ def test_what_no_decay_has_reached_may_change(changes: Settings, tmp_path: Path)
     assert same_end(tmp_path / "x", tmp_path / "straight")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"train.patience": 5},
-        {"train.patience": None},
-        {"train.patience": 3, "train.steps": NUM_STEPS + 20},
-    ],
-)
+@pytest.mark.parametrize("changes", OTHER_ENDS)
 def test_after_a_decay_the_run_has_ended(changes: Settings, copy: Path) -> None:
     before = files_in(copy)
     begin = read_status(copy).step - DECAY_STEPS

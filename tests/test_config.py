@@ -339,6 +339,15 @@ def test_a_flag_for_the_length_beats_a_files_other_one(tmp_path: Path) -> None:
     )
 
 
+def test_an_older_run_may_name_both_lengths(tmp_path: Path) -> None:
+    text = "train:\n  steps: 7\n  epochs: 0.5"
+    (tmp_path / "run.json").write_text("{}")
+    train = load_text(tmp_path, text).train
+    assert (train.steps, train.epochs) == (7, None)
+    train = load_text(tmp_path, text, {"train.epochs": "3"}).train
+    assert (train.steps, train.epochs) == (None, 3)
+
+
 def test_recipes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert recipes.recipe_names() == [path.stem for path in CONFIGS]

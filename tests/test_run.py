@@ -29,6 +29,7 @@ from helpers.training import CONSTANT_RATE, train_tiny
 
 from seqclf import step_log
 from seqclf.config.load import load_config
+from seqclf.data.sources import load
 from seqclf.errors import UserError
 from seqclf.metrics import CLOCK_METRICS
 from seqclf.run import listing
@@ -36,7 +37,7 @@ from seqclf.run.checkpoint import commit_checkpoint
 from seqclf.run.directory import Run
 from seqclf.run.files import delete
 from seqclf.run.records import git_revision
-from seqclf.settle import Setup
+from seqclf.settle import Setup, settle
 from seqclf.train import train
 
 SETTINGS = {
@@ -400,3 +401,24 @@ def test_only_a_repository_of_its_own_names_the_revision(
         file.parent.mkdir(parents=True)
         monkeypatch.setattr("seqclf.run.records.__file__", str(file))
         assert (git_revision() is not None) == is_own
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "every"),
+    [
+        (50, 60, 29),  # an epoch
+        (50, 580, 29),  # 20 epochs
+        (50, 581, 58),
+        (50, 6000, 319),  # 11 epochs
+        (1438, 3, 1),
+        (1438, 1000, 50),
+        (14, 100_000, 103),  # an epoch that is not short
+    ],
+)
+def test_how_often_a_run_is_evaluated_by_default(batch_size: int, steps: int, every: int) -> None:
+    flags = {"data.name": "digits", "train.batch_size": str(batch_size), "train.steps": str(steps)}
+    config, _ = load_config(None, flags)
+    setup = settle(config, load(config.data, seed=0))
+    due = [step for step in range(1, 2 * every + 1) if setup.evaluation_due(step)]
+    assert due == [every, 2 * every]
+    assert [step for step in range(1, 2 * every + 1) if setup.save_due(step, best_step=0)] == due

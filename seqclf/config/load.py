@@ -100,7 +100,13 @@ def _read_file(path: str | Path) -> Tree:
             recipes = f"; recipes that come with seqclf: {', '.join(recipe_names())}"
         raise UserError(f"--config {path}: cannot read it: {reason}{recipes}") from None
     values, places = read_yaml(text, str(path))
-    return Tree(_drop_empty_sections(values, Config), places)
+    values = _drop_empty_sections(values, Config)
+    train = values.get("train")
+    is_of_run = Path(path).with_name("run.json").exists()
+    if is_of_run and isinstance(train, dict) and train.get("steps") is not None:
+        # An older run may name both lengths, of which the steps counted.
+        values = _with_value(values, "train.epochs", None)
+    return Tree(values, places)
 
 
 def _drop_empty_sections(values: Mapping[str, Value], model: type[BaseModel]) -> dict[str, Value]:
