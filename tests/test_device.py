@@ -134,10 +134,18 @@ def test_threads_that_wait_for_other_programs_are_said(
     assert (expected in decision.line()) == is_said
 
 
-def test_the_measure_of_threads_leaves_no_trace() -> None:
+def test_threads_are_measured_in_turn_and_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def take_time(*_: object) -> float:
+        measured.append(torch.get_num_threads())
+        return 100.0 if len(measured) <= 4 else 0.1 * measured[-1] ** 2  # the first ones warm up
+
+    monkeypatch.setattr("seqclf.processes.device._time_lstm", take_time)
     state = torch.get_rng_state()
-    assert threads_slowdown(2) > 0
-    assert torch.get_num_threads() == 2
+    assert threads_slowdown(3) == pytest.approx(9)
+    assert measured == [1, 3] * 12
+    assert torch.get_num_threads() == 3
     assert torch.equal(torch.get_rng_state(), state)
 
 

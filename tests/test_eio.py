@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -64,17 +63,6 @@ def test_every_call_of_a_kind_may_fail(
         if (problems := what_is_wrong(attempt, lasting="lasting" in mode))
     }
     assert wrong == {}
-
-
-def test_some_calls_may_fail(shim: Path, tmp_path: Path) -> None:
-    """Two of those that failed badly once, for each run of the tests."""
-    seen: Counter[str] = Counter()
-    for number, kind in enumerate(("lock", "mkdir")):
-        (tmp_path / str(number)).mkdir()
-        for attempt in attempts(shim, tmp_path / str(number), kind, "1", "2"):
-            assert what_is_wrong(attempt, lasting=False) == []
-            seen[kind] += 1
-    assert seen == {"lock": 1, "mkdir": 2}
 
 
 # ---- the best step

@@ -166,6 +166,7 @@ def test_debug_mode_sends_no_pickles() -> None:
     assert run_ranks(2, reduce_in_debug_mode) == [[note]] * 2
 
 
+@pytest.mark.slow
 def test_accelerates_own_config_file_changes_no_bit(tmp_path: Path) -> None:
     config = tmp_path / "home/.cache/huggingface/accelerate/default_config.yaml"
     config.parent.mkdir(parents=True)

@@ -99,7 +99,7 @@ def test_a_mirror_that_fails_leaves_the_training_alone(
     ("victim", "online"),
     [
         ("mirror", True),
-        ("wandb-core", False),
+        pytest.param("wandb-core", False, marks=pytest.mark.slow),
         pytest.param("mirror", False, marks=pytest.mark.slow),
         pytest.param("wandb-core", True, marks=pytest.mark.slow),
         pytest.param("both", False, marks=pytest.mark.slow),
@@ -238,6 +238,7 @@ def test_a_mirror_by_hand_says_what_is_wrong(tmp_path: Path) -> None:
         assert done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_refused_connection_leaves_it_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,6 +251,7 @@ def test_a_refused_connection_leaves_it_offline(
     assert offline_lines(tmp_path / "run") == read_metrics(tmp_path / "run", timed=True)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_lost_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def test_wandb_mode_is_read_in_any_case(
     assert choose_wandb("online") == ("online", "tracking.wandb: online")
 
 
+@pytest.mark.slow
 def test_a_user_without_name_and_home_trains_and_evaluates(tmp_path: Path) -> None:
     flags = tiny_flags({"tracking.wandb": "auto", "report": True}, train__steps=3)
     words = [sys.executable, "-c", NAMELESS, str(tmp_path / "run"), *as_words(flags)]

@@ -87,6 +87,7 @@ def test_a_traced_call_leaves_the_machine_or_not(
 # ---- nothing leaves
 
 
+@pytest.mark.slow
 def test_the_default_run_connects_to_nobody(tmp_path: Path, environment: dict[str, str]) -> None:
     """As `make train` runs it: W&B, without a key, is offline."""
     words = ["launch", "launch/train.py", "--config", "configs/digits.yaml", *as_words(SHORT)]

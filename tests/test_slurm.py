@@ -92,6 +92,7 @@ def stop_and_go_on(job: Path, run_dir: Path, told: str, code: int, **variables: 
     ]
 
 
+@pytest.mark.slow
 def test_at_its_time_limit_a_task_of_an_array_saves_and_is_requeued(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

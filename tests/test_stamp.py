@@ -112,16 +112,14 @@ def test_somebody_elses_page_is_left_alone(run: Path) -> None:
         write_report([run], None, {})
 
 
-@pytest.mark.parametrize("happens", [Path.unlink, cut, flip])
-def test_the_command_that_trained_the_run_writes_its_page_again(
-    happens: Callable[[Path], None], tmp_path: Path
-) -> None:
+def test_the_command_that_trained_the_run_writes_its_page_again(tmp_path: Path) -> None:
     settings = {"train.steps": 4, "log.every": 2, "report": True}
     assert train_tiny(tmp_path, settings) == 0
     page = tmp_path / "report.html"
     before = page.stat().st_mtime_ns
     assert train_tiny(tmp_path, settings) == 0
     assert page.stat().st_mtime_ns == before
-    happens(page)
-    assert train_tiny(tmp_path, settings) == 0
-    assert is_current(tmp_path)
+    for happens in (Path.unlink, flip):
+        happens(page)
+        assert train_tiny(tmp_path, settings) == 0
+        assert is_current(tmp_path)

@@ -174,8 +174,8 @@ def test_rank_1_is_stopped(
 @pytest.mark.parametrize(
     "place",
     [
-        "second meeting",
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ("import", "step", "parting")),
+        pytest.param(p, marks=pytest.mark.slow)
+        for p in ("second meeting", "import", "step", "parting")
     ],
 )
 def test_the_launcher_is_stopped(place: str, launcher: tuple[int, int], tmp_path: Path) -> None:

@@ -274,6 +274,7 @@ def test_a_crash_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "ZeroDivisionError" in summary_of(found)["error"]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path: Path) -> None:
     words = train_words(tmp_path / "run", FLAGS)[1:]
     command = ["torchrun", "--standalone", "--nproc-per-node", "2", "launch/train.py", *words]

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("no_wandb_account")
 KILLS = [
     (step, mirror_too, online) for step in (12, 27) for mirror_too in (0, 1) for online in (0, 1)
 ]
-FAST_KILLS = [(27, 1, 0), (12, 1, 1)]
+FAST_KILLS = [(12, 1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_each_line_is_there_once_after_any_sessions(tmp_path: Path, words: str) 
 @pytest.mark.parametrize(
     ("processes", "num_trials"),
     [
-        (1, 1),
+        pytest.param(1, 1, marks=pytest.mark.slow),
         pytest.param(1, 2, marks=pytest.mark.slow),
         pytest.param(2, 2, marks=pytest.mark.slow),
     ],
