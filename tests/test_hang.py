@@ -94,7 +94,7 @@ def test_torchrun_starts_the_workers_again_and_they_go_on(tmp_path: Path) -> Non
         ("dies", "gloo", 0),
         ("dies", "gloo", 1),
         ("sleeps", "in misbehave", 0),
-        ("hangs in C with Python's lock", "no answer", 1),
+        pytest.param("hangs in C with Python's lock", "no answer", 1, marks=pytest.mark.slow),
         pytest.param("sleeps", "in misbehave", 1, marks=pytest.mark.slow),
         pytest.param("hangs in C", "in stay_in_c", 0, marks=pytest.mark.slow),
         pytest.param("hangs in C", "in stay_in_c", 1, marks=pytest.mark.slow),

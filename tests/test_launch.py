@@ -61,6 +61,7 @@ def test_a_mistake_is_printed_once_by_two_processes() -> None:
     assert done.stderr.count("error: --optim.lr: must be greater than 0 (found -1)") == 1
 
 
+@pytest.mark.slow
 def test_one_process_started_for_two_is_said(tmp_path: Path) -> None:
     launcher = ("accelerate", "launch", "--cpu", "--num_processes", "2", "launch/train.py")
     done = launch(*launcher, *DEBUG, "--train.steps", "2", "--run-dir", tmp_path)

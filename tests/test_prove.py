@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import prove
 
 
+@pytest.mark.slow
 def test_it_shows_what_is_the_same_and_finds_a_byte_that_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_users_mistake_after_the_start_ends_a_command(tmp_path: Path) -> None:
     assert read_status(tmp_path / "run").state == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no namespaces")
 def test_a_container_whose_shared_memory_is_full_trains() -> None:
     with TemporaryDirectory(dir="/var/tmp") as folder:  # pytest's own may lie in /dev/shm

@@ -46,6 +46,7 @@ def test_the_debug_run_goes_on(tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(tmp_path) if "test/loss" in line] == [20, 40, 60]
 
 
+@pytest.mark.slow
 def test_digits_reach_97_percent(tmp_path: Path) -> None:
     assert run("digits", tmp_path)["test/accuracy"] >= 0.97
 

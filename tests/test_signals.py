@@ -172,6 +172,7 @@ def test_a_fork_does_not_keep_the_listener(tmp_path: Path) -> None:
     assert exit_codes(start_ranks(1, listen_beside_a_fork)) == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no namespaces")
 def test_the_first_process_of_a_container_saves(tmp_path: Path) -> None:
     """The kernel keeps signals from process 1 of a container, unless it handles them."""
