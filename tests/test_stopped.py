@@ -21,8 +21,10 @@ from helpers.training import EVERYTHING_ON, tiny_flags
 from torch._C._distributed_c10d import TCPStore
 
 from seqclf.cli.main import main
-from seqclf.run.fence import session_number, tell_for_main
-from seqclf.run.records import Status
+from seqclf.errors import UserError
+from seqclf.run import fence
+from seqclf.run.fence import begin_session, session_number, tell_for_main
+from seqclf.run.records import Facts, Status
 
 TIMEOUT_S = 8
 SETTINGS = {**EVERYTHING_ON, "train.steps": 20, "distributed.timeout_s": TIMEOUT_S}
@@ -266,6 +268,17 @@ def test_who_tells_for_the_main_process_spoils_no_result(
     assert status.step == (9 if told and (began or before is None) else 40)
     tell_for_main(tmp_path / "elsewhere", failed, began=began)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_start_that_another_rank_gave_up_does_not_begin(tmp_path: Path) -> None:
+    """Rank 0 was stopped while it started, and wakes up when the others have told so."""
+    found = fence.read_status(tmp_path)
+    assert begin_session(tmp_path, 0, Facts(), found) == session_number(tmp_path) > 0
+    before = session_number(tmp_path)
+    tell_for_main(tmp_path, Status(state="failed", step=0, metrics={}, error="silent"), began=False)
+    with pytest.raises(UserError, match="another rank has given up this start"):
+        begin_session(tmp_path, 0, Facts(), found)
+    assert session_number(tmp_path) == before
 
 
 def test_each_session_has_a_number_of_its_own(tmp_path: Path) -> None:
