@@ -272,12 +272,15 @@ def test_who_tells_for_the_main_process_spoils_no_result(
 
 def test_a_start_that_another_rank_gave_up_does_not_begin(tmp_path: Path) -> None:
     """Rank 0 was stopped while it started, and wakes up when the others have told so."""
+    facts = Facts(
+        host="a", device="cpu", precision="fp32", world_size=2, threads=1, versions={"torch": "2"}
+    )
     found = fence.read_status(tmp_path)
-    assert begin_session(tmp_path, 0, Facts(), found) == session_number(tmp_path) > 0
+    assert begin_session(tmp_path, 0, facts, found) == session_number(tmp_path) > 0
     before = session_number(tmp_path)
     tell_for_main(tmp_path, Status(state="failed", step=0, metrics={}, error="silent"), began=False)
     with pytest.raises(UserError, match="another rank has given up this start"):
-        begin_session(tmp_path, 0, Facts(), found)
+        begin_session(tmp_path, 0, facts, found)
     assert session_number(tmp_path) == before
 
 
