@@ -34,6 +34,7 @@ NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data se
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
 LONG, CHANNELS = 500, 64  # steps from which convolutions pay, and how many of their channels
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
+FEW = 50  # validation examples, too few to stop by a single evaluation of them
 DECAY = 0.1  # share of a run over which the rate falls when the patience has run out
 MOST_OF_A_NAME = 80  # characters of flags in a run's name; a hash stands for more
 
@@ -105,12 +106,17 @@ class Setup:
 
     @property
     def patience(self) -> float:
-        """How many evaluations in a row may be no better; infinity if the config does not say."""
-        patience = self.config.train.patience
-        if patience is None or isinstance(patience, int):
-            return patience or math.inf
-        every = self.config.eval.every or self.usual_every
-        return max(1, math.ceil(patience * self.plan.num_steps / every))
+        """How many evaluations in a row may be no better; infinity if the config does not say.
+
+        With fewer than FEW validation examples more of them may be: see docs/recipes.md.
+        """
+        patience, validation = self.config.train.patience, self.splits.validation
+        if patience is None or validation is None:
+            return math.inf
+        if isinstance(patience, float):  # a share of the run
+            every = self.config.eval.every or self.usual_every
+            patience = max(1, math.ceil(patience * self.plan.num_steps / every))
+        return math.ceil(patience * FEW / min(FEW, len(validation)))
 
     def last_step(self, decay_from: int) -> int:
         """Return the step that the run ends at, if its patience ran out at a step (0: never)."""

@@ -24,14 +24,13 @@ from seqclf.prefixes import (
 )
 from seqclf.run.records import find_evaluation, finite_or_null
 from seqclf.run.verdict import why_no_result
-from seqclf.settle import Setup
+from seqclf.settle import FEW, Setup
 
 WIDTH = 80  # columns of a terminal
 MOST_LINES = 32  # of a sequence that is drawn
 MOST_FEATURES = 28  # on a line
 SHADES = " .:-=+*#%@"  # dark to bright
 ERROR_COLUMNS = ("truth", "guess", "errors")
-FEW = 50  # validation examples, too few to stop by
 BAR_WIDTH = 20  # of probability 1, where the line has room for it
 
 
@@ -140,8 +139,8 @@ def opening(setup: Setup, path: Path) -> list[str]:
     count = 0 if splits.validation is None else len(splits.validation)
     if config.train.patience and count < FEW:
         lines.append(
-            f"note        one of the {count} validation examples weighs {1 / count:.1%}: "
-            f"train.patience may end the run by chance; hold out {FEW} or more"
+            f"note        one of the {count} validation examples weighs {1 / count:.1%}: so "
+            f"train.patience waits for {setup.patience} evaluations; hold out {FEW} or more"
         )
     return [
         *lines,

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -25,9 +26,12 @@ from helpers.training import CONSTANT_RATE, train_tiny
 
 from seqclf.cli.commands import evaluate_run
 from seqclf.config.load import load_config
+from seqclf.config.settings import Config
+from seqclf.data import sources
 from seqclf.errors import UserError
 from seqclf.evaluate import Metrics
 from seqclf.run.checkpoint import checkpoint_directories, commit_checkpoint, step_of
+from seqclf.settle import settle
 
 Settings = Mapping[str, object]
 
@@ -165,12 +169,36 @@ def test_patience_may_be_a_share_of_the_run(early: Path, tmp_path: Path) -> None
 def test_few_validation_examples_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = "note        one of the 30 validation examples weighs 3.3%: train.patience may end"
+    few = "note        one of the 30 validation examples weighs 3.3%: so train.patience waits for 5"
     for patience, is_said in ((3, True), (None, False)):
         settings = {**SETTINGS, "data.val_fraction": 0.02, "train.steps": 8}
         run_dir = tmp_path / str(patience)
         assert train_tiny(run_dir, settings, train__patience=patience) == 0
         assert (few in capsys.readouterr().out) == is_said
+
+
+@pytest.mark.parametrize(
+    ("count", "patience", "waits"),
+    [
+        (143, 3, 3),
+        (50, 3, 3),
+        (49, 3, 4),
+        (10, 3, 15),
+        (1, 1, 50),
+        (8, 0.25, 32),
+        (60, 0.25, 5),
+        (8, None, math.inf),
+    ],
+)
+def test_few_validation_examples_have_to_agree_for_longer(
+    count: int, patience: float | None, waits: float
+) -> None:
+    settings: dict[str, object] = {"data": {"name": "digits"}, "eval": {"every": 100}}
+    settings["train"] = {"steps": 2000, "patience": patience}
+    config = Config.model_validate(settings)
+    splits = sources.load(config.data, seed=0)
+    setup = settle(config, replace(splits, validation=splits.train.first(count)))
+    assert setup.patience == waits
 
 
 def test_a_gain_of_one_example_is_said(
