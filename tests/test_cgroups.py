@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.training import CONSTANT_RATE, train_tiny
 
+from seqclf.cli import main
 from seqclf.config.load import load_config
 from seqclf.errors import UserError
 from seqclf.processes.cgroups import GroupMemory, cpu_quota, group_memory
@@ -184,6 +186,21 @@ def test_threads_are_those_that_the_quota_lets_run(
     number, decision = set_threads(load_config(None, flags)[0])
     assert decision.line() == f"threads     {threads}"
     assert torch.get_num_threads() == number
+
+
+def test_prediction_and_pages_keep_to_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch itself counts cores alone."""
+    assert train_tiny(tmp_path, CONSTANT_RATE, train__steps=1) == 0
+    monkeypatch.setattr("seqclf.processes.device.cpu_quota", lambda: 1.0)
+    for command in ("predict", "report"):
+        torch.set_num_threads(2)
+        assert main.main([command, str(tmp_path)]) == 0
+        assert torch.get_num_threads() == 1
+    monkeypatch.setattr("seqclf.processes.device.cpu_quota", lambda: None)
+    assert main.main(["predict", str(tmp_path)]) == 0
+    assert torch.get_num_threads() == 1  # fewer than may be taken stay
 
 
 def test_the_memory_of_the_group_is_what_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.training import Settings, train_tiny
 
+from seqclf.report.page import write_report
 from seqclf.run.records import Evaluation
 from seqclf.run.verdict import why_no_result
 
@@ -73,6 +74,9 @@ def test_a_run_ends_with_its_doubts(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "the model" in line
     line = last_line(tmp_path / "good", capsys, {"train.steps": 200})
     assert line == f"            seqclf runs {tmp_path}"
+    for name, is_said in (("one", True), ("good", False)):
+        page = write_report([tmp_path / name], None, {}).read_text()
+        assert ("<strong>No result</strong>: " in page) == is_said
 
 
 def test_an_evaluation_of_other_weights_is_not_taken(

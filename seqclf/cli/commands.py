@@ -132,6 +132,9 @@ def predict_command(arguments: Namespace) -> int:
     if arguments.count is not None and arguments.count < 1:
         raise UserError(f"--count {arguments.count}: must be at least 1")
     early = _early(arguments)
+    from seqclf.processes.device import keep_to_quota
+
+    keep_to_quota()
     if arguments.input is not None:
         from seqclf.predictions import predict_file
 
@@ -217,8 +220,10 @@ def _refuse_read_options(arguments: Namespace) -> None:
 
 def report_command(arguments: Namespace) -> int:
     """Write a page of a run, or of several."""
+    from seqclf.processes.device import keep_to_quota
     from seqclf.report.page import write_report
 
+    keep_to_quota()
     page = write_report(arguments.run_dirs, arguments.out, flags=_data_folders(arguments))
     _print(f"report      {page}")
     return 0

@@ -180,6 +180,13 @@ def usable_cores() -> tuple[int, str]:
     return max(1, math.ceil(quota)), f"{here}, a CPU quota of {round(quota, 2)}"
 
 
+def keep_to_quota() -> None:
+    """Take no more threads than `usable_cores`: torch itself knows of no quota."""
+    cores, _ = usable_cores()
+    if torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
+
+
 def requested_precision(config: Config) -> EffectivePrecision:
     """Return the precision that config or launcher ask for.
 

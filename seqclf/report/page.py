@@ -41,6 +41,7 @@ from seqclf.run.records import (
     MistakeRecord,
     class_table,
 )
+from seqclf.run.verdict import why_no_result
 from seqclf.run.weights import find_weights
 
 NUM_PREDICTIONS = 10
@@ -70,6 +71,8 @@ class EvaluationSection:
     macro_f1_interval: tuple[float, float]
     loss: float | None
     calibration_error: float
+    doubt: str | None
+    """Why the numbers are no result."""
     classes: list[tuple[ClassRow, tuple[float, float]]]
     """Each with the interval of its recall."""
     pairs: list[tuple[int, str, str]]
@@ -248,6 +251,7 @@ def show_evaluation(evaluation: Evaluation, split: str) -> EvaluationSection:
         macro_f1_interval=macro_f1_interval(matrix),
         loss=evaluation.metrics[f"{split}/loss"],
         calibration_error=sum(gaps) / n,
+        doubt=why_no_result(evaluation, split) if split == "test" else None,
         classes=[(row, wilson(h, row.support)) for row, h in zip(table, hits, strict=True)],
         pairs=sorted(pairs, key=lambda pair: -pair[0])[:MOST_PAIRS],
         mistakes=evaluation.mistakes,
