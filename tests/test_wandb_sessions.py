@@ -114,7 +114,7 @@ def mirror_session(run_dir: Path, mode: str, environment: dict[str, str]) -> str
     command = [sys.executable, "-m", MIRROR_MODULE, "wandb", str(run_dir)]
     environment = environment | {"WANDB_MODE": mode}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=60
+        command, env=environment, capture_output=True, text=True, check=False, timeout=240
     )
     return done.stdout
 

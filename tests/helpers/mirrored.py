@@ -32,6 +32,7 @@ FLAGS = {
     "checkpoint.every": "15",
     "log.every": "10",
     "tracking.wandb": "offline",
+    "tracking.finish_s": "120",  # a machine with slow disks needs more than the usual 30
     "report": "false",
 }
 
