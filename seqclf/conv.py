@@ -1,11 +1,12 @@
 """A small convolution branch beside the LSTM, which sees shapes wherever they stand.
 
-Shapes: B batch, T steps, F features, C channels.
+Shapes: B batch, R reference rows, T steps, F features, C channels.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 # Three layers, as in Wang, Yan and Oates, "Time series classification from scratch with deep
 # neural networks", IJCNN 2017. The middle one is twice as wide.
 KERNEL_SIZES = (8, 5, 3)
+EPSILON = 1e-3  # added to variances
+REFERENCE = 32  # training examples over which the layers are normalised
 
 
 def count_parameters(num_features: int, channels: int) -> int:
@@ -27,11 +30,20 @@ def _widths(num_features: int, channels: int) -> list[tuple[int, int]]:
     return list(pairwise((num_features, channels, 2 * channels, channels)))
 
 
+class Moments(NamedTuple):
+    """Mean and variance of each channel, [C, 1]."""
+
+    mean: Tensor
+    variance: Tensor
+
+
 class ConvBranch(nn.Module):
     """Three convolutions, and the mean over the steps of what the last one finds.
 
-    Each layer is normalised over the steps of a row alone, not over the batch as in that paper: so
-    a row's logits depend on no other row, and padding changes nothing.
+    Each layer is normalised by the mean and variance of its channels over reference rows, which are
+    the same training examples in every step: Salimans et al., "Improved Techniques for Training
+    GANs", NeurIPS 2016 (virtual batch normalisation). With the batch's own statistics, as in the
+    paper above, a row's logits would depend on the other rows, and on the number of processes.
     """
 
     def __init__(self, num_features: int, channels: int) -> None:
@@ -42,24 +54,46 @@ class ConvBranch(nn.Module):
             for (before, after), size in zip(widths, KERNEL_SIZES, strict=True)
         )
 
-    def forward(self, values_BTF: Tensor, lengths: Tensor | None) -> Tensor:
-        """Map sequences [B, T, F] to [B, C]; steps beyond `lengths`, int64 [B], are padding."""
-        output_BCT = values_BTF.mT
-        num_steps = values_BTF.shape[1]
-        if lengths is None:
-            count_B1 = torch.full_like(output_BCT[:, 0, :1], num_steps)
-            valid_B1T = None
-        else:
-            count_B1 = lengths[:, None].to(output_BCT.dtype)
-            steps_T = torch.arange(num_steps, device=lengths.device)
-            valid_B1T = (steps_T < lengths[:, None])[:, None]
-        for layer in self.layers:
-            output_BCT = layer(output_BCT, count_B1[..., None], valid_B1T)
-        return _keep(output_BCT, valid_B1T).sum(2) / count_B1
+    @property
+    def _all_layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
+
+    def forward(
+        self, values_BTF: Tensor, lengths: Tensor | None, moments: list[Moments] | None = None
+    ) -> Tensor:
+        """Map sequences [B, T, F] to [B, C]; steps beyond `lengths`, int64 [B], are padding.
+
+        `moments` are those of each layer; without them the stored ones count.
+        """
+        output_BCT, valid_B1T = values_BTF.mT, _valid(values_BTF, lengths)
+        for number, layer in enumerate(self._all_layers):
+            output_BCT = layer(output_BCT, valid_B1T, None if moments is None else moments[number])
+        sum_BC = _keep(output_BCT, valid_B1T).sum(2)
+        return sum_BC / (values_BTF.shape[1] if lengths is None else lengths[:, None])
+
+    def measure(self, values_RTF: Tensor, lengths: Tensor | None) -> list[Moments]:
+        """Return the moments of each layer over reference rows [R, T, F]."""
+        output_RCT, valid_R1T = values_RTF.mT, _valid(values_RTF, lengths)
+        count = len(values_RTF) * values_RTF.shape[1] if lengths is None else lengths.sum()
+        found = []
+        for layer in self._all_layers:
+            found.append(layer.measure(output_RCT, valid_R1T, count))
+            output_RCT = layer(output_RCT, valid_R1T, found[-1])
+        return found
+
+    @torch.no_grad()
+    def store(self, moments: list[Moments]) -> None:
+        """Keep the moments of the weights as they are, for whoever has no reference rows."""
+        for layer, (mean_C1, variance_C1) in zip(self._all_layers, moments, strict=True):
+            layer.mean.copy_(mean_C1)
+            layer.variance.copy_(variance_C1)
 
 
 class Layer(nn.Module):
-    """A convolution, normalised over the steps of each row, and a rectifier."""
+    """A convolution, normalised by given moments, and a rectifier."""
+
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, num_inputs: int, channels: int, size: int) -> None:
         super().__init__()
@@ -67,16 +101,38 @@ class Layer(nn.Module):
         self.conv = nn.Conv1d(num_inputs, channels, size, bias=False)
         self.scale = nn.Parameter(torch.ones(channels, 1))
         self.shift = nn.Parameter(torch.zeros(channels, 1))
+        self.register_buffer("mean", torch.zeros(channels, 1))
+        self.register_buffer("variance", torch.ones(channels, 1))
         self.pad = ((size - 1) // 2, size // 2)  # as many steps come out as go in
 
-    def forward(self, input_BFT: Tensor, count_B11: Tensor, valid_B1T: Tensor | None) -> Tensor:
-        """Return [B, C, T]; a row has `count_B11` steps, those that are valid."""
-        found_BCT = self.conv(F.pad(_keep(input_BFT, valid_B1T), self.pad))
-        mean_BC1 = _keep(found_BCT, valid_B1T).sum(2, keepdim=True) / count_B11
-        centred_BCT = _keep(found_BCT - mean_BC1, valid_B1T)
-        variance_BC1 = centred_BCT.square().sum(2, keepdim=True) / count_B11
-        normal_BCT = centred_BCT * (variance_BC1 + 1e-5).rsqrt()
+    def forward(
+        self, input_BFT: Tensor, valid_B1T: Tensor | None, moments: Moments | None = None
+    ) -> Tensor:
+        """Return [B, C, T]; without moments the stored ones count."""
+        mean_C1, variance_C1 = moments or Moments(self.mean, self.variance)
+        normal_BCT = (self._find(input_BFT, valid_B1T) - mean_C1) * (variance_C1 + EPSILON).rsqrt()
         return (normal_BCT * self.scale + self.shift).relu()
+
+    def measure(self, input_RFT: Tensor, valid_R1T: Tensor | None, count: Tensor | int) -> Moments:
+        """Return the moments of what the convolution finds in `count` steps, the valid ones."""
+        found_RCT = self._find(input_RFT, valid_R1T)
+        # Half precision would lose the digits of a sum over thousands of steps.
+        found_RCT = found_RCT.to(torch.promote_types(found_RCT.dtype, torch.float32))
+        mean_C1 = _keep(found_RCT, valid_R1T).sum((0, 2))[:, None] / count
+        centred_RCT = _keep(found_RCT - mean_C1, valid_R1T)
+        return Moments(mean_C1, centred_RCT.square().sum((0, 2))[:, None] / count)
+
+    def _find(self, input_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
+        found_BCT: Tensor = self.conv(F.pad(_keep(input_BFT, valid_B1T), self.pad))
+        return found_BCT
+
+
+def _valid(values_BTF: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """Return which steps are no padding, bool [B, 1, T]; None if all are."""
+    if lengths is None:
+        return None
+    steps_T = torch.arange(values_BTF.shape[1], device=lengths.device)
+    return (steps_T < lengths[:, None])[:, None]
 
 
 def _keep(values_BCT: Tensor, valid_B1T: Tensor | None) -> Tensor:

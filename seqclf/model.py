@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqclf.conv import ConvBranch, count_parameters
+from seqclf.conv import ConvBranch, Moments, count_parameters
 from seqclf.data.reading import Reading
 
 Pooling = Literal["last", "mean", "max", "attention"]
@@ -107,11 +107,14 @@ class LSTMClassifier(nn.Module):
     (`read`), divides pixel values by `scale`, and normalises features with `mean` and `std`: so raw
     numbers go to the device, and prediction cannot forget a conversion. With `num_tokens` the input
     is tokens below that number, and each becomes an embedding of `embedding_size` numbers. The LSTM
-    takes `stack` steps at once (`stack_steps`). A branch of `conv` channels reads single steps.
+    takes `stack` steps at once (`stack_steps`). A branch of `conv` channels reads single steps; in
+    training it is normalised by `reference`.
     """
 
     mean: Tensor | None
     std: Tensor | None
+    reference: tuple[Tensor, Tensor | None] | None = None
+    """Training examples as `forward` takes them, for the convolutions: values, and lengths."""
 
     def __init__(
         self,
@@ -183,9 +186,25 @@ class LSTMClassifier(nn.Module):
         output_BTH, final_BH = self.run_layers(stacked_BTF, stacked_lengths)
         pooled_BH = final_BH if self.pooling == "last" else self.pool(output_BTH, stacked_lengths)
         if self.conv is not None:
-            pooled_BH = torch.cat([pooled_BH, self.conv(input_BTF, lengths)], 1)
+            moments = self.measure_reference() if self.training else None
+            pooled_BH = torch.cat([pooled_BH, self.conv(input_BTF, lengths, moments)], 1)
         logits_BC: Tensor = self.out(self.dropout(pooled_BH))
         return logits_BC
+
+    def measure_reference(self) -> list[Moments] | None:
+        """Return the moments of the convolutions over the reference rows, if there are any."""
+        if self.conv is None or self.reference is None:
+            return None
+        values, lengths = self.reference
+        return self.conv.measure(self.embed(self.steps(values)), lengths)
+
+    def train(self, mode: bool = True) -> LSTMClassifier:
+        """Switch as torch's `train` does; at the end of training store the reference's moments."""
+        with torch.no_grad():
+            moments = self.measure_reference() if self.training and not mode else None
+        if self.conv is not None and moments is not None:
+            self.conv.store(moments)
+        return super().train(mode)
 
     def run_layers(self, output_BTH: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the last layer's outputs, [B, T, H], and its final states, [B, H]."""
@@ -210,7 +229,7 @@ class LSTMClassifier(nn.Module):
     def reads_prefixes_anew(self) -> bool:
         """Whether each prefix takes a pass of its own.
 
-        A second direction starts at its end, and so do stacks; convolutions normalise over it.
+        A second direction starts at its end, and so do stacks; convolutions look ahead.
         """
         return self.rnn.bidirectional or self.stack > 1 or self.conv is not None
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from seqclf.config.settings import MANY_EXAMPLES, NEUTRAL, NOISE, Config, Value, settings_by_name
+from seqclf.conv import REFERENCE
 from seqclf.data import idx
 from seqclf.data.batches import BatchPlan, count_steps, make_buckets
 from seqclf.data.reading import Reading
@@ -61,6 +62,19 @@ class Setup:
         torch.manual_seed(self.config.seed)
         num_steps = -(-self.longest // self.architecture.stack)
         return self.architecture.build(self.config.model.init, num_steps)
+
+    def reference(self, device: torch.device) -> tuple[Tensor, Tensor | None] | None:
+        """Return the training examples that the convolutions are normalised by, on a device.
+
+        They are the same in every step and process, and hold as much of each class as all do.
+        """
+        if not self.config.model.conv:
+            return None
+        train = self.splits.train
+        by_class = train.labels.argsort(stable=True)
+        places = torch.linspace(0, len(train) - 1, min(REFERENCE, len(train))).round().long()
+        values, lengths = train.rows(by_class[places.to(by_class.device)])
+        return values.to(device), None if lengths is None else lengths.to(device)
 
     def on_device(self, device: torch.device) -> Setup:
         """Copy the data set to the device if it should lie there, and the class weights always.

@@ -27,8 +27,8 @@ def reason_against(architecture: Architecture) -> str | None:
         )
     if architecture.conv:
         return (
-            "the model's convolution branch normalises over all steps of a sequence, so it reads "
-            "each prefix anew; train a model with --model.conv 0"
+            "the model's convolution branch looks some steps ahead, so it reads each prefix anew; "
+            "train a model with --model.conv 0"
         )
     if architecture.max_length is not None and architecture.keep == "last":
         return (

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seqclf.conv import Layer
+from seqclf.conv import EPSILON, Layer
 from seqclf.model import (
     Architecture,
     ImageOrder,
@@ -317,25 +317,53 @@ def test_stacked_steps_are_read_side_by_side() -> None:
             torch.testing.assert_close(found[row, place], alone, rtol=0, atol=1e-6)
 
 
-def test_convolutions_see_each_row_normalised_by_itself() -> None:
-    model = ragged_model("last", True, 1, conv=4)
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [None, torch.tensor([20, 3, 11])])
+def test_convolutions_are_normalised_over_the_reference(lengths: Tensor | None) -> None:
+    """torch's own batch normalisation of the reference rows, each cut at its length."""
+    model = ragged_model("last", True, 1, conv=4).train()
     assert model.conv is not None
-    values = torch.randn(2, 20, 3)
+    values, reference = torch.randn(2, 20, 3), torch.randn(3, 20, 3)
+    model.reference = (reference, lengths)
     found = model.embed(values).mT
+    ends = [20] * 3 if lengths is None else lengths.tolist()
+    rows = [model.embed(row[None, :n]).mT for row, n in zip(reference, ends, strict=True)]
     for layer in model.conv.layers:
         assert isinstance(layer, Layer)
         size = layer.conv.kernel_size[0]
-        padded = F.pad(found, ((size - 1) // 2, size // 2))
-        normal = F.instance_norm(F.conv1d(padded, layer.conv.weight))
-        found = F.relu(normal * layer.scale + layer.shift)
-    assert found.shape == (2, 4, 20)
+        pad = ((size - 1) // 2, size // 2)
+        rows = [F.conv1d(F.pad(row, pad), layer.conv.weight) for row in rows]
+        found = F.conv1d(F.pad(found, pad), layer.conv.weight)
+        steps = torch.cat(rows, 2)
+        moments = steps.mean((0, 2)), steps.var((0, 2), correction=0)
+        rows = [F.relu(F.batch_norm(row, *moments, eps=EPSILON)) for row in rows]
+        found = F.relu(F.batch_norm(found, *moments, eps=EPSILON))
     state = run_lstm(model.rnn, model.embed(values), None)[1]
     expected = model.out(torch.cat([state, found.mean(2)], 1))
-    torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-5)
+    model.eval().reference = (
+        None  # from here on the stored moments count, as in a model that is loaded
+    )
+    torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-5)
+
+
+def test_gradients_go_through_the_reference() -> None:
+    """So the weights' size means nothing, as with batch normalisation: its gradient is 0."""
+    model = ragged_model("last", True, 1, conv=4).double().train()
+    assert model.conv is not None
+    model.reference = (torch.randn(6, 30, 3, dtype=torch.float64), None)
+    model(torch.randn(5, 30, 3, dtype=torch.float64)).square().sum().backward()
+    for layer in model.conv.layers:
+        assert isinstance(layer, Layer)
+        weight = layer.conv.weight
+        assert weight.grad is not None
+        along = (weight * weight.grad).sum((1, 2)) / (weight.norm() * weight.grad.norm())
+        assert along.abs().max() < 0.02  # 0 but for EPSILON
 
 
 def test_a_sequence_of_one_step_or_of_one_value_has_convolutions() -> None:
     model = ragged_model("max", False, 1, conv=4).train()
+    model.reference = (torch.full((1, 9, 3), 7.0), None)
     for values in (torch.randn(2, 1, 3), torch.full((2, 9, 3), 7.0)):
         logits = model(values)
         logits.sum().backward()

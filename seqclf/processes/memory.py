@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from seqclf.config.settings import Config
+from seqclf.conv import REFERENCE
 from seqclf.errors import UserError
 from seqclf.model import Architecture
 from seqclf.processes.cgroups import group_memory
@@ -66,8 +67,9 @@ def least_memory(
     features = architecture.embedding_size if architecture.num_tokens else architecture.input_size
     units = architecture.hidden_size * (1 + architecture.bidirectional) * architecture.num_layers
     per_example = num_steps * features + -(-num_steps // architecture.stack) * 8 * units
-    per_example += num_steps * 4 * 4 * architecture.conv  # channels of its three layers together
-    return 4 * (4 * architecture.num_parameters + batch * per_example)
+    per_row = num_steps * 4 * 4 * architecture.conv  # channels of its three layers together
+    numbers = batch * (per_example + per_row) + REFERENCE * per_row
+    return 4 * (4 * architecture.num_parameters + numbers)
 
 
 def refuse_too_large(needed: int, device: torch.device) -> None:
