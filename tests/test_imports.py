@@ -15,7 +15,7 @@ from helpers.launching import ROOT
 STORY = (
     "errors metrics config data conv model prefixes stepwise loss optim console processes step "
     "evaluate settle run step_log tally predict counts inputs stream classifier predictions "
-    "terminal report tracking train cli __main__ __init__"
+    "terminal baselines report tracking train cli __main__ __init__"
 )
 WINGS = STORY.split()
 TRACKING_MAY_IMPORT = ("tracking", "errors", "metrics", "config", "data.pictures", "run.records")

@@ -311,6 +311,15 @@ def describe_command(arguments: Namespace) -> int:
     return 0
 
 
+def baselines_command(arguments: Namespace) -> int:
+    """Measure simple methods on a prepared data set."""
+    from seqclf.baselines import measure_baselines
+
+    for line in measure_baselines(arguments.path, _names(arguments.only)):
+        print(line, flush=True)  # each takes minutes at times
+    return 0
+
+
 def runs_command(arguments: Namespace) -> int:
     """List runs."""
     from seqclf.run.listing import runs_table
@@ -389,6 +398,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "predict": predict_command,
     "report": report_command,
     "prepare": prepare_command,
+    "baselines": baselines_command,
     "describe": describe_command,
     "runs": runs_command,
     "checkpoints": checkpoints_command,

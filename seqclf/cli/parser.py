@@ -53,6 +53,7 @@ def build_parser(*, completing: bool = False) -> ArgumentParser:
     _add_report(commands)
     _add_prepare(commands)
     _add_describe(commands)
+    _add_baselines(commands)
     _add_runs(commands)
     _add_checkpoints(commands)
     _add_init(commands)
@@ -286,6 +287,15 @@ def _add_describe(commands: _Commands) -> None:
     parser.add_argument("path", type=Path, help="folder that seqclf prepare wrote")
     parser.add_argument(
         "--verify", action="store_true", help="compare its contents with what was written"
+    )
+
+
+def _add_baselines(commands: _Commands) -> None:
+    summary = "measure what simple methods name right of a data set, beside a result"
+    parser = commands.add("baselines", summary, usage="DIR [options]")
+    parser.add_argument("path", type=Path, help="folder that seqclf prepare wrote")
+    parser.add_argument(
+        "--only", metavar="LIST", help="of majority, dtw and minirocket, with commas between"
     )
 
 

@@ -18,10 +18,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.image import imsave
 
+from seqclf.baselines import TITLES, find_baselines
 from seqclf.config.load import load_config_of_run
+from seqclf.config.settings import Config
 from seqclf.data import sources
 from seqclf.data.pictures import Picture, draw_picture, take_picture
 from seqclf.data.sequences import Sequences
+from seqclf.data.sources import Splits
 from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
 from seqclf.prefixes import probabilities
@@ -81,6 +84,14 @@ class EvaluationSection:
     figures: dict[str, str]
 
 
+class BaselineRow(NamedTuple):
+    """What another method names right of the test split."""
+
+    title: str
+    accuracy: float
+    interval: tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Page:
     """What the template shows. Figures are SVG, by name."""
@@ -92,6 +103,7 @@ class Page:
     overview: list[tuple[str, str]] = field(default_factory=list)
     comparison: Comparison | None = None
     evaluations: dict[str, EvaluationSection] = field(default_factory=dict)
+    baselines: list[BaselineRow] = field(default_factory=list)
     reading: ReadingSection | None = None
     no_reading_because: str | None = None
     weights: str | None = None
@@ -179,10 +191,27 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
     name = saved.file.parent.name
     return replace(
         page,
+        baselines=show_baselines(config, splits),
         reading=watch_reading(model, splits.test),
         weights=None if name == MODEL else f"{name}, as the run has no result yet",
         predictions=first_predictions(model, splits.test),
     )
+
+
+def show_baselines(config: Config, splits: Splits) -> list[BaselineRow]:
+    """Return what `seqclf baselines` has measured on a run's data set, the best first."""
+    if config.data.path is None:
+        return []
+    found = find_baselines(Path(config.data.path), splits.stored_fingerprint)
+    if found is None or found.num_test != len(splits.test):  # the config may choose a part of it
+        return []
+    n = found.num_test
+    rows = [
+        BaselineRow(TITLES[row.name], row.accuracy, wilson(round(row.accuracy * n), n))
+        for row in found.rows
+        if row.accuracy is not None
+    ]
+    return sorted(rows, key=lambda row: -row.accuracy)
 
 
 def first_predictions(model: LSTMClassifier, test: Sequences) -> list[Prediction]:
