@@ -11,7 +11,7 @@ from torch import Tensor
 from seqclf.data.notes import MOST_NAMED
 from seqclf.data.readers.rows import Row, count_of, quote
 from seqclf.data.reading import Reading
-from seqclf.data.zero_ends import ZeroEnds
+from seqclf.data.zero_ends import ZeroSides
 from seqclf.model import Architecture, read_images
 
 # A sequence that is so many times longer or shorter than all training sequences is noted.
@@ -88,7 +88,7 @@ class Tally:
     num_undecided: int = 0  # sequences whose steps have labels, but not one for the sequence
     num_uncut: int = 0  # rows without the labels that rows were cut by
     num_short_of_window: int = 0  # rows that are shorter than a window, and so stay whole
-    zero_ends: ZeroEnds = field(default_factory=ZeroEnds)
+    zero_sides: ZeroSides = field(default_factory=ZeroSides)
     values: _Values = field(default_factory=_Values)
 
     def add_row(self, row: Row, reading: Reading) -> None:
@@ -96,7 +96,7 @@ class Tally:
         if reading.window is not None and len(row.steps) < reading.window:
             self.num_short_of_window += 1
         if reading.pad_value is None:
-            self.zero_ends.add(row.steps)
+            self.zero_sides.add(row.steps)
 
     def notes(self, architecture: Architecture) -> Iterator[str]:
         """Yield a line for each finding."""
@@ -113,8 +113,7 @@ class Tally:
                 f"{architecture.scale:g}; multiply them by {architecture.scale:g}"
             )
         yield from self.values.notes(architecture)
-        if self.zero_ends.note:
-            yield self.zero_ends.note
+        yield from self.zero_sides.notes()
         if self.num_short_of_window:
             yield (
                 f"{count_of(self.num_short_of_window, 'sequence')} shorter than a window of "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.launching import ROOT
 
 from seqclf.cli import main
 from seqclf.data.prepared import open_dataset
 from seqclf.data.readers.rows import Row
-from seqclf.data.zero_ends import ZeroEnds
+from seqclf.data.zero_ends import ZeroSides
 from seqclf.model import Architecture
 from seqclf.tally import Tally
 
@@ -36,10 +38,12 @@ def notes_of(folder: Path, x: np.ndarray, *words: str) -> list[str]:
 
 
 def note_of_ends(*sequences: object) -> str | None:
-    ends = ZeroEnds()
+    sides = ZeroSides()
     for sequence in sequences:
-        ends.add(sequence)
-    return ends.note
+        sides.add(sequence)
+    notes = list(sides.notes())
+    assert len(notes) <= 1
+    return notes[0] if notes else None
 
 
 def test_prepare_says_that_sequences_end_in_zeros(tmp_path: Path) -> None:
@@ -47,6 +51,23 @@ def test_prepare_says_that_sequences_end_in_zeros(tmp_path: Path) -> None:
     assert notes_of(tmp_path, x) == [PADDED.format(18, 24)]
     notes = notes_of(tmp_path, x, "--pad-value", "0", "--overwrite")
     assert notes == ["78 steps of padding are left off, at the ends of sequences"]
+
+
+def test_prepare_says_that_sequences_begin_with_zeros(tmp_path: Path) -> None:
+    """As Keras pads unless it is told otherwise; the lines of docs/data.md take them off."""
+    x = padded(*[5, 8, 12, 10] * 6)[:, ::-1]
+    note = "18 of 24 sequences begin with steps that are all 0; is it padding? docs/data.md has the"
+    [found] = notes_of(tmp_path, x)
+    assert found.startswith(note)
+    [block] = [b for b in (ROOT / "docs/data.md").read_text().split("```") if "argmax" in b]
+    names = {"x": x, "labels": np.arange(len(x)) % 2, "np": np}
+    with contextlib.chdir(tmp_path):
+        exec(block.removeprefix("python"), names)
+    words = ("prepare", f"{tmp_path}/mine.npz", "--out", f"{tmp_path}/d", "--overwrite")
+    assert main.main(list(words)) == 0
+    info = open_dataset(tmp_path / "d")[0]
+    assert not any("padding" in text for text in info.notes)
+    assert sum(split.steps for split in info.parts.values()) == 6 * (5 + 8 + 12 + 10)
 
 
 def test_zeros_that_are_measured_are_no_padding() -> None:
@@ -60,6 +81,11 @@ def test_zeros_that_are_measured_are_no_padding() -> None:
     rest = padded(5, 8)
     rest[:, 1:3] = 0  # at rest before, too
     assert note_of_ends(*rest) is None
+    assert note_of_ends(*(sequence[::-1] for sequence in rest)) is None
+    image = np.zeros((4, 12, 3))  # which has a margin on both sides
+    for index, pixels in enumerate(image):
+        pixels[2 + index : 8 + index // 2] = 1
+    assert note_of_ends(*image) is None
     assert note_of_ends(np.zeros(9, np.uint8), ("0", "0"), np.zeros(4, np.uint8)) is None
 
 

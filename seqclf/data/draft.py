@@ -19,7 +19,7 @@ from seqclf.data.prepared import SPLITS, VALUE_TYPES, Kind
 from seqclf.data.readers.rows import BadRow, Row, count_of, quote
 from seqclf.data.reading import Reading
 from seqclf.data.windows import Cuts, cut_into_parts
-from seqclf.data.zero_ends import ZeroEnds
+from seqclf.data.zero_ends import ZeroSides
 
 HEADER_BYTES = 256  # of values.safetensors, before its numbers
 BLOCK = 2**16  # numbers that are written at once; more do not fit into the cache of a core
@@ -105,7 +105,7 @@ class Draft:
     num_padding: int = 0
     num_undecided: int = 0  # parts whose steps have not one label
     cuts: Cuts = field(default_factory=Cuts)
-    zero_ends: ZeroEnds = field(default_factory=ZeroEnds)
+    zero_sides: ZeroSides = field(default_factory=ZeroSides)
     num_rows: int = 0
 
     # Of each feature, over all values so far, before the adjustment:
@@ -184,7 +184,7 @@ class Draft:
         self.num_padding += row.padding
         self.num_undecided += len(found.parts) - len(parts)
         if self.reading.pad_value is None:
-            self.zero_ends.add(row.steps)
+            self.zero_sides.add(row.steps)
         self.num_rows += 1
 
     def _values_of(self, row: Row) -> np.ndarray:

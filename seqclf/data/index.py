@@ -87,8 +87,7 @@ def _counts(draft: Draft) -> Iterator[str]:
     elif draft.num_undecided:
         yield f"{draft.num_undecided:,} windows are left out: too few of their steps have one label"
     yield from draft.cuts.notes(draft.reading)
-    if draft.zero_ends.note:
-        yield draft.zero_ends.note
+    yield from draft.zero_sides.notes()
 
 
 def _finish_reading(draft: Draft, journal: Journal) -> Reading:
