@@ -35,7 +35,7 @@ NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data se
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
 LONG, CHANNELS = 500, 64  # steps from which convolutions pay, and how many of their channels
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
-FEW = 50  # validation examples, too few to stop by a single evaluation of them
+FEW = 50  # validation examples; fewer are too few to choose by
 DECAY = 0.1  # share of a run over which the rate falls when the patience has run out
 MOST_OF_A_NAME = 80  # characters of flags in a run's name; a hash stands for more
 
@@ -131,6 +131,16 @@ class Setup:
             every = self.config.eval.every or self.usual_every
             patience = max(1, math.ceil(patience * self.plan.num_steps / every))
         return math.ceil(patience * FEW / min(FEW, len(validation)))
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the result is the weights of the best evaluation, not the last ones.
+
+        Few validation examples cannot tell which are better, so there `keep_best` has to ask.
+        """
+        if not self.config.chooses_best or self.splits.validation is None:
+            return False
+        return self.config.checkpoint.keep_best or len(self.splits.validation) >= FEW
 
     def last_step(self, decay_from: int) -> int:
         """Return the step that the run ends at, if its patience ran out at a step (0: never)."""

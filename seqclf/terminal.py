@@ -140,7 +140,9 @@ def opening(setup: Setup, path: Path) -> list[str]:
     if config.train.patience and count < FEW:
         lines.append(
             f"note        one of the {count} validation examples weighs {1 / count:.1%}: so "
-            f"train.patience waits for {setup.patience} evaluations; hold out {FEW} or more"
+            f"train.patience waits for {setup.patience} evaluations"
+            + ", and the last weights are the result" * (not setup.takes_best)
+            + f"; hold out {FEW} or more"
         )
     return [
         *lines,

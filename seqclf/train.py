@@ -109,7 +109,7 @@ def measure(
         shards=config.train.shards,
     )
     metrics = evaluation.named(split)
-    if not config.chooses_best or metric not in metrics or is_better(run.state, metrics, metric):
+    if not setup.takes_best or metric not in metrics or is_better(run.state, metrics, metric):
         run.write_evaluation(split, step, evaluation, sequences)
     run.log(step, metrics)
     return metrics
@@ -252,7 +252,7 @@ def conclude(setup: Setup, run: Run, state: State, model: nn.Module) -> None:
             f"{config.checkpoint.metric}; from there on the rate fell to zero"
         )
     step = state.step
-    if config.chooses_best and restore_best(run, model):
+    if setup.takes_best and restore_best(run, model):
         state.metrics = state.best
         step = state.best_step
     if splits.validation is not None:

@@ -166,15 +166,28 @@ def test_patience_may_be_a_share_of_the_run(early: Path, tmp_path: Path) -> None
     assert same_end(tmp_path, early)
 
 
-def test_few_validation_examples_are_said(
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_few_validation_examples_choose_no_weights(
+    keep_best: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They only wait, unless the config itself asks for the best."""
+    settings = {**SETTINGS, "data.val_fraction": 0.02, "train.steps": 100}
+    settings["checkpoint.keep_best"] = keep_best
+    assert train_tiny(tmp_path, settings, train__patience=9) == 0
+    end = "" if keep_best else ", and the last weights are the result"
+    said = f"weighs 3.3%: so train.patience waits for 15 evaluations{end}; hold out 50 or more\n"
+    assert f"note        one of the 30 validation examples {said}" in capsys.readouterr().out
+    best, last = decide(tmp_path, "val/accuracy", 15)
+    assert best < last == read_status(tmp_path).step
+    check_result(tmp_path, best if keep_best else last, last)
+
+
+def test_without_patience_few_validation_examples_need_no_word(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = "note        one of the 30 validation examples weighs 3.3%: so train.patience waits for 5"
-    for patience, is_said in ((3, True), (None, False)):
-        settings = {**SETTINGS, "data.val_fraction": 0.02, "train.steps": 8}
-        run_dir = tmp_path / str(patience)
-        assert train_tiny(run_dir, settings, train__patience=patience) == 0
-        assert (few in capsys.readouterr().out) == is_said
+    settings = {**SETTINGS, "data.val_fraction": 0.02, "train.steps": 8}
+    assert train_tiny(tmp_path, settings) == 0
+    assert "validation examples weighs" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,8 @@ class Train(Settings):
     patience: PositiveInt | Share | None = None
     """Finish after this many evaluations in a row without a better `checkpoint.metric`, or after
     this share of the run: over a tenth of its steps the rate falls, and the best weights are the
-    result. null: off."""
+    result. With fewer than 50 validation examples it waits for longer, and the last weights are
+    the result. null: off."""
 
 
 class Eval(Settings):
@@ -308,7 +309,7 @@ class Config(Settings):
 
     @property
     def chooses_best(self) -> bool:
-        """Whether the result is the weights of the best evaluation, not the last ones."""
+        """Whether evaluations are compared, to end early or to take the best weights."""
         return self.checkpoint.keep_best or self.train.patience is not None
 
     def sizes(self, num_examples: int = MANY_EXAMPLES) -> tuple[int, int]:
