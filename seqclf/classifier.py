@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 
+from seqclf.average import Member, load_members, predict_rows_together
 from seqclf.data.readers.rows import BadRow, RowError, parse_name, quote
 from seqclf.errors import UserError
 from seqclf.evaluate import Metrics
@@ -28,10 +29,7 @@ from seqclf.predict import (
     count_truth,
     kind_of,
     named_features,
-    place,
-    predict_rows,
 )
-from seqclf.run.weights import find_weights
 from seqclf.stepwise import reason_against
 from seqclf.stream import Stream
 from seqclf.tally import Tally
@@ -40,21 +38,23 @@ MOST_NAMED = 20  # classes or features in a line of `summary`
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     device: str | torch.device = "auto",
     *,
     unknown_tokens: UnknownTokens = "error",
+    raw: bool = False,
 ) -> Classifier:
-    """Load a trained model, ready to predict.
+    """Load a trained model, ready to predict; of a list of them, the mean of their probabilities.
 
     `path` is the directory of a run, its folder model/, or one of its checkpoints. Of a run that
     has no result yet, the newest checkpoint is taken, and a warning says so. `device` is `auto`
     (the GPU if there is one, else the CPU), or what torch calls a device, such as `cpu` or
     `cuda:1`. A token that the training data did not have is an error; with
-    `unknown_tokens="keep"` it is read as an unknown token, as `seqclf predict` does.
+    `unknown_tokens="keep"` it is read as an unknown token, as `seqclf predict` does. `raw` leaves
+    the temperature out that was fitted on validation examples.
 
-    Raises UserError (a ValueError) if there is no model, if it is damaged, or if there is no such
-    device.
+    Raises UserError (a ValueError) if there is no model, if it is damaged, if there is no such
+    device, or if the models of a list have other classes, features or ways to read files.
 
     >>> classifier = seqclf.load("runs/mine")  # doctest: +SKIP
     >>> classifier.predict([[[0.12, 9.81], [0.15, 9.79]]])  # doctest: +SKIP
@@ -62,12 +62,23 @@ def load(
     """
     if unknown_tokens not in get_args(UnknownTokens):
         raise UserError(f"unknown_tokens '{unknown_tokens}': expected 'error' or 'keep'")
-    saved = find_weights(Path(path))
-    is_chosen = os.path.realpath(saved.file.parent) == os.path.realpath(path)
-    if saved.step is not None and not is_chosen:
-        warnings.warn(f"{path}: no result yet; the weights are of step {saved.step}", stacklevel=2)
-    model = place(saved.build(), device)
-    return Classifier(model, saved.architecture, name=str(path), unknown_tokens=unknown_tokens)
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    if not paths:
+        raise UserError("an empty list of models; name one or more")
+    members, loaded = load_members([Path(each) for each in paths], device, raw=raw)
+    for where, saved in loaded:
+        is_chosen = os.path.realpath(saved.file.parent) == os.path.realpath(where)
+        if saved.step is not None and not is_chosen:
+            text = f"{where}: no result yet; the weights are of step {saved.step}"
+            warnings.warn(text, stacklevel=2)
+    first, *others = members
+    return Classifier(
+        first.model,
+        first.architecture,
+        name=first.name,
+        others=others,
+        unknown_tokens=unknown_tokens,
+    )
 
 
 class Classifier:
@@ -97,11 +108,11 @@ class Classifier:
         architecture: Architecture,
         *,
         name: str = "",
+        others: Sequence[Member] = (),
         unknown_tokens: UnknownTokens = "error",
     ) -> None:
-        self._model = model.eval()
+        self._members = [Member(name or "in memory", model.eval(), architecture), *others]
         self._architecture = architecture
-        self._name = name
         self._reader = Reader.of(architecture, unknown_tokens)
 
     @property
@@ -117,7 +128,7 @@ class Classifier:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self._model.out.weight.device
+        return self._members[0].model.out.weight.device
 
     def predict_proba(self, X: object) -> np.ndarray:
         """Return the probability of each class for each sequence, float64 [N, C].
@@ -168,22 +179,33 @@ class Classifier:
         """Return a stream, which reads a sequence step by step at a constant cost a step.
 
         Raises UserError for a model that cannot: one that reads in both directions, that has a
-        convolution branch, or that keeps the last steps of a sequence (`data.keep: last`).
+        convolution branch, that is a mean of several, or that keeps the last steps of a sequence
+        (`data.keep: last`).
 
         >>> stream = classifier.stream()  # doctest: +SKIP
         >>> stream.push([0.12, 9.81])  # doctest: +SKIP
         array([0.93, 0.07])
         """
-        return Stream(self._model, self._architecture, self._reader)
+        if len(self._members) > 1:
+            raise UserError(
+                f"no stream of steps with the mean of {len(self._members)} models; load one"
+            )
+        return Stream(self._members[0].model, self._architecture, self._reader)
 
     def summary(self) -> str:
         """Return some lines about the model: what it reads, its classes, its layers."""
+        if len(self._members) > 1:
+            ones = [
+                Classifier(model, architecture, name=name).summary()
+                for name, model, architecture in self._members
+            ]
+            return "\n\n".join([f"mean of     {len(ones)} models", *ones])
         architecture = self._architecture
         reading = architecture.reading
         layers = f"{architecture.num_layers} of {architecture.hidden_size} units"
         directions = "both directions" if architecture.bidirectional else "one direction"
         lines = [
-            f"model       {self._name or 'in memory'}: {architecture.num_parameters:,} parameters, "
+            f"model       {self._members[0].name}: {architecture.num_parameters:,} parameters, "
             f"on {self.device}",
             f"reads       {what_is_read(architecture)}",
             f"classes     {len(architecture.classes)}: {_some(architecture.classes)}",
@@ -201,6 +223,10 @@ class Classifier:
                 f"windows     of {reading.window:,} steps, one every {stride:,}; a sequence gets "
                 "their mean"
             )
+        if architecture.temperature != 1:
+            lines.append(
+                f"temperature {architecture.temperature:.3g}, fitted on validation examples"
+            )
         lines.append(f"stream      {reason_against(architecture) or 'yes'}")
         return "\n".join(lines)
 
@@ -212,7 +238,7 @@ class Classifier:
         tally = Tally()
         rows = as_rows(sequences, self._reader)
         found = []
-        for one in by_recording(predict_rows(self._model, self._architecture, rows, tally)):
+        for one in by_recording(predict_rows_together(self._members, rows, tally)):
             if isinstance(one, BadRow):
                 raise self._reader.refuse(one.where, one.problem)
             found.append(one)

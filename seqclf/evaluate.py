@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,14 @@ NUM_BINS = 15  # as in Guo et al., "On Calibration of Modern Neural Networks" (2
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
     """A signal asked to stop before an evaluation was complete."""
+
+
+class Calibrated(NamedTuple):
+    """What the same examples give where the model's logits are divided by its temperature."""
+
+    temperature: float
+    loss: float
+    calibration: Tensor  # as that of Metrics
 
 
 class Mistake(NamedTuple):
@@ -43,6 +51,7 @@ class Metrics:
     # float64 [NUM_BINS, 3]: examples, hits and summed probability of the guess. The bins are of
     # equal width in that probability.
     calibration: Tensor = field(default_factory=lambda: torch.zeros(NUM_BINS, 3).double())
+    calibrated: Calibrated | None = None  # None: the temperature is 1
 
     @property
     def count(self) -> int:
@@ -115,7 +124,18 @@ def evaluate(
     rows = runtime.gather(torch.stack(shard_rows)).cpu()
     if counts[-1]:
         raise Interrupted
-    return _divide(counts[:-1], rows, sequences)
+    metrics = _divide(counts[:-1], rows[:, :-NUM_BINS], sequences)
+    temperature = temperature_of(model)
+    if temperature == 1:
+        return metrics
+    loss = float(rows[:, 0, 1].sum()) / metrics.count
+    calibrated = Calibrated(temperature, loss, rows[:, -NUM_BINS:, :3].sum(0))
+    return replace(metrics, calibrated=calibrated)
+
+
+def temperature_of(model: nn.Module) -> float:
+    """Return a model's temperature; 1 while it trains."""
+    return float(getattr(model, "temperature", 1.0))
 
 
 def _evaluate_shard(
@@ -124,11 +144,14 @@ def _evaluate_shard(
     """Evaluate one shard; return its counts, int64 on the device, and its rows.
 
     The counts are the confusion matrix, flat, and a last one that is 1 if a signal asked to stop.
-    The rows, float64 [1 + NUM_MISTAKES + NUM_BINS, 4], are the summed loss and `tally_guesses`.
+    The rows, float64 [1 + NUM_MISTAKES + 2 * NUM_BINS, 4], are the summed loss, raw and with the
+    model's temperature; `tally_guesses`; and the bins of the probabilities with the temperature.
     """
+    temperature = temperature_of(model)
     num_classes = len(sequences.classes)
     counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=runtime.device)
     losses = []
+    calibrated_losses = []
     columns = []
     for ids in batches:
         runtime.alive()
@@ -141,16 +164,26 @@ def _evaluate_shard(
         losses.append(F.cross_entropy(logits, labels, reduction="sum"))
         guesses = logits.argmax(1)
         examples = torch.arange(ids.start, ids.stop) if isinstance(ids, slice) else ids
-        columns.append((examples, labels, guesses, logits.softmax(1).amax(1)))
+        confidences = logits.softmax(1).amax(1)
+        calibrated = confidences
+        if temperature != 1:
+            warmer = logits / temperature
+            calibrated_losses.append(F.cross_entropy(warmer, labels, reduction="sum"))
+            calibrated = warmer.softmax(1).amax(1)
+        columns.append((examples, labels, guesses, confidences, calibrated))
         pairs = labels * num_classes + guesses
         # Not bincount, which reads the largest value back from the device.
         counts.scatter_add_(0, pairs, torch.ones_like(pairs))
-    rows = torch.zeros(1 + NUM_MISTAKES + NUM_BINS, 4, dtype=torch.float64)
+    rows = torch.zeros(1 + NUM_MISTAKES + 2 * NUM_BINS, 4, dtype=torch.float64)
     if losses:
         # float64 on the CPU, because mps has none.
         rows[0, 0] = torch.stack(losses).cpu().double().sum()
         table = [torch.cat(column).cpu().double() for column in zip(*columns, strict=True)]
-        rows[1:] = tally_guesses(torch.stack(table, 1))
+        guesses = torch.stack(table, 1)
+        rows[1:-NUM_BINS] = tally_guesses(guesses[:, :4])
+        if calibrated_losses:
+            rows[0, 1] = torch.stack(calibrated_losses).cpu().double().sum()
+            rows[-NUM_BINS:] = tally_guesses(guesses[:, [0, 1, 2, 4]])[NUM_MISTAKES:]
     return counts, rows
 
 

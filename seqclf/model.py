@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,6 +77,7 @@ class Architecture(BaseModel):
     conv: int = 0
     reading: Reading = Reading()
     lengths: tuple[int, int] | None = None  # of the shortest and the longest training sequence
+    temperature: PositiveFloat = 1.0  # what logits are divided by before they are probabilities
 
     @property
     def num_parameters(self) -> int:
@@ -108,7 +109,8 @@ class LSTMClassifier(nn.Module):
     numbers go to the device, and prediction cannot forget a conversion. With `num_tokens` the input
     is tokens below that number, and each becomes an embedding of `embedding_size` numbers. The LSTM
     takes `stack` steps at once (`stack_steps`). A branch of `conv` channels reads single steps; in
-    training it is normalised by `reference`.
+    training it is normalised by `reference`. The logits are raw: `probabilities` divides them by
+    `temperature`.
     """
 
     mean: Tensor | None
@@ -136,6 +138,7 @@ class LSTMClassifier(nn.Module):
         embedding_size: int = 32,
         stack: int = 1,
         conv: int = 0,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
@@ -156,6 +159,7 @@ class LSTMClassifier(nn.Module):
         self.scale = scale
         self.read = read
         self.stack = stack
+        self.temperature = temperature
         for name, numbers in (("mean", mean), ("std", std)):
             value = torch.tensor(numbers) if numbers else None
             self.register_buffer(name, value, persistent=False)
@@ -212,6 +216,15 @@ class LSTMClassifier(nn.Module):
             output_BTH = self.dropout(output_BTH) if number else output_BTH
             output_BTH, final_BH = run_lstm(lstm, output_BTH, lengths)
         return output_BTH, final_BH
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of logits [..., C] on the CPU, whose largest stays the largest.
+
+        They are float32; float64 if `temperature` is not 1, so that rounding makes no two equal.
+        """
+        if self.temperature == 1:
+            return logits.float().softmax(-1).cpu()
+        return (logits.float().cpu().double() / self.temperature).softmax(-1)
 
     def classify_prefixes(self, steps: Tensor, ends_BE: Tensor) -> Tensor:
         """Return the logits of each row's first `ends_BE` steps alone, [B, E, C]."""

@@ -38,6 +38,8 @@ class Prediction(NamedTuple):
     place: str = ""  # of an example of a data set: the file, and the line or number in it
     step: int | None = None  # after which the model decided, from 1; None: it read all steps
     is_sure: bool = True  # whether a class was as probable then as it had to be
+    num_steps: int = 0  # of the whole sequence, where `step` says how many were read
+    of_each: tuple[list[float], ...] = ()  # of a mean over models: what each of them says
 
     @property
     def truth(self) -> str | None:
@@ -300,4 +302,8 @@ def by_recording(predictions: Iterable[Prediction | BadRow]) -> Iterator[Predict
             window.truth or window.part.is_undecided for window in windows
         )
         whole = Part(windows[0].part.first, windows[-1].part.end, truth, is_undecided)
-        yield windows[0]._replace(part=whole, probabilities=mean.tolist())
+        of_each = tuple(
+            np.mean(windows_of_one, axis=0).tolist()
+            for windows_of_one in zip(*(window.of_each for window in windows), strict=True)
+        )
+        yield windows[0]._replace(part=whole, probabilities=mean.tolist(), of_each=of_each)

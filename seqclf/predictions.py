@@ -1,4 +1,4 @@
-"""Predictions -> a table of them, or metrics where the labels are known."""
+"""Predictions -> a table of them."""
 
 from __future__ import annotations
 
@@ -6,35 +6,34 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
 import torch
 
+from seqclf.average import (
+    Member,
+    load_members,
+    predict_rows_together,
+    predict_split_together,
+)
 from seqclf.counts import LISTED, Counts
 from seqclf.data.readers import read_rows
 from seqclf.data.readers.roles import list_names
 from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, count_of, quote
 from seqclf.data.sequences import Origins, Sequences
 from seqclf.errors import USAGE_ERROR, UserError, printable_lines
-from seqclf.evaluate import Metrics
-from seqclf.model import Architecture, LSTMClassifier
+from seqclf.model import Architecture
 from seqclf.predict import (
     MAX_ROWS,
     Prediction,
     by_recording,
-    count_truth,
     options_of_model,
-    place,
-    predict_rows,
-    predict_split,
 )
 from seqclf.processes.device import flush_denormals
-from seqclf.run.weights import find_weights
 from seqclf.stepwise import Early, reason_against
 from seqclf.tally import Tally
 
@@ -51,17 +50,28 @@ class Source(NamedTuple):
     skip_bad: bool
 
 
-def load_predictor(path: Path) -> tuple[LSTMClassifier, Architecture]:
-    """Load a model to predict with, on the GPU if there is one; say so if it is not finished."""
-    saved = find_weights(path)
-    if saved.step is not None:
-        print(f"note: no result yet; the weights are of step {saved.step}", file=sys.stderr)
+def load_predictors(paths: Sequence[Path], *, raw: bool) -> list[Member]:
+    """Load models to predict with, on the GPU if there is one; say which are not finished."""
+    members, loaded = load_members(paths, raw=raw)
+    for path, saved in loaded:
+        if saved.step is not None:
+            where = f" in {path}" * (len(paths) > 1)
+            say(f"note: no result yet{where}; the weights are of step {saved.step}")
+        if raw and saved.architecture.temperature == 1:
+            say(f"note: {path} has no temperature that --raw could leave out")
+    if len(members) > 1:
+        names = ", ".join(member.name for member in members)
+        say(f"note: the mean of {len(members)} models: {names}")
     flush_denormals()  # as in training, whose numbers these are to be
-    return place(saved.build()), saved.architecture
+    return members
 
 
 def predict_file(
-    model_path: Path, source: Source, out: Path | None, per: Per | None, early: Early | None = None
+    members: Sequence[Member],
+    source: Source,
+    out: Path | None,
+    per: Per | None,
+    early: Early | None = None,
 ) -> int:
     """Write the class and all probabilities of each row of a file, in the order of the file.
 
@@ -72,11 +82,10 @@ def predict_file(
     and one that exists already stays as it is if the exit code is 2. Raises UserError.
     """
     _check_out(out, source.path)
-    model, architecture = load_predictor(model_path)
+    architecture = members[0].architecture
     journal = Journal()
     tally = Tally()
-    check_early(architecture, early, per)
-    predictions = _predictions(model, architecture, source, journal, tally, per, early)
+    predictions = read_predictions(members, source, journal, tally, per, early)
     counts = Counts()
     # A call that fails never touches a file that is there.
     is_precious = out is not None and os.path.exists(out) and not source.skip_bad
@@ -96,7 +105,7 @@ def predict_file(
                 counts.add(one, architecture.classes)
                 table.write(one)
     counts.finish()
-    _say(journal, tally, architecture)
+    say_notes(journal, tally, architecture)
     if counts.labelled and not extras["truth"]:
         print(
             f"note: the first {MAX_ROWS} rows have no label, so no truth is shown", file=sys.stderr
@@ -104,9 +113,9 @@ def predict_file(
     where = "" if out is None else f" in {out}"
     if is_precious and counts.num_bad:
         where = f"; {out} is left as it was, --on-bad-row skip writes it"
-    _print(_summary(counts, where) + _unsure(counts, early))
+    say(_summary(counts, where) + _unsure(counts, early))
     if counts.in_classes < counts.labelled:
-        _print(f"note: {_unknown_labels(counts, journal, architecture)}")
+        say(f"note: {_unknown_labels(counts, journal, architecture)}")
     return USAGE_ERROR if counts.num_bad and not source.skip_bad else 0
 
 
@@ -145,20 +154,37 @@ def _written(out: Path | None, keeps: Callable[[], bool] = lambda: False) -> Ite
             staging.unlink(missing_ok=True)
 
 
-def _predictions(
-    model: LSTMClassifier,
-    architecture: Architecture,
+def read_predictions(
+    members: Sequence[Member],
     source: Source,
     journal: Journal,
     tally: Tally,
     per: Per | None,
     early: Early | None = None,
 ) -> Iterator[Prediction | BadRow]:
+    """Return what the models say of a file's sequences, in their order. Raises UserError."""
+    architecture = members[0].architecture
     _check_per(architecture, per)
+    _check_early(members, early, per)
     options = options_of_model(architecture, source.options)
     rows = read_rows(source.path, options, journal, format=source.format)
-    predictions = predict_rows(model, architecture, rows, tally, early)
+    predictions = predict_rows_together(members, rows, tally, early)
     return by_recording(predictions) if per == "recording" else predictions
+
+
+def predict_examples(
+    members: Sequence[Member],
+    splits: Sequence[Sequences],
+    per: Per | None,
+    early: Early | None = None,
+) -> Iterator[Prediction]:
+    """Return what the models say of the examples of a split, in their order. Raises UserError."""
+    _check_per(members[0].architecture, per)
+    _check_early(members, early, per)
+    predictions: Iterable[Prediction | BadRow] = predict_split_together(members, splits, early)
+    if per == "recording":
+        predictions = by_recording(predictions)
+    return (one for one in predictions if isinstance(one, Prediction))
 
 
 def _check_per(architecture: Architecture, per: Per | None) -> None:
@@ -166,31 +192,34 @@ def _check_per(architecture: Architecture, per: Per | None) -> None:
         raise UserError(f"--per {per}: the model was not trained on windows")
 
 
-def check_early(architecture: Architecture, early: Early | None, per: Per | None) -> None:
+def _check_early(members: Sequence[Member], early: Early | None, per: Per | None) -> None:
     """Refuse a model that cannot decide before the end of a sequence. Raises UserError."""
     if early is None:
         return
-    if (reason := reason_against(architecture)) is not None:
+    if len(members) > 1:
+        raise UserError(
+            f"--until {early.until:g}: one model decides, and {len(members)} are named: name one"
+        )
+    if (reason := reason_against(members[0].architecture)) is not None:
         raise UserError(f"--until {early.until:g}: {reason}")
     if per == "recording":
         raise UserError(f"--until {early.until:g}: decides each window; leave --per recording out")
 
 
 def write_split(
-    model: LSTMClassifier,
-    architecture: Architecture,
-    sequences: Sequences,
+    members: Sequence[Member],
+    splits: Sequence[Sequences],
     out: Path | None,
     per: Per | None,
     early: Early | None = None,
 ) -> None:
-    """Write id, truth, class and all probabilities of each example of a split."""
+    """Write id, truth, class and all probabilities of each example of a split.
+
+    `splits` are these examples as each of the models reads them. Raises UserError.
+    """
     _check_out(out)
-    _check_per(architecture, per)
-    check_early(architecture, early, per)
-    predictions: Iterable[Prediction | BadRow] = predict_split(model, sequences, early)
-    if per == "recording":
-        predictions = by_recording(predictions)
+    predictions = predict_examples(members, splits, per, early)
+    architecture, sequences = members[0].architecture, splits[0]
     origins = sequences.origins
     extras = {
         "place": origins is not None and _has_twins(origins),
@@ -202,7 +231,6 @@ def write_split(
     with _written(out) as file:
         table = _Table(file, out, architecture.classes, extras)
         for one in predictions:
-            assert isinstance(one, Prediction)
             counts.add(one, architecture.classes)
             table.write(one)
     if origins is None and sequences.starts is not None:
@@ -212,7 +240,7 @@ def write_split(
             file=sys.stderr,
         )
     where = "" if out is None else f" in {out}"
-    _print(_summary(counts, where) + _unsure(counts, early))
+    say(_summary(counts, where) + _unsure(counts, early))
 
 
 def _has_twins(origins: Origins) -> bool:
@@ -266,97 +294,20 @@ class _Table:
             self._file.write(json.dumps({**line, "probabilities": named}) + "\n")
 
 
-def measure_file(
-    model_path: Path, source: Source, per: Per | None
-) -> tuple[Metrics, tuple[str, ...]]:
-    """Return a model's metrics on a file with labels, and its classes.
-
-    Raises UserError for rows that cannot be measured.
-    """
-    model, architecture = load_predictor(model_path)
-    classes = architecture.classes
-    numbers = {name: number for number, name in enumerate(classes)}
-    options = replace(source.options, needs_label=source.options.labels is None)
-    source = source._replace(options=options)
-    journal = Journal()
-    tally = Tally()
-    counts = Counts()
-    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
-    loss = 0.0
-    for one in _predictions(model, architecture, source, journal, tally, per):
-        bad = one if isinstance(one, BadRow) else _find_bad_label(one, architecture, source)
-        if bad is not None:
-            counts.add_bad(bad)
-            continue
-        assert isinstance(one, Prediction)
-        counts.add(one, classes)
-        if one.truth is not None:
-            loss += count_truth(confusion, numbers[one.truth], one)
-    counts.finish()
-    _say(journal, tally, architecture)
-    label = architecture.reading.label
-    lacking = ""
-    if label is not None and source.options.label is None and "label" not in journal.roles:
-        lacking = f" (no '{quote(label)}', the label of the training files)"
-    _check_measured(counts, source, lacking)
-    return Metrics(loss / counts.labelled, confusion), classes
-
-
-def _find_bad_label(
-    prediction: Prediction, architecture: Architecture, source: Source
-) -> BadRow | None:
-    """Return what is wrong with a label; None if it can be measured, or if there is none."""
-    truth = prediction.truth
-    if truth is not None and truth not in architecture.classes:
-        problem = (
-            f"label '{quote(truth)}': no class of the model; its classes are "
-            f"{list_names(architecture.classes)}"
-        )
-    elif prediction.part.is_undecided and not architecture.reading.has_parts:
-        problem = "more than one label"
-    else:
-        return None
-    return BadRow(f"{source.path}, '{quote(prediction.id)}'", problem)
-
-
-def _check_measured(counts: Counts, source: Source, lacking: str) -> None:
-    """Say what was not measured, and what the file lacks. Raises UserError if nothing was."""
-    remedy = "--on-bad-row skip leaves them out"
-    if counts.num_bad and not source.skip_bad:
-        raise UserError(
-            f"{count_of(counts.num_bad, 'row')} cannot be measured, see above; {remedy}"
-        )
-    if not counts.predicted:
-        raise UserError(f"{source.path}: no sequence there can be measured")
-    if not counts.labelled:
-        raise UserError(
-            f"{source.path}: no sequence has a label{lacking}; name their column with --label, or "
-            "a file of labels with --labels"
-        )
-    if counts.unlabelled and not source.skip_bad:
-        raise UserError(
-            f"{source.path}: {counts.unlabelled:,} sequences, the first of them "
-            f"'{quote(counts.first_unlabelled)}', have no label; {remedy}"
-        )
-    if counts.num_bad:
-        print(f"{_rows_were(counts.num_bad)} left out, see above", file=sys.stderr)
-    if counts.unlabelled:
-        print(f"{counts.unlabelled:,} sequences without a label were left out", file=sys.stderr)
-
-
-def _say(journal: Journal, tally: Tally, architecture: Architecture) -> None:
+def say_notes(journal: Journal, tally: Tally, architecture: Architecture) -> None:
     """Print on stderr what the reading decided, and what is unlike the training data."""
     aside = [
         f"{quote(name) if name else repr(name)} ({why})" for name, why in journal.left_aside.items()
     ]
     if aside:
         more = f" and {len(aside) - LISTED} more" * (len(aside) > LISTED)
-        _print(f"left aside: {', '.join(aside[:LISTED])}{more}")
+        say(f"left aside: {', '.join(aside[:LISTED])}{more}")
     for note in [*journal.notes, *tally.notes(architecture)]:
-        _print(f"note: {note}")
+        say(f"note: {note}")
 
 
-def _print(text: str) -> None:
+def say(text: str) -> None:
+    """Print lines on stderr; names in them may hold escape sequences, shown as text."""
     print(printable_lines(text), file=sys.stderr)
 
 
@@ -369,7 +320,8 @@ def _unsure(counts: Counts, early: Early | None) -> str:
     )
 
 
-def _rows_were(count: int) -> str:
+def rows_were(count: int) -> str:
+    """Return a count of rows and its verb."""
     return f"{count_of(count, 'row')} {'was' if count == 1 else 'were'}"
 
 
@@ -379,7 +331,7 @@ def _summary(counts: Counts, where: str) -> str:
         share = counts.hits / counts.labelled
         text += f"; {share:.2%} of the {counts.labelled:,} labels in the input agree"
     if counts.num_bad:
-        text += f"; {_rows_were(counts.num_bad)} left out"
+        text += f"; {rows_were(counts.num_bad)} left out"
         is_more = counts.num_bad > LISTED and not counts.is_alike
         text += f", the first {LISTED} are named above" if is_more else ", see above"
     return text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqclf.data.sequences import Sequences
 from seqclf.model import LSTMClassifier, read_images
@@ -17,24 +17,24 @@ MOST_LETTERS = 30  # of a line of tokens or text
 
 
 @torch.inference_mode()
-def probabilities(model: nn.Module, values: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Return the probabilities of all classes, float32 [B, C] on the CPU."""
+def probabilities(model: LSTMClassifier, values: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Return the probabilities of all classes, [B, C] on the CPU."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    logits_BC = model(values.to(device), lengths).float()
+    logits_BC = model(values.to(device), lengths)
     model.train(training)
-    return normal(logits_BC.softmax(1).cpu())
+    return normal(model.probabilities(logits_BC))
 
 
 def normal(values: Tensor) -> Tensor:
-    """Return float32 numbers, and zeros for denormal ones: not every thread flushes these."""
+    """Return numbers with zeros for those denormal in float32: not every thread flushes these."""
     return values.masked_fill(values.abs() < torch.finfo(torch.float32).tiny, 0.0)
 
 
 @torch.inference_mode()
 def classify_prefixes(model: LSTMClassifier, values: Tensor, ends_BE: Tensor) -> Tensor:
-    """Return the class probabilities after each row's first `ends_BE` steps, float32 [B, E, C].
+    """Return the class probabilities after each row's first `ends_BE` steps, [B, E, C].
 
     They are what the model says of these steps alone, whatever its pooling or direction. Rows of
     `values` are padded up to the longest; `ends_BE` is int64, on the CPU.
@@ -42,10 +42,9 @@ def classify_prefixes(model: LSTMClassifier, values: Tensor, ends_BE: Tensor) ->
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    logits_BEC = model.classify_prefixes(model.steps(values.to(device)), ends_BE).float()
+    logits_BEC = model.classify_prefixes(model.steps(values.to(device)), ends_BE)
     model.train(training)
-    probabilities_BEC: Tensor = logits_BEC.softmax(2).cpu()
-    return probabilities_BEC
+    return model.probabilities(logits_BEC)
 
 
 def decided_at(guesses_NE: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ class Outcome(NamedTuple):
     probabilities: list[float]
     step: int | None = None  # the last step that was read, from 1; None: the whole sequence was
     is_sure: bool = True  # whether a class reached the threshold
+    num_steps: int = 0  # of the whole sequence, where `step` says how many were read
 
 
 @torch.inference_mode()
@@ -135,14 +136,17 @@ def decide(
     carried = Carried()
     for number in range(1, num_steps + 1):
         logits_BC, carried = read_step(model, carried, steps[rows.to(device), number - 1])
-        probabilities_BC = normal(logits_BC.float().softmax(1).cpu())
+        probabilities_BC = normal(model.probabilities(logits_BC))
         is_sure_B = probabilities_BC.amax(1).double() >= early.until
         done_B = (is_sure_B & (number >= early.min_steps)) | (lengths[rows] == number)
         if not done_B.any():
             continue
         for place in done_B.nonzero()[:, 0].tolist():
             outcomes[int(rows[place])] = Outcome(
-                probabilities_BC[place].tolist(), number, bool(is_sure_B[place])
+                probabilities_BC[place].tolist(),
+                number,
+                bool(is_sure_B[place]),
+                int(lengths[rows[place]]),
             )
         if done_B.all():
             break

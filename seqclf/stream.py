@@ -31,7 +31,7 @@ class _Window:
         if max_length is not None and self.num_steps > max_length:
             return
         logits_BC, self.carried = read_step(model, self.carried, step)
-        found_C = normal(logits_BC.float().softmax(1).cpu())[0]
+        found_C = normal(model.probabilities(logits_BC))[0]
         self.probabilities = found_C.double().numpy()
 
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqclf.config.settings import settings_by_name
 from seqclf.data.batches import padding_fraction
 from seqclf.data.readers.rows import quote
 from seqclf.data.sequences import Sequences
 from seqclf.evaluate import Metrics
+from seqclf.measure import Measured
 from seqclf.model import LSTMClassifier
 from seqclf.prefixes import (
     classify_prefixes,
@@ -34,7 +35,7 @@ ERROR_COLUMNS = ("truth", "guess", "errors")
 BAR_WIDTH = 20  # of probability 1, where the line has room for it
 
 
-def predictions_text(model: nn.Module, sequences: Sequences, count: int) -> str:
+def predictions_text(model: LSTMClassifier, sequences: Sequences, count: int) -> str:
     """Return the first predictions over the true classes, as the tutorial prints them.
 
     A mark stands under each error.
@@ -150,6 +151,30 @@ def opening(setup: Setup, path: Path) -> list[str]:
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
     ]
+
+
+def measured_text(measured: Measured, classes: tuple[str, ...]) -> str:
+    """Return what `evaluate` says: of several models a line each, then the metrics of the mean."""
+    lines = []
+    if measured.of_each:
+        rows = {**measured.of_each, "the mean of their probabilities": measured.metrics}
+        width = max(map(len, rows))
+        lines = [f"{'':<{width}} {'accuracy':>9} {'macro F1':>9} {'loss':>9}"]
+        lines += [
+            f"{name:<{width}} {m.accuracy:9.2%} {m.macro_f1:9.4f} {m.loss:9.4f}"
+            for name, m in rows.items()
+        ]
+        lines.append("")
+    lines.append(metrics_text(measured.metrics, classes))
+    if measured.earliness is not None:
+        lines += [
+            "",
+            f"earliness {measured.earliness:.4f}: the mean share of the steps that were read",
+            f"harmonic mean of accuracy and 1 - earliness {measured.harmonic_mean:.4f}",
+        ]
+        if measured.num_unsure:
+            lines.append(f"{measured.num_unsure:,} decided at their end, where no class was sure")
+    return "\n".join(lines)
 
 
 def metrics_text(metrics: Metrics, classes: tuple[str, ...]) -> str:

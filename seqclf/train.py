@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from seqclf import calibrate
 from seqclf.config.settings import Config, Value
 from seqclf.console import Console
 from seqclf.data import sources
@@ -19,6 +20,7 @@ from seqclf.data.sequences import Sequences
 from seqclf.errors import FAILED, PREEMPTED, USAGE_ERROR, UserError
 from seqclf.evaluate import Interrupted, evaluate
 from seqclf.metrics import best_of
+from seqclf.model import LSTMClassifier
 from seqclf.optim import make_optimizer
 from seqclf.processes.memory import least_memory, refuse_too_large
 from seqclf.processes.runtime import Runtime
@@ -239,10 +241,11 @@ def _start_mirrors(mirrors: Mirrors, config: Config, path: Path, *, is_finished:
     return None
 
 
-def conclude(setup: Setup, run: Run, state: State, model: nn.Module) -> None:
+def conclude(setup: Setup, run: Run, state: State, model: LSTMClassifier) -> None:
     """Make the model and the metrics those of the result. Collective; redone if it is killed.
 
-    Where there is a validation split, the test split is evaluated here, and only here.
+    Where there is a validation split, the temperature is fitted to it, and then the test split is
+    evaluated, here and only here.
     """
     config, splits = setup.config, setup.splits
     if state.decay_from:
@@ -256,6 +259,15 @@ def conclude(setup: Setup, run: Run, state: State, model: nn.Module) -> None:
         state.metrics = state.best
         step = state.best_step
     if splits.validation is not None:
+        fitted = calibrate.fit(
+            run.runtime,
+            model,
+            splits.validation,
+            batch_size=config.eval.batch_size,
+            shards=config.train.shards,
+        )
+        run.console.say(fitted.line)
+        model.temperature = fitted.value
         test_metrics = measure(setup, run, model, "test", splits.test, step=step)
         state.metrics = state.metrics | test_metrics
 

@@ -24,7 +24,7 @@ from helpers.patches import die_at_write
 from helpers.ranks import run_ranks
 from helpers.training import CONSTANT_RATE, train_tiny
 
-from seqclf.cli.commands import evaluate_run
+from seqclf.cli.predicting import evaluate_run
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
 from seqclf.data import sources

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ PROGRAMS = (
 )
 PLACEHOLDERS = {"configs/RECIPE.yaml": "configs/digits.yaml", "S": "1", "R": "0", "IP": "127.0.0.1"}
 PLACEHOLDERS |= {"RUN": "runs/mine", "FILE": "labelled.csv", "ONE_WAY_RUN": "runs/one-way"}
+PLACEHOLDERS |= {f"RUN_{number}": f"runs/mine-{number}" for number in range(1, 5)}
 NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"} | {
     "torchrun --standalone",
     "seqclf evaluate",
@@ -163,6 +165,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = place / "runs" / run_name(config, recipe, ["data.path"])
     words = ["train", "--config", recipe, "--data.path", str(place / "data" / "mine")]
     assert main([*words, *SHORT, str(path)]) == 0
+    for number in range(1, 5):
+        shutil.copytree(path, place / "runs" / f"mine-{number}")
     one_way = ["--model.bidirectional", "false", "--model.conv", "0", *SHORT]
     assert main([*words, *one_way, str(place / "runs" / "one-way")]) == 0
     return place

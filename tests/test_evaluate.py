@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from torch import Tensor, nn
 
 from seqclf.cli import main
-from seqclf.cli.commands import evaluate_run
+from seqclf.cli.predicting import evaluate_run
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config, Data, Train
 from seqclf.data import sources

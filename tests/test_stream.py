@@ -88,7 +88,7 @@ def test_a_batch_is_decided_as_its_streams_are(
     architecture: dict[str, Any], seed: int, until: float, min_steps: int
 ) -> None:
     classifier = make(**architecture | {"reading": Reading(), "max_length": None})
-    model = classifier._model
+    model = classifier._members[0].model
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 12, (7,), generator=generator)
     values = torch.randn(7, 11, architecture["input_size"], generator=generator)

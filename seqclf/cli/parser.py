@@ -125,19 +125,21 @@ def _add_train(commands: _Commands) -> None:
 
 EVALUATE = """\
 Without an INPUT the run's own test and validation examples are measured. An
-INPUT is a file with labels; RUN_DIR may then be a bare folder model/.
+INPUT is a file with labels; RUN_DIR may then be a bare folder model/. Several
+runs are measured each alone, and then the mean of their probabilities.
 """
 
 
 def _add_evaluate(commands: _Commands) -> None:
     summary = "measure a trained model again on its data, or on a file with labels"
-    usage = "RUN_DIR [INPUT] [options]"
+    usage = "RUN_DIR [RUN_DIR ...] [INPUT] [options]"
     parser = commands.add("evaluate", summary, usage=usage, description=EVALUATE)
-    parser.add_argument("run_dir", type=Path, help="directory of a finished run")
+    _add_runs_and_input(parser, f"a file with labels: {READABLE}")
     _add_data_folders(parser)
-    parser.add_argument("input", type=Path, nargs="?", help=f"a file with labels: {READABLE}")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    _add_until(parser)
     _add_per(parser)
+    _add_raw(parser)
     _add_read_options(parser)
 
 
@@ -145,18 +147,16 @@ PREDICT = """\
 With an INPUT each row's class and the probabilities of all classes are written,
 in the order of the input, read as the training files were; without, examples of
 the run's data are shown beside the truth, or written with --split and --out.
+Of several runs the mean of their probabilities is taken.
 """
 
 
 def _add_predict(commands: _Commands) -> None:
     summary = "name the classes of new sequences, or of test examples"
-    usage = "RUN_DIR [INPUT] [--out PATH] [options]"
+    usage = "RUN_DIR [RUN_DIR ...] [INPUT] [--out PATH] [options]"
     parser = commands.add("predict", summary, usage=usage, description=PREDICT)
-    parser.add_argument("run_dir", type=Path, help="directory of a run, or its folder model/")
+    _add_runs_and_input(parser, f"what to read, or - for standard input: {READABLE}")
     _add_data_folders(parser)
-    parser.add_argument(
-        "input", type=Path, nargs="?", help=f"what to read, or - for standard input: {READABLE}"
-    )
     parser.add_argument(
         "--split", choices=["train", "val", "test"], help="examples to write [test]"
     )
@@ -164,14 +164,37 @@ def _add_predict(commands: _Commands) -> None:
     parser.add_argument(
         "--out", type=Path, help="the file to write, .csv or .jsonl [csv on standard output]"
     )
+    _add_until(parser)
+    _add_per(parser)
+    _add_raw(parser)
+    _add_read_options(parser)
+
+
+def _add_runs_and_input(parser: ArgumentParser, what: str) -> None:
+    """Add the paths of runs and of a file; `commands` finds out which of them are runs."""
+    parser.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="RUN_DIR [INPUT]",
+        help="directory of a run, its folder model/, or a checkpoint; the probabilities of several "
+        f"are averaged. INPUT: {what}",
+    )
+
+
+def _add_until(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--until",
         type=float,
         help="decide each sequence as soon as a class is so probable, such as 0.9 [at its end]",
     )
     parser.add_argument("--min_steps", type=int, help="steps before any decision of --until [1]")
-    _add_per(parser)
-    _add_read_options(parser)
+
+
+def _add_raw(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--raw", action="store_true", help="leave out the temperature fitted on validation examples"
+    )
 
 
 def _add_per(parser: ArgumentParser) -> None:

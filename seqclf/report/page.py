@@ -74,6 +74,8 @@ class EvaluationSection:
     macro_f1_interval: tuple[float, float]
     loss: float | None
     calibration_error: float
+    calibrated: tuple[float, float, float | None] | None
+    """The temperature of the result, and the calibration error and the loss with it."""
     doubt: str | None
     """Why the numbers are no result."""
     classes: list[tuple[ClassRow, tuple[float, float]]]
@@ -264,13 +266,21 @@ def show_evaluation(evaluation: Evaluation, split: str) -> EvaluationSection:
     hits = [row[number] for number, row in enumerate(matrix)]
     n = sum(map(sum, matrix))
     table = class_table(evaluation)
-    gaps = (abs(right - expected) for _, right, expected in evaluation.calibration)
     pairs = [
         (count, classes[truth], classes[guess])
         for truth, row in enumerate(matrix)
         for guess, count in enumerate(row)
         if truth != guess and count
     ]
+    figures = {
+        f"{split}-confusion": draw_confusion(classes, matrix),
+        f"{split}-reliability": draw_reliability(evaluation.calibration),
+    }
+    calibrated = None
+    if record := evaluation.calibrated:
+        error = calibration_error(record.calibration)
+        calibrated = (record.temperature, error, record.loss)
+        figures[f"{split}-reliability-calibrated"] = draw_reliability(record.calibration)
     return EvaluationSection(
         step=evaluation.step,
         n=n,
@@ -279,16 +289,20 @@ def show_evaluation(evaluation: Evaluation, split: str) -> EvaluationSection:
         macro_f1=evaluation.metrics[f"{split}/macro_f1"],
         macro_f1_interval=macro_f1_interval(matrix),
         loss=evaluation.metrics[f"{split}/loss"],
-        calibration_error=sum(gaps) / n,
+        calibration_error=calibration_error(evaluation.calibration),
+        calibrated=calibrated,
         doubt=why_no_result(evaluation, split) if split == "test" else None,
         classes=[(row, wilson(h, row.support)) for row, h in zip(table, hits, strict=True)],
         pairs=sorted(pairs, key=lambda pair: -pair[0])[:MOST_PAIRS],
         mistakes=evaluation.mistakes,
-        figures={
-            f"{split}-confusion": draw_confusion(classes, matrix),
-            f"{split}-reliability": draw_reliability(evaluation.calibration),
-        },
+        figures=figures,
     )
+
+
+def calibration_error(calibration: list[list[float]]) -> float:
+    """Return the expected calibration error: the mean gap of accuracy and confidence over bins."""
+    gaps = (abs(hits - expected) for _, hits, expected in calibration)
+    return sum(gaps) / sum(count for count, *_ in calibration)
 
 
 def png_url(picture: Picture) -> str:

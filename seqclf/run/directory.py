@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from seqclf.config.settings import Value
 from seqclf.config.yaml import dump
@@ -34,6 +33,7 @@ from seqclf.console import Console
 from seqclf.data.sequences import Sequences
 from seqclf.errors import DISK_ERRORS, UserError
 from seqclf.evaluate import Metrics
+from seqclf.model import LSTMClassifier
 from seqclf.processes.agreement import first_failure, gather_silence
 from seqclf.processes.memory import MEMORY_REMEDY
 from seqclf.processes.runtime import Runtime
@@ -249,7 +249,7 @@ class Run:
         wait_s = min(2, self.setup.config.distributed.timeout_s / 20)
         self.fail(gather_silence(self.runtime, text, wait_s))
 
-    def finish(self, model: nn.Module) -> str | None:
+    def finish(self, model: LSTMClassifier) -> str | None:
         """Write model/ and the final status; return the weights' sha256, on the main process."""
         if self.metrics_log is None:
             return None
@@ -258,8 +258,11 @@ class Run:
         content = encode_tensors(model.state_dict())
         folder = self.path / MODEL
         folder.mkdir(exist_ok=True)
-        architecture = self.setup.architecture.model_dump_json(indent=1) + "\n"
-        replace_file(folder / ARCHITECTURE_FILE, architecture.encode())
+        fitted = {"temperature": model.temperature}
+        architecture = self.setup.architecture.model_copy(update=fitted)
+        description = architecture.model_dump_json(indent=1) + "\n"
+        replace_file(folder / ARCHITECTURE_FILE, description.encode())
+        self.facts.architecture = architecture.model_dump(mode="json")
         self.facts.weights_sha256 = replace_file(folder / MODEL_FILE, content).sha256
         write_json(self.path / FACTS, to_json(self.facts))
         self._write_status("finished")

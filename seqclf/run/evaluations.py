@@ -5,7 +5,7 @@ from __future__ import annotations
 from seqclf.data.pictures import take_picture
 from seqclf.data.sequences import Sequences
 from seqclf.evaluate import Metrics
-from seqclf.run.records import Evaluation, MistakeRecord, finite_or_null
+from seqclf.run.records import CalibratedRecord, Evaluation, MistakeRecord, finite_or_null
 
 
 def to_evaluation(split: str, step: int, metrics: Metrics, sequences: Sequences) -> Evaluation:
@@ -22,6 +22,13 @@ def to_evaluation(split: str, step: int, metrics: Metrics, sequences: Sequences)
         )
         for mistake in metrics.mistakes
     ]
+    content: dict[str, CalibratedRecord] = {}
+    if metrics.calibrated is not None:
+        temperature, loss, calibration = metrics.calibrated
+        finite = finite_or_null({"loss": loss})["loss"]
+        content["calibrated"] = CalibratedRecord(
+            temperature=temperature, loss=finite, calibration=calibration.tolist()
+        )
     return Evaluation(
         step=step,
         metrics=finite_or_null(metrics.named(split)),
@@ -29,4 +36,5 @@ def to_evaluation(split: str, step: int, metrics: Metrics, sequences: Sequences)
         confusion=metrics.confusion.tolist(),
         calibration=metrics.calibration.tolist(),
         mistakes=mistakes,
+        **content,
     )

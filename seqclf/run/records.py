@@ -166,6 +166,14 @@ class MistakeRecord(BaseModel):
         return {**mistake, "probability": self.probability, **picture}
 
 
+class CalibratedRecord(BaseModel):
+    """What the same examples give where the logits are divided by the result's temperature."""
+
+    temperature: float
+    loss: float | None
+    calibration: list[list[float]]
+
+
 class Evaluation(BaseModel):
     """evaluation/SPLIT.json: what an evaluation found, for tables and pictures.
 
@@ -181,6 +189,8 @@ class Evaluation(BaseModel):
     """A row a bin of the guess's probability: examples, hits, sum of the probability."""
     mistakes: list[MistakeRecord]
     """The most confident ones first."""
+    calibrated: CalibratedRecord | None = None
+    """With the temperature of the result, where it has one; all else is of the raw logits."""
 
     @model_validator(mode="before")
     @classmethod

@@ -24,7 +24,7 @@ from seqclf.run.checkpoint import (
     read_checkpoint,
 )
 from seqclf.run.files import read_file, read_json, read_small
-from seqclf.run.records import CHECKPOINTS, CONFIG, FACTS, MODEL, Facts, read_record
+from seqclf.run.records import CHECKPOINTS, CONFIG, FACTS, MODEL, STATUS, Facts, read_record
 
 ARCHITECTURE_FILE = "config.json"
 # What shapes the weights below the output layer, and the setting that decides it.
@@ -45,6 +45,11 @@ class SavedWeights(NamedTuple):
     content: bytes
     architecture: Architecture
     step: int | None = None  # of the checkpoint; None: the result of a run that has finished
+
+    def raw(self) -> SavedWeights:
+        """Return the same without the temperature that was fitted on validation examples."""
+        architecture = self.architecture.model_copy(update={"temperature": 1.0})
+        return self._replace(architecture=architecture)
 
     def build(self) -> LSTMClassifier:
         """Build the model, on the CPU, ready to predict. Raises UserError if it is damaged."""
@@ -172,6 +177,12 @@ def start_from_weights(
             raise
         raise UserError(f"{error}; to start from it, change {', '.join(changes)}") from None
     return hashlib.sha256(saved.content).hexdigest(), line
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a path is a run's directory, its folder model/ or one of its checkpoints."""
+    kinds = ((MANIFEST_FILE,), (MODEL_FILE, ARCHITECTURE_FILE), (CONFIG, STATUS))
+    return any(all(os.path.isfile(path / name) for name in names) for names in kinds)
 
 
 def find_weights(run_dir: Path) -> SavedWeights:

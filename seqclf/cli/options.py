@@ -1,0 +1,69 @@
+"""What several commands make of their arguments."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqclf.config.load import load_config
+from seqclf.config.settings import Config
+from seqclf.errors import UserError
+from seqclf.run.records import CONFIG
+
+if TYPE_CHECKING:
+    from seqclf.data.readers.rows import ReadOptions
+
+
+def read_options(arguments: Namespace) -> ReadOptions:
+    """Return how to read users' files."""
+    from seqclf.data.readers.rows import ReadOptions
+
+    return ReadOptions(
+        id=arguments.id,
+        time=arguments.time,
+        label=arguments.label,
+        group=arguments.group,
+        split=arguments.split_column,
+        tokens=arguments.tokens,
+        text=arguments.text,
+        features=_names(arguments.features),
+        drop=_names(arguments.drop) or (),
+        form=arguments.form,
+        header=None if arguments.header is None else arguments.header == "first",
+        encoding=arguments.encoding,
+        labels=arguments.labels,
+        pad_value=arguments.pad_value,
+        channels_first=arguments.channels_first,
+        fill_missing=arguments.fill_missing,
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in a list that commas separate."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def check_run(run_dir: Path) -> Path:
+    """Return the directory of a run. Raises UserError if it is none."""
+    # os.path, as a name that cannot be is no file either.
+    if os.path.isfile(run_dir / CONFIG):
+        return run_dir
+    from seqclf.run.checkpoint import MODEL_FILE
+
+    if os.path.isfile(run_dir / MODEL_FILE):
+        remedy = "name a file after it, or the directory of its run"
+        raise UserError(f"{run_dir}: a model without its run, and so without its data; {remedy}")
+    raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
+
+
+def config_of_run(arguments: Namespace, run_dir: Path) -> Config:
+    """Return a run's config, with the data folders that the flags name."""
+    return load_config(check_run(run_dir) / CONFIG, data_folders(arguments))[0]
+
+
+def data_folders(arguments: Namespace) -> dict[str, str]:
+    """Return the settings that say where the data of a run are now."""
+    folders = {name: getattr(arguments, name) for name in ("data.root", "data.path")}
+    return {name: folder for name, folder in folders.items() if folder}
