@@ -94,10 +94,12 @@ class Architecture(BaseModel):
     def build(self, init: Init = "tutorial", init_steps: int = 2) -> LSTMClassifier:
         """Build a model with fresh weights; `init_steps` is the length of the longest sequence."""
         for_people = {"classes", "tokens", "features", "max_length", "keep", "reading", "lengths"}
-        arguments = self.model_dump(exclude=for_people)
-        return LSTMClassifier(
+        arguments = self.model_dump(exclude=for_people | {"temperature"})
+        model = LSTMClassifier(
             num_classes=len(self.classes), init=init, init_steps=init_steps, **arguments
         )
+        model.temperature = self.temperature
+        return model
 
 
 class LSTMClassifier(nn.Module):
@@ -109,12 +111,12 @@ class LSTMClassifier(nn.Module):
     numbers go to the device, and prediction cannot forget a conversion. With `num_tokens` the input
     is tokens below that number, and each becomes an embedding of `embedding_size` numbers. The LSTM
     takes `stack` steps at once (`stack_steps`). A branch of `conv` channels reads single steps; in
-    training it is normalised by `reference`. The logits are raw: `probabilities` divides them by
-    `temperature`.
+    training it is normalised by `reference`.
     """
 
     mean: Tensor | None
     std: Tensor | None
+    temperature = 1.0  # what divides the logits, which are raw, before they are probabilities
     reference: tuple[Tensor, Tensor | None] | None = None
     """Training examples as `forward` takes them, for the convolutions: values, and lengths."""
 
@@ -138,7 +140,6 @@ class LSTMClassifier(nn.Module):
         embedding_size: int = 32,
         stack: int = 1,
         conv: int = 0,
-        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
@@ -159,7 +160,6 @@ class LSTMClassifier(nn.Module):
         self.scale = scale
         self.read = read
         self.stack = stack
-        self.temperature = temperature
         for name, numbers in (("mean", mean), ("std", std)):
             value = torch.tensor(numbers) if numbers else None
             self.register_buffer(name, value, persistent=False)
@@ -216,15 +216,6 @@ class LSTMClassifier(nn.Module):
             output_BTH = self.dropout(output_BTH) if number else output_BTH
             output_BTH, final_BH = run_lstm(lstm, output_BTH, lengths)
         return output_BTH, final_BH
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of logits [..., C] on the CPU, whose largest stays the largest.
-
-        They are float32; float64 if `temperature` is not 1, so that rounding makes no two equal.
-        """
-        if self.temperature == 1:
-            return logits.float().softmax(-1).cpu()
-        return (logits.float().cpu().double() / self.temperature).softmax(-1)
 
     def classify_prefixes(self, steps: Tensor, ends_BE: Tensor) -> Tensor:
         """Return the logits of each row's first `ends_BE` steps alone, [B, E, C]."""

@@ -24,12 +24,20 @@ def probabilities(model: LSTMClassifier, values: Tensor, lengths: Tensor | None 
     device = next(model.parameters()).device
     logits_BC = model(values.to(device), lengths)
     model.train(training)
-    return normal(model.probabilities(logits_BC))
+    return to_probabilities(model, logits_BC)
 
 
-def normal(values: Tensor) -> Tensor:
-    """Return numbers with zeros for those denormal in float32: not every thread flushes these."""
-    return values.masked_fill(values.abs() < torch.finfo(torch.float32).tiny, 0.0)
+def to_probabilities(model: LSTMClassifier, logits: Tensor) -> Tensor:
+    """Return the probabilities of logits [..., C] on the CPU; the largest stays the largest.
+
+    They are float32; float64 if the model's temperature is not 1, so that rounding makes no two of
+    them equal. Denormal numbers are 0, because not every thread flushes these.
+    """
+    if model.temperature == 1:
+        values = logits.float().softmax(-1).cpu()
+    else:
+        values = (logits.float().cpu().double() / model.temperature).softmax(-1)
+    return values.masked_fill(values < torch.finfo(torch.float32).tiny, 0.0)
 
 
 @torch.inference_mode()
@@ -44,7 +52,7 @@ def classify_prefixes(model: LSTMClassifier, values: Tensor, ends_BE: Tensor) ->
     device = next(model.parameters()).device
     logits_BEC = model.classify_prefixes(model.steps(values.to(device)), ends_BE)
     model.train(training)
-    return model.probabilities(logits_BEC)
+    return to_probabilities(model, logits_BEC)
 
 
 def decided_at(guesses_NE: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqclf.model import Architecture, LSTMClassifier
-from seqclf.prefixes import normal
+from seqclf.prefixes import to_probabilities
 
 
 def reason_against(architecture: Architecture) -> str | None:
@@ -136,7 +136,7 @@ def decide(
     carried = Carried()
     for number in range(1, num_steps + 1):
         logits_BC, carried = read_step(model, carried, steps[rows.to(device), number - 1])
-        probabilities_BC = normal(model.probabilities(logits_BC))
+        probabilities_BC = to_probabilities(model, logits_BC)
         is_sure_B = probabilities_BC.amax(1).double() >= early.until
         done_B = (is_sure_B & (number >= early.min_steps)) | (lengths[rows] == number)
         if not done_B.any():

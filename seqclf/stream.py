@@ -13,7 +13,7 @@ from seqclf.errors import UserError
 from seqclf.inputs import Reader, as_row, num_features_of, problem_of, to_array
 from seqclf.model import Architecture, LSTMClassifier
 from seqclf.predict import kind_of, to_values
-from seqclf.prefixes import normal
+from seqclf.prefixes import to_probabilities
 from seqclf.stepwise import Carried, read_step, reason_against
 
 
@@ -31,7 +31,7 @@ class _Window:
         if max_length is not None and self.num_steps > max_length:
             return
         logits_BC, self.carried = read_step(model, self.carried, step)
-        found_C = normal(model.probabilities(logits_BC))[0]
+        found_C = to_probabilities(model, logits_BC)[0]
         self.probabilities = found_C.double().numpy()
 
 

@@ -24,6 +24,7 @@ from seqclf.config.load import load_config
 from seqclf.data import sources
 from seqclf.data.sequences import Sequences
 from seqclf.model import LSTMClassifier
+from seqclf.prefixes import to_probabilities
 from seqclf.processes.runtime import Runtime
 from seqclf.report.page import calibration_error, write_report
 from seqclf.run.records import CONFIG, find_evaluation
@@ -94,9 +95,9 @@ def test_no_temperature_is_fitted_and_the_line_says_why(
 def test_the_class_stays_the_same(rows: list[list[float]], temperature: float) -> None:
     logits = torch.tensor(rows)
     model = LSTMClassifier(2, 3, hidden_size=2)
-    raw = model.probabilities(logits)
+    raw = to_probabilities(model, logits)
     model.temperature = temperature
-    calibrated = model.probabilities(logits)
+    calibrated = to_probabilities(model, logits)
     assert calibrated.sum(1).tolist() == pytest.approx([1] * len(rows))
     for logits_C, raw_C, calibrated_C in zip(logits, raw, calibrated, strict=True):
         first, second = raw_C.topk(2).values.tolist()
@@ -106,7 +107,7 @@ def test_the_class_stays_the_same(rows: list[list[float]], temperature: float) -
 
 def test_a_temperature_of_1_changes_no_bit() -> None:
     logits = torch.randn(50, 7)
-    assert torch.equal(LSTMClassifier(2, 7).probabilities(logits), logits.softmax(1))
+    assert torch.equal(to_probabilities(LSTMClassifier(2, 7), logits), logits.softmax(1))
 
 
 # ---- of a run

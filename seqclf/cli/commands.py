@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from seqclf.cli.options import check_run, data_folders, read_options
+from seqclf.cli.options import check_run, data_folders, read_options, split_names
 from seqclf.cli.parser import build_parser
 from seqclf.cli.predicting import evaluate_command, predict_command
 from seqclf.config.load import load_config
@@ -131,7 +131,7 @@ def baselines_command(arguments: Namespace) -> int:
     """Measure simple methods on a prepared data set."""
     from seqclf.baselines import measure_baselines
 
-    for line in measure_baselines(arguments.path, _names(arguments.only)):
+    for line in measure_baselines(arguments.path, split_names(arguments.only)):
         print(line, flush=True)  # each takes minutes at times
     return 0
 

@@ -28,8 +28,8 @@ def read_options(arguments: Namespace) -> ReadOptions:
         split=arguments.split_column,
         tokens=arguments.tokens,
         text=arguments.text,
-        features=_names(arguments.features),
-        drop=_names(arguments.drop) or (),
+        features=split_names(arguments.features),
+        drop=split_names(arguments.drop) or (),
         form=arguments.form,
         header=None if arguments.header is None else arguments.header == "first",
         encoding=arguments.encoding,
@@ -40,7 +40,7 @@ def read_options(arguments: Namespace) -> ReadOptions:
     )
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
+def split_names(text: str | None) -> tuple[str, ...] | None:
     """Return the names in a list that commas separate."""
     return None if text is None else tuple(name.strip() for name in text.split(","))
 
