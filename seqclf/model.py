@@ -110,8 +110,7 @@ class LSTMClassifier(nn.Module):
     (`read`), divides pixel values by `scale`, and normalises features with `mean` and `std`: so raw
     numbers go to the device, and prediction cannot forget a conversion. With `num_tokens` the input
     is tokens below that number, and each becomes an embedding of `embedding_size` numbers. The LSTM
-    takes `stack` steps at once (`stack_steps`). A branch of `conv` channels reads single steps; in
-    training it is normalised by `reference`.
+    takes `stack` steps at once (`stack_steps`), and a branch of `conv` channels single ones.
     """
 
     mean: Tensor | None
