@@ -153,3 +153,19 @@ def decide(
         rows = rows[~done_B]
         carried = carried.select((~done_B).nonzero()[:, 0].to(device))
     return outcomes
+
+
+@torch.inference_mode()
+def read_through(model: LSTMClassifier, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the highest probability after each step, float64 [B, T], and its class, int64 [B, T].
+
+    They are what `decide` looks at. Beyond a row's length they mean nothing.
+    """
+    carried = Carried()
+    highest, guesses = [], []
+    for step in model.steps(values.to(model.out.weight.device)).unbind(1):
+        logits_BC, carried = read_step(model, carried, step)
+        best_B, guesses_B = to_probabilities(model, logits_BC).max(1)
+        highest.append(best_B.double())
+        guesses.append(guesses_B)
+    return torch.stack(highest, 1), torch.stack(guesses, 1)

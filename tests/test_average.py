@@ -23,6 +23,9 @@ from seqclf.data.readers.rows import BadRow, Row
 from seqclf.data.reading import Reading
 from seqclf.model import Architecture
 from seqclf.predict import Prediction, predict_rows
+from seqclf.report import together
+from seqclf.report.page import write_report
+from seqclf.report.together import measure_together
 
 SEQUENCES = list(VALUES)
 
@@ -246,3 +249,25 @@ def test_each_row_has_the_mean_of_what_each_model_says_of_it(
         assert one.id == str(number)
         expected = np.mean([p.probabilities for p in alone if isinstance(p, Prediction)], axis=0)
         assert one.probabilities == expected.tolist()
+
+
+def test_the_page_of_several_runs_has_their_mean(folder: Path, tmp_path: Path) -> None:
+    runs = [folder / "a", folder / "b"]
+    page = write_report(runs, tmp_path / "page.html", {}).read_text()
+    measured = measure_together(runs, {})
+    assert measured.n == 6
+    assert f"{100 * measured.accuracy:.2f} % test accuracy, n = 6" in page
+    singles = [f"{run} {100 * measured.of_each[str(run)]:.2f} %" for run in runs]
+    assert f"Each alone: {', '.join(singles)}." in page
+    assert train_tiny(tmp_path / "digits", {"data.name": "digits", "train.steps": 2}) == 0
+    text = write_report([runs[0], tmp_path / "digits"], tmp_path / "other.html", {}).read_text()
+    assert "Not computed: " in text
+    assert "cannot be averaged with" in text
+
+
+def test_a_mean_that_takes_long_is_left_to_evaluate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "MOST_FLOP", 1.0)
+    with pytest.raises(UserError, match="it would take long; seqclf evaluate with these runs"):
+        measure_together([folder / "a", folder / "b"], {})

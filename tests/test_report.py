@@ -115,7 +115,7 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
 def test_the_last_share_of_the_reading_is_the_accuracy(digits: Path) -> None:
     run, (model, _) = read_run(digits), load_model(digits)
     test = sources.load(run.config.data, seed=run.config.seed).test
-    ids = choose_evenly(model, test)
+    ids = choose_evenly(model, test, anew=model.reads_prefixes_anew)
     assert ids.tolist() == list(range(359))
     shares, chances = classify_shares(model, test, ids)
     assert shares == [step / 8 for step in range(1, 9)]
@@ -287,7 +287,7 @@ def test_long_sequences_are_read_a_few_at_a_time(
     assert found[0] == shares
     torch.testing.assert_close(found[1], expected)
     monkeypatch.setattr("seqclf.report.reading.MOST_FLOP", 1)
-    assert len(choose_evenly(model, test)) == 20
+    assert len(choose_evenly(model, test, anew=model.reads_prefixes_anew)) == 20
 
 
 def test_a_run_ends_with_its_page(digits: Path, tmp_path: Path) -> None:

@@ -225,6 +225,23 @@ def draw_share_curve(
         return to_svg(figure)
 
 
+def draw_early(points: list[tuple[float, float, float]]) -> str:
+    """Draw accuracy over earliness: a point for each threshold, which stands beside it."""
+    with canvas() as figure:
+        axes = figure.subplots()
+        xs, ys, _ = zip(*points, strict=True)
+        axes.plot(xs, ys, marker=".", color=COLOURS[0])
+        taken: list[float] = []
+        for x, y, threshold in points:
+            if all(abs(x - other) > 0.05 for other in taken):  # labels would cover each other
+                axes.annotate(f"{threshold:g}", (x, y), (3, -11), textcoords="offset points")
+                taken.append(x)
+        axes.set_xlabel("earliness: mean share of the steps read")
+        axes.set_ylabel("accuracy")
+        axes.set_ylim(0, 1.02)
+        return to_svg(figure)
+
+
 def draw_decisions(points_of_class: dict[str, list[float]], *, end: float, xlabel: str) -> str:
     """Draw when the examples of each class are decided, of `end`: median, quartiles, 5 and 95 %."""
     with canvas(WIDTH, 1 + 0.22 * len(points_of_class)) as figure:

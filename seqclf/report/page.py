@@ -29,11 +29,13 @@ from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
 from seqclf.prefixes import probabilities
 from seqclf.report.compare import Comparison, compare, learning_curves
+from seqclf.report.early import EarlySection, watch_decisions
 from seqclf.report.figures import INK, PAPER, draw_confusion, draw_reliability
 from seqclf.report.intervals import macro_f1_interval, wilson
 from seqclf.report.reading import ReadingSection, watch_reading
 from seqclf.report.run_record import RunRecord, read_run
 from seqclf.report.stamp import stamped
+from seqclf.report.together import Together, measure_together
 from seqclf.run.files import check_regular, replace_file
 from seqclf.run.records import (
     CONFIG,
@@ -46,6 +48,7 @@ from seqclf.run.records import (
 )
 from seqclf.run.verdict import why_no_result
 from seqclf.run.weights import find_weights
+from seqclf.stepwise import reason_against
 
 NUM_PREDICTIONS = 10
 MOST_PAIRS = 10  # of confused classes
@@ -104,9 +107,13 @@ class Page:
     error: str | None = None
     overview: list[tuple[str, str]] = field(default_factory=list)
     comparison: Comparison | None = None
+    together: Together | None = None
+    not_together_because: str | None = None
     evaluations: dict[str, EvaluationSection] = field(default_factory=dict)
     baselines: list[BaselineRow] = field(default_factory=list)
     reading: ReadingSection | None = None
+    early: EarlySection | None = None
+    no_early_because: str | None = None
     no_reading_because: str | None = None
     weights: str | None = None
     """Whose weights read, unless they are those of the result."""
@@ -118,7 +125,9 @@ class Page:
         figures = dict(self.curves)
         for evaluation in self.evaluations.values():
             figures |= evaluation.figures
-        return figures | (self.reading.figures if self.reading else {})
+        for section in (self.reading, self.early):
+            figures |= section.figures if section else {}
+        return figures
 
 
 def write_report(run_dirs: list[Path], out: Path | None, flags: dict[str, str]) -> Path:
@@ -129,7 +138,7 @@ def write_report(run_dirs: list[Path], out: Path | None, flags: dict[str, str]) 
     """
     runs = [read_run(path) for path in run_dirs]
     out = out or (run_dirs[0] if len(runs) == 1 else Path()) / REPORT
-    page = page_of_run(runs[0], flags) if len(runs) == 1 else page_of_runs(runs)
+    page = page_of_run(runs[0], flags) if len(runs) == 1 else page_of_runs(runs, flags)
     text = render(page)
     if len(runs) == 1:
         text = stamped(text, run_dirs[0])
@@ -163,9 +172,15 @@ def _is_ours(file: Path, content: bytes) -> bool:
     return is_torn or b'content="seqclf"' in start or b"<!-- seqclf -->" in start
 
 
-def page_of_runs(runs: list[RunRecord]) -> Page:
+def page_of_runs(runs: list[RunRecord], flags: dict[str, str]) -> Page:
     """Put together a page that compares runs."""
-    return Page(f"{len(runs)} runs", learning_curves(runs), comparison=compare(runs))
+    page = Page(f"{len(runs)} runs", learning_curves(runs), comparison=compare(runs))
+    if any(run.state != "finished" for run in runs):
+        return replace(page, not_together_because="not all of the runs have finished")
+    try:
+        return replace(page, together=measure_together([run.path for run in runs], flags))
+    except UserError as error:
+        return replace(page, not_together_because=str(error))
 
 
 def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
@@ -191,10 +206,13 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
     except UserError as error:
         return replace(page, no_reading_because=str(error))
     name = saved.file.parent.name
+    reason = reason_against(saved.architecture)
     return replace(
         page,
         baselines=show_baselines(config, splits),
         reading=watch_reading(model, splits.test),
+        early=watch_decisions(model, splits.test) if reason is None else None,
+        no_early_because=reason,
         weights=None if name == MODEL else f"{name}, as the run has no result yet",
         predictions=first_predictions(model, splits.test),
     )

@@ -50,7 +50,7 @@ class ReadingSection:
 
 def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
     """Let the model read test examples: draw some, and count over many."""
-    ids_N = choose_evenly(model, test)
+    ids_N = choose_evenly(model, test, anew=model.reads_prefixes_anew)
     shares, probabilities_NEC = classify_shares(model, test, ids_N)
     labels_N = test.labels[ids_N].cpu()
     guesses_NE = probabilities_NEC.argmax(2)
@@ -76,13 +76,20 @@ def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
     return ReadingSection(num_read, len(test), captions=captions, figures=figures)
 
 
-def choose_evenly(model: LSTMClassifier, test: Sequences) -> Tensor:
-    """Choose the examples to read, evenly over the split: all, or what MOST_FLOP allows."""
-    num_steps = most_steps(model, test)
-    num_passes = min(num_steps, MOST_SHARES) / 2 if model.reads_prefixes_anew else 1
+def flop_of_example(model: LSTMClassifier, test: Sequences) -> float:
+    """Return what it takes to read the longest example once."""
     of_step = 0 if model.conv is None else sum(p.numel() for p in model.conv.parameters())
     of_stack = sum(p.numel() for p in model.parameters()) - of_step
-    flop = 2 * num_steps * num_passes * (of_step + of_stack / model.stack)
+    return 2 * most_steps(model, test) * (of_step + of_stack / model.stack)
+
+
+def choose_evenly(model: LSTMClassifier, test: Sequences, *, anew: bool) -> Tensor:
+    """Choose the examples to read, evenly over the split: all, or what MOST_FLOP allows.
+
+    `anew` is whether each prefix takes a pass of its own.
+    """
+    num_passes = min(most_steps(model, test), MOST_SHARES) / 2 if anew else 1
+    flop = num_passes * flop_of_example(model, test)
     count = min(len(test), max(FEWEST_EXAMPLES, int(MOST_FLOP / flop)))
     return torch.arange(count) * len(test) // count
 
