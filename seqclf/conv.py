@@ -16,13 +16,19 @@ from torch.nn import functional as F
 # neural networks", IJCNN 2017. The middle one is twice as wide.
 KERNEL_SIZES = (8, 5, 3)
 EPSILON = 1e-3  # added to variances
-REFERENCE = 32  # training examples over which the layers are normalised
+# Training examples over which the layers are normalised; of very long ones fewer are enough.
+REFERENCE, LEAST_REFERENCE, REFERENCE_STEPS = 32, 8, 2**16
 
 
 def count_parameters(num_features: int, channels: int) -> int:
     """Return how many numbers of a branch training changes."""
     sizes = zip(_widths(num_features, channels), KERNEL_SIZES, strict=True)
     return sum(after * (before * size + 2) for (before, after), size in sizes)
+
+
+def count_reference(num_steps: int) -> int:
+    """Return over how many examples of so many steps the layers are normalised."""
+    return min(REFERENCE, max(LEAST_REFERENCE, REFERENCE_STEPS // num_steps))
 
 
 def _widths(num_features: int, channels: int) -> list[tuple[int, int]]:

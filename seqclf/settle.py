@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from seqclf.config.settings import MANY_EXAMPLES, NEUTRAL, NOISE, Config, Value, settings_by_name
-from seqclf.conv import REFERENCE
+from seqclf.conv import count_reference
 from seqclf.data import idx
 from seqclf.data.batches import BatchPlan, count_steps, make_buckets
 from seqclf.data.reading import Reading
@@ -33,7 +33,8 @@ from seqclf.processes.runtime import Runtime
 
 NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data set
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
-LONG, CHANNELS = 500, 64  # steps from which convolutions pay, and how many of their channels
+LONG, VERY_LONG = 150, 500  # steps from which convolutions pay, with few examples and with many
+CHANNELS = 64  # of convolutions, where they pay
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
 FEW = 50  # validation examples; fewer are too few to choose by
 DECAY = 0.1  # share of a run over which the rate falls when the patience has run out
@@ -72,7 +73,8 @@ class Setup:
             return None
         train = self.splits.train
         by_class = train.labels.argsort(stable=True)
-        places = torch.linspace(0, len(train) - 1, min(REFERENCE, len(train))).round().long()
+        count = min(count_reference(self.longest), len(train))
+        places = torch.linspace(0, len(train) - 1, count).round().long()
         values, lengths = train.rows(by_class[places.to(by_class.device)])
         return values.to(device), None if lengths is None else lengths.to(device)
 
@@ -196,7 +198,7 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
         )
     conv = config.model.conv
     if conv == "auto":
-        conv = CHANNELS if longest >= LONG and not splits.train.num_tokens else 0
+        conv = choose_conv(splits.train, longest=longest)
     noise = config.data.augment.noise
     if noise == "auto":
         # Convolutions see small shapes, which noise hides.
@@ -220,6 +222,15 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
             "model": config.model.model_copy(update=model),
         }
     )
+
+
+def choose_conv(examples: Sequences, *, longest: int) -> int:
+    """Return how many channels of convolutions there are: none for tokens and short sequences.
+
+    They make a step up to ten times as long, so many examples need longer sequences to have them.
+    """
+    long = LONG if len(examples) < MANY_EXAMPLES else VERY_LONG
+    return CHANNELS if longest >= long and not examples.num_tokens else 0
 
 
 def choose_stack(examples: Sequences, *, longest: int) -> int:

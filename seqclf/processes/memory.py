@@ -10,14 +10,14 @@ import psutil
 import torch
 
 from seqclf.config.settings import Config
-from seqclf.conv import REFERENCE
+from seqclf.conv import count_reference
 from seqclf.errors import UserError
 from seqclf.model import Architecture
 from seqclf.processes.cgroups import group_memory
 
 MEMORY_REMEDY = (
     "lower train.micro_batch_size (changes nothing but memory) or eval.batch_size, then "
-    "model.hidden_size or train.batch_size"
+    "model.hidden_size, model.conv or train.batch_size"
 )
 
 
@@ -68,7 +68,7 @@ def least_memory(
     units = architecture.hidden_size * (1 + architecture.bidirectional) * architecture.num_layers
     per_example = num_steps * features + -(-num_steps // architecture.stack) * 8 * units
     per_row = num_steps * 4 * 4 * architecture.conv  # channels of its three layers together
-    numbers = batch * (per_example + per_row) + REFERENCE * per_row
+    numbers = batch * (per_example + per_row) + count_reference(num_steps) * per_row
     return 4 * (4 * architecture.num_parameters + numbers)
 
 
