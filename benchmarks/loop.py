@@ -32,7 +32,7 @@ from seqclf.processes.start import start_runtime
 from seqclf.run.directory import open_run
 from seqclf.run.saves import restore
 from seqclf.settle import settle
-from seqclf.train import train_steps
+from seqclf.training import train_steps
 
 BATCHES, STEPS, BLOCK = (64, 128, 512), 1500, 25
 

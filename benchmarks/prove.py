@@ -51,7 +51,9 @@ def main() -> None:
     options = parser.parse_args()
     seed = random.randrange(10_000) if options.seed is None else options.seed
     print(f"--seed {seed} repeats the draws of this call. Starting torch ...", flush=True)
-    CONTEXT.set_forkserver_preload(["seqclf.train", "sklearn.datasets", "torch._inductor.config"])
+    CONTEXT.set_forkserver_preload(
+        ["seqclf.training", "sklearn.datasets", "torch._inductor.config"]
+    )
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         runs = prove(Path(folder), random.Random(seed), steps=300, kills=5, sizes=(2, 4))
@@ -236,7 +238,7 @@ def enter(
 
 
 def train_rank(run: Path, steps: int) -> None:
-    from seqclf.train import train as train_run
+    from seqclf.training import train as train_run
 
     flags = FLAGS | {"train.steps": str(steps), "run_dir": str(run)}
     sys.exit(train_run(load_config(None, flags)[0]))

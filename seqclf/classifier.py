@@ -21,7 +21,7 @@ from seqclf.average import Member, load_members, predict_rows_together
 from seqclf.data.readers.rows import BadRow, RowError, parse_name, quote
 from seqclf.errors import UserError
 from seqclf.evaluate import Metrics
-from seqclf.inputs import Reader, UnknownTokens, as_rows, what_is_read
+from seqclf.inputs import Reader, UnknownTokens, as_rows, num_features_of, what_is_read
 from seqclf.model import Architecture, LSTMClassifier
 from seqclf.predict import (
     Prediction,
@@ -30,6 +30,9 @@ from seqclf.predict import (
     kind_of,
     named_features,
 )
+from seqclf.run.checkpoint import MODEL_FILE, encode_tensors
+from seqclf.run.files import replace_file
+from seqclf.run.weights import ARCHITECTURE_FILE
 from seqclf.stepwise import reason_against
 from seqclf.stream import Stream
 from seqclf.tally import Tally
@@ -126,6 +129,12 @@ class Classifier:
         return named_features(self._architecture) or ()
 
     @property
+    def num_features(self) -> int | None:
+        """How many numbers a step has; None of tokens and texts."""
+        architecture = self._architecture
+        return None if architecture.num_tokens else num_features_of(architecture)
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self._members[0].model.out.weight.device
@@ -191,6 +200,25 @@ class Classifier:
                 f"no stream of steps with the mean of {len(self._members)} models; load one"
             )
         return Stream(self._members[0].model, self._architecture, self._reader)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model to a folder, which `seqclf.load` and `seqclf predict` read.
+
+        The files are those of a run's folder model/, and replace those of another model. Raises
+        UserError if the folder holds something else, or cannot be written.
+        """
+        path = Path(folder)
+        if len(self._members) > 1:
+            raise UserError(f"{path}: one model is saved, not the mean of {len(self._members)}")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()) and not (path / ARCHITECTURE_FILE).is_file():
+                raise UserError(f"{path}: holds something else than a model; name another folder")
+            content = self._architecture.model_dump_json(indent=1) + "\n"
+            replace_file(path / ARCHITECTURE_FILE, content.encode())
+            replace_file(path / MODEL_FILE, encode_tensors(self._members[0].model.state_dict()))
+        except OSError as error:
+            raise UserError(f"{path}: cannot write it: {error.strerror or error}") from None
 
     def summary(self) -> str:
         """Return some lines about the model: what it reads, its classes, its layers."""

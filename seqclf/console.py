@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from tqdm import tqdm
 
@@ -45,10 +46,11 @@ class Console:
             self.enabled = False
 
     def open(self, step: int, num_steps: int) -> None:
-        """Start the progress bar, if the output is a terminal."""
+        """Start the progress bar, if the output is a terminal or a notebook."""
         self._num_steps = num_steps
-        if self.enabled and not self.quiet and _is_terminal(sys.stdout):
-            self._bar = tqdm(
+        bar_class = _choose_bar() if self.enabled and not self.quiet else None
+        if bar_class is not None:
+            self._bar = bar_class(
                 total=num_steps,
                 initial=step,
                 bar_format=BAR,
@@ -79,8 +81,18 @@ class Console:
             self._bar = None
 
 
+def _choose_bar() -> type[tqdm[NoReturn]] | None:
+    """Return the progress bar that the output can show, None if it can show none."""
+    if "ipykernel" in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without ipywidgets the bar is plain text
+            from tqdm.auto import tqdm as notebook_bar
+        return cast("type[tqdm[NoReturn]]", notebook_bar)
+    return tqdm if _is_terminal(sys.stdout) else None
+
+
 def _is_terminal(output: object) -> bool:
-    """Return whether an output is a terminal; None and what a notebook puts there are none."""
+    """Return whether an output is a terminal; None is none."""
     isatty = getattr(output, "isatty", None)
     return isatty is not None and bool(isatty())
 

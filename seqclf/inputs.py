@@ -31,6 +31,8 @@ class Reader(NamedTuple):
     architecture: Architecture
     options: ReadOptions
     known_tokens: frozenset[str] | None  # None: a token may be unknown
+    is_training: bool = False  # the model does not exist yet
+    prefix: str = ""  # of all places in messages: whose X it is, where there are several
 
     @classmethod
     def of(cls, architecture: Architecture, unknown_tokens: UnknownTokens = "error") -> Reader:
@@ -40,7 +42,9 @@ class Reader(NamedTuple):
 
     def refuse(self, where: str, problem: str) -> UserError:
         """Return the error of a sequence that cannot be read."""
-        return UserError(f"{where}: {problem}; the model reads {what_is_read(self.architecture)}")
+        expected = what_is_read(self.architecture)
+        who = "training" if self.is_training else "the model"
+        return UserError(f"{self.prefix}{where}: {problem}; {who} reads {expected}")
 
 
 def num_features_of(architecture: Architecture) -> int:
@@ -73,6 +77,7 @@ def as_rows(sequences: object, reader: Reader) -> Iterator[Row]:
     if is_frame(sequences):
         yield from _frame_rows(sequences, reader)
         return
+    sequences = as_sequences(sequences)
     is_array = isinstance(sequences, np.ndarray | Tensor)
     for index, sequence in enumerate(_items(sequences, reader)):
         where = f"X[{index}]"
@@ -80,7 +85,9 @@ def as_rows(sequences: object, reader: Reader) -> Iterator[Row]:
             # An array holds shorter sequences only by padding them. A list need not.
             row = as_row(sequence, reader, nan_is_padding=is_array)
         except RowError as error:
-            raise reader.refuse(where + _place(error, sequence), problem_of(error)) from None
+            raise reader.refuse(
+                where + _place(error, sequence), problem_of(error, reader)
+            ) from None
         yield row._replace(id=str(index), where=where)
 
 
@@ -92,10 +99,12 @@ def _place(error: RowError, sequence: object) -> str:
     return f"[{error.step}, {error.feature}]" if has_features else f"[{error.step}]"
 
 
-def problem_of(error: RowError) -> str:
+def problem_of(error: RowError, reader: Reader) -> str:
     """Return what is wrong with a sequence, in the words of Python."""
     if "--fill-missing" not in error.problem:
         return error.problem
+    if reader.is_training:
+        return "a missing value (NaN); fill_missing=True fills it from its neighbours in time"
     return "a missing value (NaN), and the model's training data had none; fill it"
 
 
@@ -120,6 +129,15 @@ def as_row(sequence: object, reader: Reader, *, nan_is_padding: bool = False) ->
         raise RowError(f"shape {values.shape}: is it features x steps? give its transpose")
     found = finish_steps(values, reader.options, nan_is_padding=nan_is_padding)
     return Row("", where="", **found._asdict())
+
+
+def as_sequences(values: object) -> object:
+    """Return sequences that can be read twice: arrays of other libraries as those of numpy."""
+    if isinstance(values, np.ndarray | Tensor | list | tuple | str | bytes) or is_frame(values):
+        return values
+    if hasattr(values, "__array__"):
+        return np.asarray(values)
+    return list(values) if isinstance(values, Iterator) else values
 
 
 def _items(sequences: object, reader: Reader) -> Iterable[object]:
@@ -206,7 +224,8 @@ def is_frame(values: object) -> bool:
     return hasattr(values, "columns") and hasattr(values, "__getitem__")
 
 
-def _names_of(frame: Any) -> list[str]:
+def names_of(frame: Any) -> list[str]:
+    """Return the names of a data frame's columns."""
     return [str(name) for name in getattr(frame, "column_names", None) or frame.columns]
 
 
@@ -215,7 +234,7 @@ class _Frame:
 
     def __init__(self, frame: Any, reader: Reader) -> None:
         self._frame = frame
-        self.names = _names_of(frame)
+        self.names = names_of(frame)
         self._keys = dict(zip(self.names, getattr(frame, "column_names", frame.columns)))  # noqa: B905
         self.reader = reader
         reading = reader.architecture.reading
@@ -303,7 +322,7 @@ def _finish(
         else:
             steps = Steps(as_row(values, reader).steps)
     except RowError as error:
-        raise reader.refuse(where + _place(error, values), problem_of(error)) from None
+        raise reader.refuse(where + _place(error, values), problem_of(error, reader)) from None
     return Row(row_id, where=where, **steps._asdict())
 
 

@@ -60,7 +60,8 @@ class Setup:
     def build_model(self) -> LSTMClassifier:
         """Make the model with its first weights, a function of the seed alone."""
         # On the CPU, so that every device starts from the same weights.
-        torch.manual_seed(self.config.seed)
+        # Not torch.manual_seed, which seeds the generators of all devices.
+        torch.default_generator.manual_seed(self.config.seed)
         num_steps = -(-self.longest // self.architecture.stack)
         return self.architecture.build(self.config.model.init, num_steps)
 

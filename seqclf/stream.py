@@ -83,7 +83,7 @@ class Stream:
             values = self._values_of(step)
         except RowError as error:
             where = f"step {self.num_steps}"
-            raise self._reader.refuse(where, problem_of(error)) from None
+            raise self._reader.refuse(where, problem_of(error, self._reader)) from None
         values = values.to(self._model.out.weight.device)
         for one_step in self._model.steps(values[None]).unbind(1):
             self._read(one_step)

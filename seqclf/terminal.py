@@ -109,7 +109,7 @@ def opening(setup: Setup, path: Path) -> list[str]:
     """Return the lines that say what is about to happen, and what each `auto` became."""
     splits, config, plan = setup.splits, setup.config, setup.plan
     train = splits.train
-    sizes = [f"{len(train):,} train", f"{len(splits.test):,} test"]
+    sizes = [f"{len(train):,} train"] + [f"{len(splits.test):,} test"] * (len(splits.test) > 0)
     if splits.validation is not None:
         sizes.insert(1, f"{len(splits.validation):,} validation")
     num_features = setup.architecture.input_size
@@ -255,10 +255,7 @@ def closing(
             "",
             *rows,
             "",
-            predictions_text(model, splits.test, 10),
-            "",
-            reading_text(model, splits.test, 0),
-            "",
+            *_first_guesses(model, splits.test),
             f"sha256      {sha256}",
             f"result      {path}/model",
             f"try next    seqclf predict {path} --count 25",
@@ -268,3 +265,10 @@ def closing(
             *([] if doubt is None else [f"warning: {doubt}"]),
         ]
     )
+
+
+def _first_guesses(model: LSTMClassifier, test: Sequences) -> list[str]:
+    """Return what the model says of the first test examples; nothing if there are none."""
+    if not len(test):
+        return []
+    return [predictions_text(model, test, 10), "", reading_text(model, test, 0), ""]

@@ -228,7 +228,7 @@ def test_a_gain_of_one_example_is_said(
             return Metrics(1.0, confusion)
 
         with monkeypatch.context() as patch:
-            patch.setattr("seqclf.train.evaluate", evaluate)
+            patch.setattr("seqclf.training.evaluate", evaluate)
             assert train_tiny(tmp_path / str(gain), {**KEPT, "train.steps": 8}) == 0
         assert (note in capsys.readouterr().out) == is_said
 
@@ -378,7 +378,7 @@ def test_nothing_but_nan_ends_with_the_last_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nothing = Metrics(math.nan, torch.eye(10, dtype=torch.int64))
-    monkeypatch.setattr("seqclf.train.evaluate", lambda *_, **__: nothing)
+    monkeypatch.setattr("seqclf.training.evaluate", lambda *_, **__: nothing)
     settings = {**PATIENT, "checkpoint.metric": "val/loss"}
     assert train_tiny(tmp_path, settings, stop_at=2 * EVERY) == 143
     assert train_tiny(tmp_path, settings) == 0

@@ -29,7 +29,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.append((config, path, flagged))
         return 143
 
-    monkeypatch.setattr(import_module("seqclf.train"), "train", train)
+    monkeypatch.setattr(import_module("seqclf.training"), "train", train)
     return calls
 
 

@@ -17,7 +17,7 @@ from seqclf.config.load import load_config
 from seqclf.errors import UserError
 from seqclf.run.checkpoint import FILES
 from seqclf.run.weights import damage_of, load_model
-from seqclf.train import train
+from seqclf.training import train
 
 SETTINGS = {
     "data.augment.shift": 1,

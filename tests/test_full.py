@@ -288,7 +288,7 @@ def test_what_a_killed_save_left_is_gone_at_the_next_start(
 ) -> None:
     leftover = tmp_path / "checkpoints" / ".tmp-step-00000010"
     leftover.mkdir(parents=True)
-    monkeypatch.setattr("seqclf.train.train_step", None)  # nothing is saved
+    monkeypatch.setattr("seqclf.training.train_step", None)  # nothing is saved
     with pytest.raises(TypeError):
         run(tmp_path)
     assert not leftover.exists()

@@ -15,7 +15,7 @@ from seqclf.model import LSTMClassifier
 from seqclf.processes.start import start_runtime
 from seqclf.run.checkpoint import encode_tensors, load_tensors
 from seqclf.step import train_step
-from seqclf.train import train
+from seqclf.training import train
 
 pytestmark = [
     pytest.mark.gpu,

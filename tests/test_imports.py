@@ -15,7 +15,8 @@ from helpers.launching import ROOT
 STORY = (
     "errors metrics config data conv model prefixes stepwise loss optim console processes step "
     "evaluate calibrate settle run step_log tally predict average counts inputs stream classifier "
-    "predictions measure terminal baselines report tracking train cli __main__ __init__"
+    "predictions measure terminal baselines report tracking training examples fit "
+    "estimator aeon sktime cli __main__ __init__"
 )
 WINGS = STORY.split()
 TRACKING_MAY_IMPORT = ("tracking", "errors", "metrics", "config", "data.pictures", "run.records")
@@ -89,7 +90,7 @@ def test_files_and_classes_are_small(file: Path) -> None:
         ("seqclf.cli.main", "torch accelerate wandb sklearn torchvision"),
         ("seqclf.run.records", "torch accelerate wandb sklearn torchvision"),
         ("seqclf.run.listing", "torch accelerate wandb sklearn torchvision"),
-        ("seqclf.train", "wandb sklearn torchvision matplotlib"),
+        ("seqclf.training", "wandb sklearn torchvision matplotlib"),
     ],
 )
 def test_nothing_heavy_is_imported_unless_used(module: str, heavy: str) -> None:

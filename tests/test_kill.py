@@ -54,17 +54,17 @@ DEATHS: list[Death] = [  # each with the step that the next start goes on from
     (Point("seqclf.step.update", 7), 6),  # mid-epoch; the first evaluation was the best
     (Point("seqclf.step.update", 10), 8),  # the last step of an epoch
     (Point("seqclf.step.update", 11), 8),  # the first step of an epoch
-    (Point("seqclf.train.evaluate", 12), 8),  # its metrics are not yet written ...
-    (Point("seqclf.train.save", 12), 8),  # ... they are
+    (Point("seqclf.training.evaluate", 12), 8),  # its metrics are not yet written ...
+    (Point("seqclf.training.save", 12), 8),  # ... they are
     (Point("os.fsync", 12, call=2), 8),  # during a save: the weights are written
     (Point("os.fsync", 12, call=5), 8),  # the manifest
     (Point("os.rename", 12), 8),  # all is, under another name
     # The checkpoint stands, but status.json is behind.
     (Point("seqclf.run.saves.prune_checkpoints", 12), 12),
     (Point("os.replace", 16), 16),
-    (Point("seqclf.train.evaluate", 18), 16),
-    (Point("seqclf.train.train_step", 22), 20),
-    (Point("seqclf.train.evaluate", 33, call=2), 33),  # between validation and test
+    (Point("seqclf.training.evaluate", 18), 16),
+    (Point("seqclf.training.train_step", 22), 20),
+    (Point("seqclf.training.evaluate", 33, call=2), 33),  # between validation and test
     (Point("seqclf.run.directory.Run.finish", 0), 33),  # in a start that makes no step
 ]
 DEATHS_OF_TWO: list[Death] = [
@@ -72,11 +72,11 @@ DEATHS_OF_TWO: list[Death] = [
     (Point("seqclf.step.update", 7, only=0), 6),
     (Point("seqclf.step.update", 10), 8),
     (Point("seqclf.step.update", 11), 8),
-    (Point("seqclf.train.evaluate", 12, only=1), 8),
+    (Point("seqclf.training.evaluate", 12, only=1), 8),
     (Point("os.fsync", 12, call=3), 8),
     (Point("os.rename", 12, only=0), 8),
     (Point("seqclf.run.saves.prune_checkpoints", 12), 12),
-    (Point("seqclf.train.evaluate", 18), 16),
+    (Point("seqclf.training.evaluate", 18), 16),
     (Point("seqclf.run.directory.Run.finish", 33), 33),
 ]
 

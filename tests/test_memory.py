@@ -30,7 +30,7 @@ def watch_memory(run_dir: Path) -> list[float]:
     def look(*_: object, **__: object) -> None:
         seen.append(psutil.Process().memory_info().rss / 1e6)
 
-    watch_calls(pytest.MonkeyPatch(), "seqclf.train.measure", look)
+    watch_calls(pytest.MonkeyPatch(), "seqclf.training.measure", look)
     assert train_tiny(run_dir, SETTINGS) == 0
     return seen
 

@@ -15,7 +15,7 @@ from helpers.launching import ROOT
 
 from seqclf.config.load import load_config
 from seqclf.data.prepare import Input, Preparation, prepare
-from seqclf.train import train
+from seqclf.training import train
 
 GOLDEN = [2.3005917, 2.3317742, 2.3324738, 2.2867520, 2.2930629]
 

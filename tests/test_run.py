@@ -38,7 +38,7 @@ from seqclf.run.directory import Run
 from seqclf.run.files import delete
 from seqclf.run.records import git_revision
 from seqclf.settle import Setup, settle
-from seqclf.train import train
+from seqclf.training import train
 
 SETTINGS = {
     "data.val_fraction": 0.2,
@@ -113,8 +113,8 @@ def test_a_run_whose_loss_is_not_finite_has_json_that_all_read(
         run.log(run.state.step, metrics)
         return metrics
 
-    monkeypatch.setattr("seqclf.train.measure", diverged)
-    monkeypatch.setattr("seqclf.train.closing", lambda *_: "")
+    monkeypatch.setattr("seqclf.training.measure", diverged)
+    monkeypatch.setattr("seqclf.training.closing", lambda *_: "")
     assert train_tiny(tmp_path, SETTINGS, data__val_fraction=0) == 0
 
     def refuse(constant: str) -> None:

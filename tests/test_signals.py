@@ -74,13 +74,13 @@ def test_a_signal_at_any_moment_is_obeyed_and_the_run_goes_on(
     straight: dict[int, Path], tmp_path: Path
 ) -> None:
     moments = [  # function, its call in this start, signal, the step that is saved
-        ("seqclf.train.train_step", 3, signal.SIGUSR1, 3),
+        ("seqclf.training.train_step", 3, signal.SIGUSR1, 3),
         ("seqclf.step.augment", 1, signal.SIGTERM, 4),
         ("seqclf.run.checkpoint.write_file", 2, signal.SIGINT, 8),  # in the middle of the save at 7
         ("seqclf.evaluate.split_range", 1, signal.SIGTERM, 10),  # in an evaluation
-        ("seqclf.train.restore", 1, signal.SIGUSR1, 10),  # before the first step
-        ("seqclf.train.train_step", 2, signal.SIGHUP, 12),
-        ("seqclf.train.train_step", 3, signal.SIGUSR2, 15),
+        ("seqclf.training.restore", 1, signal.SIGUSR1, 10),  # before the first step
+        ("seqclf.training.train_step", 2, signal.SIGHUP, 12),
+        ("seqclf.training.train_step", 3, signal.SIGUSR2, 15),
     ]
     for name, call, signum, step in moments:
         assert codes_of(1, tmp_path, name, None, call, signum) == [143]
@@ -97,7 +97,7 @@ def test_two_processes_stop_at_one_step_whoever_was_told(
     only: int | None, straight: dict[int, Path], tmp_path: Path
 ) -> None:
     moments = [
-        ("seqclf.train.train_step", 3, signal.SIGUSR1),
+        ("seqclf.training.train_step", 3, signal.SIGUSR1),
         ("seqclf.evaluate.split_range", 1, signal.SIGTERM),
     ]
     for name, call, signum in moments:
@@ -120,7 +120,7 @@ def hang(folder: Path, where: str) -> None:
     raise SystemExit(main(words_for(folder / "run")))
 
 
-@pytest.mark.parametrize("where", ["seqclf.train.start_runtime", "seqclf.data.idx.fetch"])
+@pytest.mark.parametrize("where", ["seqclf.training.start_runtime", "seqclf.data.idx.fetch"])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_before_a_run_begins_a_signal_ends_it_even_in_c_code(
     where: str, signum: int, tmp_path: Path
@@ -135,7 +135,7 @@ def test_before_a_run_begins_a_signal_ends_it_even_in_c_code(
 
 
 def test_a_second_signal_ends_what_cannot_be_saved(tmp_path: Path) -> None:
-    [process] = start_ranks(1, hang, tmp_path, "seqclf.train.train_step")
+    [process] = start_ranks(1, hang, tmp_path, "seqclf.training.train_step")
     wait_for((tmp_path / "there").exists)
     assert process.pid is not None
     for _ in range(3):  # as a launcher and a terminal do, all at once
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_what_cannot_be_saved(tmp_path: Path) -> None:
 def train_without_terminal(folder: Path) -> None:
     """Train as under nohup, and lose the terminal before a step."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    train_and_signal(folder, "seqclf.train.train_step", None, 3, signal.SIGHUP)
+    train_and_signal(folder, "seqclf.training.train_step", None, 3, signal.SIGHUP)
 
 
 def test_a_run_under_nohup_outlives_its_terminal(straight: dict[int, Path], tmp_path: Path) -> None:

@@ -31,15 +31,15 @@ SETTINGS = {**EVERYTHING_ON, "train.steps": 20, "distributed.timeout_s": TIMEOUT
 AT = 9
 # Where a process is stopped, and the function that it is about to call there.
 PLACES = {
-    "import": "seqclf.train.start_runtime",
+    "import": "seqclf.training.start_runtime",
     "meeting": "seqclf.processes.start.meet",
     "second meeting": "seqclf.processes.start.Agreement",
-    "data": "seqclf.train.find_data",
+    "data": "seqclf.training.find_data",
     "lock": "seqclf.run.directory.locked",
     "begin": "seqclf.run.directory.begin_session",
     "step": "",
     "save": "seqclf.run.checkpoint.write_file",
-    "last evaluation": "seqclf.train.conclude",
+    "last evaluation": "seqclf.training.conclude",
     "result": "seqclf.run.directory.encode_tensors",
     "parting": "seqclf.processes.runtime.Runtime.close",
 }

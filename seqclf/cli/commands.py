@@ -33,7 +33,7 @@ def train_command(arguments: Namespace) -> int:
         end_with_launcher()
         from torch.distributed.elastic.multiprocessing.errors import record
 
-        from seqclf.train import train
+        from seqclf.training import train
 
         return int(record(train)(config, arguments.config, flagged=flagged, signals=signals) or 0)
 

@@ -54,6 +54,31 @@ def load_config(
     return _validate(values, places), list(flags)
 
 
+def config_from(settings: Mapping[str, object], recipe: str | Path | None, where: str) -> Config:
+    """Return a recipe's config with the settings of a Python program, by their dotted names.
+
+    `where` says in messages where the settings stand. Raises UserError as `load_config` does.
+    """
+    values, places = _read_file(recipe) if recipe is not None else Tree({}, {})
+    names = [full for full, _, _ in fields()]
+    if unknown := [name for name in settings if name not in names]:
+        raise UserError(f"{where}: {unknown[0]}: {_unknown_key(unknown[0])}")
+    named = {name: "null" if value is None else "set" for name, value in settings.items()}
+    values = _without_other_length(values, named)
+    for name, value in settings.items():
+        values = _with_value(values, name, _plain_value(value))
+        places[name] = where
+    return _validate(values, places)
+
+
+def _plain_value(value: object) -> Value:
+    """Return a number of numpy, or a tuple, as a file of settings would hold it."""
+    if isinstance(value, list | tuple):
+        return [_plain_value(one) for one in value]
+    to_python = getattr(value, "item", None)
+    return to_python() if callable(to_python) else value  # type: ignore[return-value]
+
+
 def _without_other_length(values: dict[str, Value], flags: Mapping[str, str]) -> dict[str, Value]:
     """Leave out a file's number of steps where a flag says how many epochs, and the reverse."""
     for name, other in (LENGTHS, LENGTHS[::-1]):

@@ -207,7 +207,7 @@ class Sequences:
 
     def cut(self, max_length: int | None, keep: str) -> Sequences:
         """Return the sequences with no more than `max_length` steps, the first or the last."""
-        if max_length is None or self.shape[0] <= max_length:
+        if max_length is None or not len(self) or self.shape[0] <= max_length:
             return self
         if self.starts is None or self.lengths is None:
             steps = slice(max_length) if keep == "first" else slice(-max_length, None)

@@ -27,18 +27,19 @@ class Splits:
     name: str
     train: Sequences
     validation: Sequences | None  # None: the data set has none, and data.val_fraction is 0
-    test: Sequences
+    test: Sequences  # may have no example, where a Python program trains without one
     stored_fingerprint: str | None = None  # of a prepared data set, whose values stay unread
 
     @property
     def watched(self) -> tuple[str, Sequences]:
-        """The split that training evaluates, and its name: validation if there is one."""
+        """The split that training evaluates, and its name: validation, or test if there is none."""
         return ("test", self.test) if self.validation is None else ("val", self.validation)
 
     @property
     def measured(self) -> dict[str, Sequences]:
         """The splits that a result is measured on, by name: the watched one, and test."""
-        return dict([self.watched]) | {"test": self.test}
+        splits = dict([self.watched]) | {"test": self.test}
+        return {name: split for name, split in splits.items() if len(split)}
 
     def to(self, device: torch.device) -> Splits:
         """Return the splits in a device's memory."""
@@ -96,11 +97,11 @@ def _load_prepared(data: Data, seed: int) -> Splits:
     folder = Path(data.path)
     info, splits, groups = open_dataset(folder)
     train, validation = splits.get("train"), splits.get("val")
-    if train is None or "test" not in splits:
+    if train is None:
         raise UserError(
-            f"{folder}: no example in {'test' if train else 'train'}; prepare it again with "
-            "--test, or with --split"
+            f"{folder}: no example in train; prepare it again with --train, or with --split"
         )
+    test = splits.get("test", train.first(0))
     if data.val_fraction and validation is not None:
         raise UserError(
             f"data.val_fraction: {data.val_fraction}: {folder} has a validation part of its own, "
@@ -108,7 +109,7 @@ def _load_prepared(data: Data, seed: int) -> Splits:
         )
     if data.val_fraction:
         train, validation = _hold_out(data, train, groups.get("train"), seed)
-    return Splits(folder.absolute().name, train, validation, splits["test"], info.fingerprint)
+    return Splits(folder.absolute().name, train, validation, test, info.fingerprint)
 
 
 def _hold_out(

@@ -58,16 +58,23 @@ def limited(signals: Signals, config: Config) -> AbstractContextManager[None]:
 
 
 def start_runtime(
-    config: Config, signals: Signals | None = None, *, trained_in: str | None = None
+    config: Config,
+    signals: Signals | None = None,
+    *,
+    trained_in: str | None = None,
+    keeps_memory: bool = True,
 ) -> Runtime:
     """Start processes, device, threads and precision; `Runtime.decisions` says which and why.
 
     `trained_in` is the precision of a model that is there already; it is taken wherever it runs,
-    whatever config and launcher ask for. Raises UserError for what this machine cannot do.
+    whatever config and launcher ask for. With `keeps_memory` glibc keeps freed memory for the
+    rest of the process's life (memory.py). Raises UserError for what this machine cannot do.
     """
     notes = check_launcher()
     device, device_decision = choose_device(config)
     _set_arithmetic(config, device)
+    if device == "cpu" and keeps_memory:
+        keep_memory()
     given = next((name for name in PRECISIONS if name == trained_in), None)
     requested = given or requested_precision(config)
     timeout = timedelta(seconds=config.distributed.timeout_s)
@@ -137,8 +144,6 @@ def _set_arithmetic(config: Config, device: str) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)
-    if device == "cpu":
-        keep_memory()
     flush_denormals()
 
 

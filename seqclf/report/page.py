@@ -207,10 +207,13 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
         return replace(page, no_reading_because=str(error))
     name = saved.file.parent.name
     reason = reason_against(saved.architecture)
+    has_test = len(splits.test) > 0  # a Python program may train without
+    if not has_test:
+        reason = "the data have no test examples"
     return replace(
         page,
         baselines=show_baselines(config, splits),
-        reading=watch_reading(model, splits.test),
+        reading=watch_reading(model, splits.test) if has_test else None,
         early=watch_decisions(model, splits.test) if reason is None else None,
         no_early_because=reason,
         weights=None if name == MODEL else f"{name}, as the run has no result yet",

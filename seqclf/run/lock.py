@@ -10,12 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from seqclf.data.prepared import INFO
 from seqclf.errors import UserError
 from seqclf.run.fence import describe_holder
 from seqclf.run.files import check_regular, naming, open_itself
 from seqclf.run.records import (
     CHECKPOINTS,
     CONFIG,
+    DATA,
     EVALUATION,
     FACTS,
     LOCK,
@@ -61,6 +63,8 @@ def _is_ours(path: Path) -> bool:
 def _is_harmless(file: Path, outputs: list[os.stat_result]) -> bool:
     """Return whether a file may lie there before a run begins."""
     if any(os.path.samestat(file.lstat(), output) for output in outputs):
+        return True
+    if file.name == DATA and (file / INFO).is_file():  # which is written before the run begins
         return True
     if file.is_dir() and not file.is_symlink():  # of logs, such as torchrun's
         names = (name for _, _, names in os.walk(file) for name in names)

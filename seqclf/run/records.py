@@ -8,6 +8,7 @@
     evaluation/      SPLIT.json: Evaluation
     checkpoints/     step-N/, each with a state.json: State (checkpoint.py)
     model/           the result (weights.py)
+    data/            the data set, if a Python program trained on it (fit.py)
 
 This module does not import torch, so `seqclf runs` answers at once.
 """
@@ -45,6 +46,7 @@ SESSIONS = "sessions.jsonl"
 EVALUATION = "evaluation"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+DATA = "data"  # a data set that a Python program trained on
 REPORT = "report.html"
 LOCK = ".lock"
 

@@ -54,7 +54,7 @@ class SavedWeights(NamedTuple):
     def build(self) -> LSTMClassifier:
         """Build the model, on the CPU, ready to predict. Raises UserError if it is damaged."""
         with torch.random.fork_rng(devices=[]):  # the first weights, which are not kept, draw
-            model = self.architecture.build()
+            model = self.architecture.build().float()  # a program may have another default
         load_tensors(self.content, model.state_dict(), where=str(self.file))
         return model.eval()
 

@@ -47,7 +47,7 @@ def watch_steps(
     def look(*args: object, **options: object) -> None:
         before(signature.bind(*args, **options).arguments["batch"])
 
-    watch_calls(patch, "seqclf.train.train_step", look, after)
+    watch_calls(patch, "seqclf.training.train_step", look, after)
 
 
 def before_step(patch: pytest.MonkeyPatch, actions: Mapping[int, Callable[[], object]]) -> None:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(  # torch imports the last one, for 3 s, when a run starts
-    ["seqclf.train", "torch.distributed", "sklearn.datasets", "torch._inductor.config"]
+    ["seqclf.training", "torch.distributed", "sklearn.datasets", "torch._inductor.config"]
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
 from seqclf.processes.runtime import Runtime
-from seqclf.train import train
+from seqclf.training import train
 
 Settings = Mapping[str, object]
 

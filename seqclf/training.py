@@ -86,7 +86,9 @@ def train_steps(
 def judge(setup: Setup, run: Run, state: State, model: nn.Module) -> bool:
     """Evaluate the weights of this step, and choose by it if asked to; False if a signal came."""
     with suppress(Interrupted):
-        state.metrics = measure(setup, run, model, *setup.splits.watched, step=state.step)
+        split, sequences = setup.splits.watched
+        if len(sequences):
+            state.metrics = measure(setup, run, model, split, sequences, step=state.step)
         state.judged = state.step
         if setup.config.chooses_best:
             metric, warmup_steps = setup.config.checkpoint.metric, setup.num_warmup_steps
@@ -157,19 +159,21 @@ def train(
     config_path: Path | str | None = None,
     flagged: Sequence[str] = (),
     signals: Signals | None = None,
+    console: Console | None = None,
 ) -> int:
     """Train, evaluate and save as a config says; return the process's exit code.
 
     0: finished. 143: stopped by a signal; the same call goes on from its last checkpoint.
     `config_path` and `flagged` (the settings given as flags) name the run directory where `run_dir`
     does not. `signals` are the command line's; without them a second signal raises
-    KeyboardInterrupt. Raises UserError for what the user can mend.
+    KeyboardInterrupt. A process that brings its own `console` is not the run's alone, so glibc
+    keeps its settings there. Raises UserError for what the user can mend.
     """
     signals = signals or Signals()
     with ExitStack() as together:
         together.enter_context(limited(signals, config))
-        runtime = start_runtime(config, signals)
-        console = Console(enabled=runtime.is_main, quiet=config.quiet)
+        runtime = start_runtime(config, signals, keeps_memory=console is None)
+        console = console or Console(enabled=runtime.is_main, quiet=config.quiet)
         mirrors = Mirrors(console.say, enabled=runtime.is_main)
         exit_code = FAILED
         fallback = None
@@ -244,7 +248,7 @@ def _start_mirrors(mirrors: Mirrors, config: Config, path: Path, *, is_finished:
 def conclude(setup: Setup, run: Run, state: State, model: LSTMClassifier) -> None:
     """Make the model and the metrics those of the result. Collective; redone if it is killed.
 
-    Where there is a validation split, the temperature is fitted to it, and then the test split is
+    Where there is a validation split, the temperature is fitted to it, and then a test split is
     evaluated, here and only here.
     """
     config, splits = setup.config, setup.splits
@@ -268,6 +272,7 @@ def conclude(setup: Setup, run: Run, state: State, model: LSTMClassifier) -> Non
         )
         run.console.say(fitted.line)
         model.temperature = fitted.value
+    if splits.validation is not None and len(splits.test):
         test_metrics = measure(setup, run, model, "test", splits.test, step=step)
         state.metrics = state.metrics | test_metrics
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 from seqclf.run.records import State
-from seqclf.train import choose
+from seqclf.training import choose
 
 
 def choices(
