@@ -41,3 +41,9 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Return a text as `printable` does, with its line ends left in."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def library_missing(name: str) -> ModuleNotFoundError:
+    """Return the error of a module that needs a library of an extra."""
+    text = f"seqclf.{name} needs the library {name}: pip install 'seqclf[{name}]'"
+    return ModuleNotFoundError(text, name=name)

@@ -16,7 +16,7 @@ STORY = (
     "errors metrics config data conv model prefixes stepwise loss optim console processes step "
     "evaluate calibrate settle run step_log tally predict average counts inputs stream classifier "
     "predictions measure terminal baselines report tracking training examples fit "
-    "estimator aeon sktime cli __main__ __init__"
+    "estimator channels aeon sktime cli __main__ __init__"
 )
 WINGS = STORY.split()
 TRACKING_MAY_IMPORT = ("tracking", "errors", "metrics", "config", "data.pictures", "run.records")
