@@ -8,6 +8,7 @@ Shapes: N sequences, T steps, F features, C classes.
 
 from __future__ import annotations
 
+import html
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ import torch
 
 from seqclf.average import Member, load_members, predict_rows_together
 from seqclf.data.readers.rows import BadRow, RowError, parse_name, quote
-from seqclf.errors import UserError
+from seqclf.errors import UserError, printable_lines
 from seqclf.evaluate import Metrics
 from seqclf.inputs import Reader, UnknownTokens, as_rows, num_features_of, what_is_read
 from seqclf.model import Architecture, LSTMClassifier
@@ -233,8 +234,7 @@ class Classifier:
         layers = f"{architecture.num_layers} of {architecture.hidden_size} units"
         directions = "both directions" if architecture.bidirectional else "one direction"
         lines = [
-            f"model       {self._members[0].name}: {architecture.num_parameters:,} parameters, "
-            f"on {self.device}",
+            f"model       {self.title}, on {self.device}",
             f"reads       {what_is_read(architecture)}",
             f"classes     {len(architecture.classes)}: {_some(architecture.classes)}",
             f"LSTM        {layers}, {directions}, pooling {architecture.pooling}, stack "
@@ -257,6 +257,16 @@ class Classifier:
             )
         lines.append(f"stream      {reason_against(architecture) or 'yes'}")
         return "\n".join(lines)
+
+    @property
+    def title(self) -> str:
+        """What the model is called, and how large it is."""
+        first = self._members[0]
+        return f"{first.name}: {first.architecture.num_parameters:,} parameters"
+
+    def _repr_html_(self) -> str:
+        """Show the summary in a notebook."""
+        return f"<pre>{html.escape(printable_lines(self.summary()))}</pre>"
 
     def __repr__(self) -> str:
         kind = kind_of(self._architecture)

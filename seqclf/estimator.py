@@ -231,6 +231,12 @@ class SequenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UserError(f"{file}: damaged: {error}") from None
         return estimator
 
+    def _html_repr(self) -> str:
+        """Draw scikit-learn's diagram in a notebook, and below it what `fit` came to."""
+        diagram: str = super()._html_repr()
+        result = getattr(self, "result_", None)
+        return diagram if result is None else f"<div>{diagram}{result._repr_html_()}</div>"
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         for name in TAGGED:

@@ -73,6 +73,12 @@ class Result:
         )
         return f"<Result: {shown or 'trained'}{f', {self.path}' if self.path else ''}>"
 
+    def _repr_html_(self) -> str:
+        """Draw the result in a notebook."""
+        from seqclf.report.cell import draw_cell  # matplotlib, which nothing else here needs
+
+        return draw_cell(self.model.title, self.evaluations, self.history)
+
 
 class ReadAs(NamedTuple):
     """What becomes of the numbers of sequences before training, as options of `prepare`."""

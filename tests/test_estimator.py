@@ -310,3 +310,11 @@ def test_what_is_not_fitted_does_not_predict(tmp_path: Path) -> None:
         SequenceClassifier().save(tmp_path)
     with pytest.raises(ValueError, match=r"X\[1\]: 2 features a step, where the model reads 3"):
         SequenceClassifier(**TINY).fit(X, Y).predict([X[0], X[1][:, :2]])
+
+
+def test_it_draws_itself_in_a_notebook(fitted: SequenceClassifier) -> None:
+    shown = fitted._repr_html_()
+    assert "sk-estimator" in shown  # scikit-learn's diagram
+    assert "validation: truth down, guess across" in shown
+    assert "truth down, guess across" in fitted._repr_mimebundle_()["text/html"]
+    assert "truth down, guess across" not in SequenceClassifier()._repr_html_()

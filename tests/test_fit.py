@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +25,7 @@ from accelerate.state import AcceleratorState
 from helpers.data import toy_rows, write_rows
 from helpers.patches import before_step, watch_steps
 from helpers.process import take_snapshot
+from tqdm import tqdm as std_bar
 
 import seqclf
 from seqclf import Result, UserError
@@ -378,3 +382,34 @@ def test_no_warning_is_shown() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(validation=0.2)
+
+
+def test_a_result_draws_itself_in_a_notebook() -> None:
+    names = ["<script>up</script>" if label == "up" else "d&wn" for label in Y]
+    result = fit((X[:60], names[:60]), test=(X[60:], names[60:]), validation=0.2)
+    shown = result._repr_html_() + result.model._repr_html_()
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "d&amp;wn" in shown
+    assert shown.count("<svg") == 2  # the confusion matrix of test, and the loss
+    accuracy = result.metrics["test/accuracy"]
+    assert accuracy is not None
+    assert f"{100 * accuracy:.2f} %" in shown
+    assert len(set(re.findall(r' id="([^"]+)"', shown))) == len(re.findall(r' id="', shown))
+    assert "<table>" in fit()._repr_html_()  # where nothing was measured
+
+
+def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, Any]] = []
+
+    class Bar(std_bar):  # type: ignore[type-arg]
+        def __init__(self, **options: Any) -> None:
+            drawn.append(options)
+            super().__init__(**options | {"file": io.StringIO()})
+
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    fit()
+    assert [one["total"] for one in drawn] == [12]
+    fit(verbose=0)
+    assert len(drawn) == 1

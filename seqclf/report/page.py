@@ -344,7 +344,7 @@ def render(page: Page) -> str:
     template = environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8"))
     script = (folder / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    figures = {name: Markup(_inline(name, svg)) for name, svg in page.figures.items()}
+    figures = {name: Markup(inline_figure(name, svg)) for name, svg in page.figures.items()}
     return template.render(
         page=page,
         figures=figures,
@@ -354,7 +354,7 @@ def render(page: Page) -> str:
     )
 
 
-def _inline(name: str, svg: str) -> str:
+def inline_figure(name: str, svg: str) -> str:
     """Return a figure for a page: in the page's colours, its ids unlike those of other figures."""
     svg = re.sub(r' id="[a-z]+[a-z0-9]*_\d+"', "", svg)
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
