@@ -181,7 +181,8 @@ def _named(config: Config) -> dict[str, object]:
 def _without_directory(config: Config, settings: Mapping[str, object]) -> Config:
     """Return the config of a run that is kept nowhere. Raises UserError for one without effect."""
     for name, value in settings.items():
-        if name in OF_A_DIRECTORY or name.startswith("tracking."):
+        is_of_directory = name in OF_A_DIRECTORY or name.startswith("tracking.")
+        if is_of_directory and value not in (False, None, "disabled"):
             raise UserError(f"{name}: {value}: needs run_dir: without it nothing is kept")
     return config.model_copy(
         update={

@@ -370,6 +370,10 @@ def test_numbers_of_numpy_are_settings() -> None:
     assert fit(settings={"optim.lr": np.float32(0.5), "train.steps": np.int64(2)}).history
 
 
+def test_nothing_to_keep_may_be_said_without_a_directory() -> None:
+    assert fit(settings={"report": False, "tracking.wandb": "disabled"}).history
+
+
 def test_images_are_sequences_of_their_rows() -> None:
     images = np.random.default_rng(0).integers(0, 255, (40, 8, 8)).astype(np.uint8)
     result = fit((images, np.arange(40) % 2))
