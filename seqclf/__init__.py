@@ -1,7 +1,9 @@
 """seqclf: train sequence classifiers, exactly, on any number of processes.
 
-result = seqclf.train({"train.epochs": 5}, train=(X, y), test=(X_test, y_test))
-classifier = seqclf.load("runs/mine")  # docs/python.md
+    result = seqclf.train({"train.epochs": 5}, train=(X, y), test=(X_test, y_test))
+    classifier = seqclf.load("runs/mine")
+
+docs/python.md shows all of it.
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ from seqclf.predict import (
     kind_of,
     named_features,
 )
-from seqclf.run.checkpoint import MODEL_FILE, encode_tensors
-from seqclf.run.files import replace_file
-from seqclf.run.weights import ARCHITECTURE_FILE
+from seqclf.run.weights import save_model
 from seqclf.stepwise import reason_against
 from seqclf.stream import Stream
 from seqclf.tally import Tally
@@ -208,18 +206,9 @@ class Classifier:
         The files are those of a run's folder model/, and replace those of another model. Raises
         UserError if the folder holds something else, or cannot be written.
         """
-        path = Path(folder)
         if len(self._members) > 1:
-            raise UserError(f"{path}: one model is saved, not the mean of {len(self._members)}")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()) and not (path / ARCHITECTURE_FILE).is_file():
-                raise UserError(f"{path}: holds something else than a model; name another folder")
-            content = self._architecture.model_dump_json(indent=1) + "\n"
-            replace_file(path / ARCHITECTURE_FILE, content.encode())
-            replace_file(path / MODEL_FILE, encode_tensors(self._members[0].model.state_dict()))
-        except OSError as error:
-            raise UserError(f"{path}: cannot write it: {error.strerror or error}") from None
+            raise UserError(f"{folder}: one model is saved, not the mean of {len(self._members)}")
+        save_model(Path(folder), self._members[0].model, self._architecture)
 
     def summary(self) -> str:
         """Return some lines about the model: what it reads, its classes, its layers."""

@@ -29,6 +29,7 @@ from tqdm import tqdm as std_bar
 
 import seqclf
 from seqclf import Result, UserError
+from seqclf.cli.main import main
 from seqclf.config.load import load_config
 from seqclf.data.prepare import Input, Preparation, prepare
 from seqclf.data.readers.rows import ReadOptions
@@ -154,6 +155,26 @@ def test_a_run_that_is_kept_goes_on_and_keeps_its_data(tmp_path: Path) -> None:
         train=(X[:50], Y[:50]), settings=kept, run_dir=tmp_path / "run"
     )
     assert "no run of seqclf, and not empty" in refusal(settings=kept, run_dir=tmp_path)
+
+
+def test_a_run_without_test_examples_is_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"tracking.wandb": "disabled"}
+    fit(settings=kept, run_dir=tmp_path / "alone")
+    fit(settings=kept, run_dir=tmp_path / "watched", validation=0.2)
+    assert "Predictions" not in (tmp_path / "alone" / "report.html").read_text()
+    assert "Val split" in (tmp_path / "watched" / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "watched")]) == 0
+    assert "val/accuracy" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "alone")]) == 2
+    assert "have no examples to measure it with" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "alone")]) == 2
+    assert "--split test: the data of" in capsys.readouterr().err
+    both = [str(tmp_path / "alone"), str(tmp_path / "watched")]
+    assert main(["report", *both, "--out", str(tmp_path / "both.html")]) == 0
+    assert main(["runs", str(tmp_path)]) == 0
 
 
 # ---- the process

@@ -92,6 +92,10 @@ def evaluate_run(config: Config, run_dir: Path) -> dict[str, float]:
             raise UserError(f"{run_dir}: trained on other classes than '{splits.name}' has")
         model = model.to(runtime.device)
         runtime.prepare(model)
+        if not splits.measured:
+            raise UserError(
+                f"{run_dir}: its data have no examples to measure it with; name a file with labels"
+            )
         metrics: dict[str, float] = {}
         for split, sequences in splits.measured.items():
             result = evaluate(runtime, model, sequences, batch_size=config.eval.batch_size)
@@ -174,8 +178,9 @@ def _split_of_each(arguments: Namespace, run_dirs: list[Path], name: str) -> lis
         config = config_of_run(arguments, run_dir)
         splits = sources.load(config.data, seed=config.seed)
         sequences = {"train": splits.train, "val": splits.validation, "test": splits.test}[name]
-        if sequences is None:
-            raise UserError(f"--split {name}: the data of {run_dir} have no validation examples")
+        if sequences is None or not len(sequences):
+            word = {"val": "validation"}.get(name, name)
+            raise UserError(f"--split {name}: the data of {run_dir} have no {word} examples")
         found.append(sequences)
         if len(run_dirs) > 1:
             prints.append(splits.fingerprint_of(sequences))

@@ -217,7 +217,7 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
         early=watch_decisions(model, splits.test) if reason is None else None,
         no_early_because=reason,
         weights=None if name == MODEL else f"{name}, as the run has no result yet",
-        predictions=first_predictions(model, splits.test),
+        predictions=first_predictions(model, splits.test) if has_test else [],
     )
 
 

@@ -37,6 +37,8 @@ def measure_together(run_dirs: list[Path], flags: dict[str, str]) -> Together:
         found = sources.load(config.data, seed=config.seed)
         splits.append(found.test)
         prints.add(found.fingerprint_of(found.test))
+    if not all(map(len, splits)):
+        raise UserError("not all runs have test examples")
     if len(prints) > 1:
         raise UserError("the runs have not all the same test examples")
     flop = sum(

@@ -19,11 +19,12 @@ from seqclf.run.checkpoint import (
     Checkpoint,
     copy_tensors,
     decode_tensors,
+    encode_tensors,
     load_tensors,
     newest_checkpoint,
     read_checkpoint,
 )
-from seqclf.run.files import read_file, read_json, read_small
+from seqclf.run.files import read_file, read_json, read_small, replace_file
 from seqclf.run.records import CHECKPOINTS, CONFIG, FACTS, MODEL, STATUS, Facts, read_record
 
 ARCHITECTURE_FILE = "config.json"
@@ -79,6 +80,22 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
     saved = SavedWeights(folder / MODEL_FILE, content, architecture)
     _check(saved)
     return saved.build(), architecture
+
+
+def save_model(folder: Path, model: LSTMClassifier, architecture: Architecture) -> None:
+    """Write a model as a run's folder model/ has it; over another model, but nothing else.
+
+    Raises UserError if the folder holds something else, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / ARCHITECTURE_FILE).is_file():
+            raise UserError(f"{folder}: holds something else than a model; name another folder")
+        content = architecture.model_dump_json(indent=1) + "\n"
+        replace_file(folder / ARCHITECTURE_FILE, content.encode())
+        replace_file(folder / MODEL_FILE, encode_tensors(model.state_dict()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write it: {error.strerror or error}") from None
 
 
 def _model_folder(path: Path) -> Path:
