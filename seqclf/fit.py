@@ -23,7 +23,7 @@ from seqclf.config.recipes import FOR_PREPARED_DATA
 from seqclf.config.settings import Config, settings_by_name
 from seqclf.console import Console
 from seqclf.data.memory import write_dataset
-from seqclf.data.prepared import INFO, read_info
+from seqclf.data.prepared import INFO, DatasetInfo, read_info
 from seqclf.data.readers.rows import ReadOptions
 from seqclf.data.reading import Reading
 from seqclf.data.staging import staged
@@ -207,13 +207,14 @@ def train_examples(
     with tempfile.TemporaryDirectory(prefix="seqclf-") as folder:
         home = Path(folder)
         run_dir = Path(config.run_dir) if config.run_dir is not None else home / "run"
-        _write(home / DATA, examples, read_as)
+        console = _Console(verbose)
+        for note in _write(home / DATA, examples, read_as).notes:
+            console.say(f"note        {note}")
         if is_kept:
             _keep(home / DATA, run_dir)
         data_path = os.path.abspath((run_dir if is_kept else home) / DATA)
         data = config.data.model_copy(update={"path": data_path})
         config = config.model_copy(update={"data": data, "run_dir": str(run_dir)})
-        console = _Console(verbose)
 
         def run(signals: Signals) -> Result | None:
             exit_code = train_run(config, signals=signals, console=console)
@@ -247,7 +248,7 @@ def _read_result(run_dir: Path, *, is_kept: bool) -> Result:
     )
 
 
-def _write(folder: Path, examples: Mapping[str, Examples], read_as: ReadAs) -> None:
+def _write(folder: Path, examples: Mapping[str, Examples], read_as: ReadAs) -> DatasetInfo:
     """Write examples as a data set. Raises UserError that names what cannot be read."""
     train, *others = examples.values()
     options, reading = _how_to_read(read_as, train.X)
@@ -255,7 +256,7 @@ def _write(folder: Path, examples: Mapping[str, Examples], read_as: ReadAs) -> N
     check_classes(train, others)
     folder.mkdir()
     rows = {split: rows_of(some, reader) for split, some in examples.items()}
-    write_dataset(folder, rows, reading)
+    return write_dataset(folder, rows, reading)
 
 
 def _how_to_read(read_as: ReadAs, X: object) -> tuple[ReadOptions, Reading]:

@@ -311,6 +311,7 @@ def test_verbose_says_as_much_as_asked(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert "data        data: 60 train, 30 test" in said
     assert "threads     1 (train.threads" in said
+    assert "note        no example is in val" in said
 
 
 # ---- what is refused
