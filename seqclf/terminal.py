@@ -126,6 +126,12 @@ def opening(setup: Setup, path: Path) -> list[str]:
         + f" ({config.data.read})" * (train.starts is None)
         + f", {config.model.stack} at once" * (config.model.stack != 1),
     ]
+    if config.data.folds is not None:
+        lines.append(
+            f"fold        {config.data.fold} of {config.data.folds}: its training examples are "
+            "the test split here; the data set's own is left out"
+        )
+    lines += [f"note        {note}" for note in splits.notes]
     if plan.buckets is not None and train.lengths is not None:
         padding = padding_fraction(train.lengths, plan)
         lines.append(f"batches     of like length: {padding:.1%} padding")

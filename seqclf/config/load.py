@@ -214,6 +214,10 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "train.epochs", "train.steps", "either says how long to train; leave one out"
     if config.checkpoint.metric != Checkpoint().metric and not config.chooses_best:
         yield "checkpoint.metric", "checkpoint.keep_best", "set that to true; nothing is chosen yet"
+    if data.folds is not None and data.fold is None:
+        yield "data.folds", "data.fold", f"say which fold is measured, from 1 to {data.folds}"
+    if data.fold is not None and (data.folds is None or data.fold > data.folds):
+        yield "data.fold", "data.folds", "give the number of folds, of which this is one from 1 on"
     if data.max_steps_per_batch and not data.bucket:
         yield "data.max_steps_per_batch", "data.bucket", "set data.bucket to true"
     if data.emnist_split != Data().emnist_split and data.name != "emnist":

@@ -123,6 +123,12 @@ class Data(Settings):
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the training examples held out for watching, stratified; 0: the test split is
     watched, and nothing is ever chosen by it."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Deal the training examples into so many folds, for cross-validation: stratified, and groups
+    stay whole. A run trains on all folds but `data.fold`. null: off."""
+    fold: PositiveInt | None = None
+    """The fold, from 1 to `data.folds`, that this run measures as its test split; it chooses
+    nothing. The data set's own test examples are left out."""
     bucket: bool = True
     """Put sequences of like length into a batch, where lengths differ; less padding, faster."""
     max_steps_per_batch: PositiveInt | None = None

@@ -13,8 +13,9 @@ from seqclf.config.settings import Data
 from seqclf.data.batches import mix
 from seqclf.data.idx import DIGITS, load_idx
 from seqclf.data.prepared import open_dataset
+from seqclf.data.readers.roles import list_names
 from seqclf.data.sequences import Sequences
-from seqclf.data.splits import deal_by_group, hold_out_by_class
+from seqclf.data.splits import deal_by_group, deal_into_folds, hold_out_by_class
 from seqclf.errors import UserError
 
 DIGITS_TEST_FRACTION = 0.2
@@ -29,6 +30,8 @@ class Splits:
     validation: Sequences | None  # None: the data set has none, and data.val_fraction is 0
     test: Sequences  # may have no example, where a Python program trains without one
     stored_fingerprint: str | None = None  # of a prepared data set, whose values stay unread
+    fingerprint_before: str | None = None  # that of images before they were dealt into folds
+    notes: tuple[str, ...] = ()  # what a user should know of the folds
 
     @property
     def watched(self) -> tuple[str, Sequences]:
@@ -51,6 +54,8 @@ class Splits:
         """Return a sha256 over all splits."""
         if self.stored_fingerprint is not None:
             return self.stored_fingerprint
+        if self.fingerprint_before is not None:
+            return self.fingerprint_before
         splits = (self.train, self.validation, self.test)
         prints = [split.fingerprint() for split in splits if split is not None]
         return hashlib.sha256("".join(prints).encode()).hexdigest()
@@ -96,20 +101,52 @@ def _load_prepared(data: Data, seed: int) -> Splits:
     assert data.path is not None
     folder = Path(data.path)
     info, splits, groups = open_dataset(folder)
-    train, validation = splits.get("train"), splits.get("val")
+    train, validation, test = splits.get("train"), splits.get("val"), splits.get("test")
+    groups_of_train = groups.get("train")
+    notes: tuple[str, ...] = ()
     if train is None:
         raise UserError(
             f"{folder}: no example in train; prepare it again with --train, or with --split"
         )
-    test = splits.get("test", train.first(0))
+    if data.folds is not None:
+        train, test, groups_of_train, notes = _take_fold(data, train, groups_of_train, seed)
+    if test is None:
+        test = train.first(0)
     if data.val_fraction and validation is not None:
         raise UserError(
             f"data.val_fraction: {data.val_fraction}: {folder} has a validation part of its own, "
             f"of {len(validation):,} examples; leave it out"
         )
     if data.val_fraction:
-        train, validation = _hold_out(data, train, groups.get("train"), seed)
-    return Splits(folder.absolute().name, train, validation, test, info.fingerprint)
+        train, validation = _hold_out(data, train, groups_of_train, seed)
+    return Splits(folder.absolute().name, train, validation, test, info.fingerprint, notes=notes)
+
+
+def _take_fold(
+    data: Data, train: Sequences, groups: Tensor | None, seed: int
+) -> tuple[Sequences, Sequences, Tensor | None, tuple[str, ...]]:
+    """Return all folds but one, that one as the test split, the others' groups, and notes."""
+    assert data.folds is not None
+    assert data.fold is not None
+    num_groups = len(train) if groups is None else len(groups.unique())
+    fold_of = deal_into_folds(train.labels, data.folds, seed=mix(seed, "folds"), groups=groups)
+    if num_groups < data.folds or len(fold_of.unique()) < data.folds:
+        what = "examples" if groups is None else "groups"
+        raise UserError(
+            f"data.folds: {data.folds} folds of {num_groups} {what}: one of them would be empty; "
+            "take fewer folds"
+        )
+    is_held_out = fold_of == data.fold - 1
+    kept = (~is_held_out).nonzero()[:, 0]
+    counts = train.labels.bincount(minlength=len(train.classes)).tolist()
+    few = [train.classes[label] for label, count in enumerate(counts) if count < data.folds]
+    notes = [f"{list_names(tuple(few))}: fewer examples than folds, so some folds have none"]
+    return (
+        train.select(kept),
+        train.select(is_held_out.nonzero()[:, 0]),
+        None if groups is None else groups[kept],
+        tuple(notes if few else ()),
+    )
 
 
 def _hold_out(
@@ -133,10 +170,14 @@ def _hold_out(
 
 def _load_images(data: Data, seed: int) -> Splits:
     train, test = _load_digits() if data.name == "digits" else load_idx(data)
-    validation = None
+    validation, before = None, None
+    notes: tuple[str, ...] = ()
+    if data.folds is not None:
+        before = Splits(data.name, train, None, test).fingerprint()
+        train, test, _, notes = _take_fold(data, train, None, seed)
     if data.val_fraction:
         train, validation = _hold_out(data, train, None, seed)
-    return Splits(data.name, train, validation, test)
+    return Splits(data.name, train, validation, test, fingerprint_before=before, notes=notes)
 
 
 def _load_digits() -> tuple[Sequences, Sequences]:

@@ -65,3 +65,23 @@ def deal_by_group(
         split_of_group[group] = split
         num_lacking[split] -= counts[group]
     return split_of_group[groups]
+
+
+def deal_into_folds(
+    labels: Tensor, folds: int, *, seed: int, groups: Tensor | None = None
+) -> Tensor:
+    """Return the fold of each example, from 0 on, int64 [N].
+
+    Without groups the folds' numbers of examples of a class differ by at most one, and so do their
+    sizes. Examples with the same number in `groups`, int64 [N], stay together, and the folds are
+    about alike.
+    """
+    if groups is not None:
+        return deal_by_group(labels, groups, [1 / folds] * folds, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    # Class after class, each in a random order, dealt like cards.
+    order = order[labels[order].argsort(stable=True)]
+    fold_of = torch.empty_like(labels)
+    fold_of[order] = torch.arange(len(labels)) % folds
+    return fold_of

@@ -32,7 +32,11 @@ UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 @dataclass(frozen=True)
 class ListedRun:
-    """What a list shows of a run. `family` is the same for runs that differ in their seed only."""
+    """What a list shows of a run.
+
+    `family` is the same for runs that differ in their seed only, and `fold_family` for those that
+    differ in their fold only; it is empty for a run without folds.
+    """
 
     path: Path
     state: str
@@ -42,6 +46,9 @@ class ListedRun:
     age_s: float
     family: str
     seed: int
+    fold_family: str = ""
+    fold: int = 0
+    num_folds: int = 0
 
 
 def list_runs(root: Path) -> list[ListedRun]:
@@ -76,12 +83,16 @@ def _read_run(path: Path) -> ListedRun:
     with suppress(OSError):  # the run is deleted at this moment
         age_s = time.time() - (path / STATUS).lstat().st_mtime
     name, seed = "", -1
+    fold_name, fold, num_folds = "", 0, 0
     try:
         config, _ = load_config(path / CONFIG)
     except UserError:  # another version wrote it
         pass
     else:
         name, seed = family(config, facts or Facts()), config.seed
+        if config.data.folds is not None:
+            fold_name = family(config, facts or Facts(), but_for="data.fold")
+            fold, num_folds = config.data.fold or 0, config.data.folds
     if status is None or facts is None or "num_steps" not in facts.model_fields_set:
         return ListedRun(path, "damaged", 0, 0, metrics={}, age_s=age_s, family=name, seed=seed)
     is_crashed = status.state == "running" and not _is_locked(path)
@@ -94,12 +105,15 @@ def _read_run(path: Path) -> ListedRun:
         age_s=age_s,
         family=name,
         seed=seed,
+        fold_family=fold_name,
+        fold=fold,
+        num_folds=num_folds,
     )
 
 
-def family(config: Config, facts: Facts) -> str:
-    """Return a text that is the same for runs that differ in their seed only."""
-    values = {k: v for k, v in settings_by_name(config).items() if k not in NEUTRAL | {"seed"}}
+def family(config: Config, facts: Facts, *, but_for: str = "seed") -> str:
+    """Return a text that is the same for runs that differ in one setting only."""
+    values = {k: v for k, v in settings_by_name(config).items() if k not in NEUTRAL | {but_for}}
     return json.dumps([values, facts.data_fingerprint or None])
 
 
@@ -124,24 +138,39 @@ def runs_table(root: Path) -> str:
             f"{run.state:<10}{f'{run.step}/{run.num_steps}':>14}{_accuracies(run.metrics)}"
             f"{_age(run.age_s):>8}  {printable(str(run.path))}"
         )
-    families: dict[str, list[ListedRun]] = {}
-    for run in runs:
-        if run.state == "finished" and run.family:
-            families.setdefault(run.family, []).append(run)
-    groups = [group for group in families.values() if len({run.seed for run in group}) > 1]
-    if groups:
-        lines += ["", "finished runs that differ in their seed only: mean ± standard deviation"]
-    for group in groups:
-        lines += _mean_over_seeds(group)
+    finished = [run for run in runs if run.state == "finished"]
+    lines += _means(
+        "finished runs that differ in their seed only: mean ± standard deviation",
+        [(run.family, run.seed, run) for run in finished],
+    )
+    lines += _means(
+        "folds of one config: mean ± standard deviation",
+        [(run.fold_family, run.fold, run) for run in finished],
+    )
     return "\n".join(lines)
 
 
-def _mean_over_seeds(group: list[ListedRun]) -> list[str]:
-    by_seed = {run.seed: run for run in group}  # the same seed twice is one result
+def _means(title: str, runs: list[tuple[str, int, ListedRun]]) -> list[str]:
+    """Return means over the members of each family; of members with one number, one counts."""
+    families: dict[str, dict[int, ListedRun]] = {}
+    for name, number, run in runs:
+        if name:
+            families.setdefault(name, {})[number] = run
+    groups = [list(group.values()) for group in families.values() if len(group) > 1]
+    if not groups:
+        return []
+    return ["", title, *(line for group in groups for line in _mean_lines(group))]
+
+
+def _mean_lines(group: list[ListedRun]) -> list[str]:
     first = min(group, key=lambda run: len(str(run.path)))
-    lines = [f"{printable(str(first.path))} and {len(by_seed) - 1} more, n = {len(by_seed)}"]
-    for name in sorted(set.intersection(*(set(run.metrics) for run in by_seed.values()))):
-        values = [run.metrics[name] for run in by_seed.values()]
+    lines = [f"{printable(str(first.path))} and {len(group) - 1} more, n = {len(group)}"]
+    folds = {run.fold for run in group}
+    if 1 < len(folds) < first.num_folds:
+        missing = sorted(set(range(1, first.num_folds + 1)) - folds)
+        lines[0] += f", without fold {', '.join(map(str, missing))} of {first.num_folds}"
+    for name in sorted(set.intersection(*(set(run.metrics) for run in group))):
+        values = [run.metrics[name] for run in group]
         is_finite = all(map(math.isfinite, values))
         spread = statistics.stdev(values) if is_finite else math.nan  # stdev fails on infinity
         lines.append(f"  {printable(name):<14} {statistics.mean(values):.4f} ± {spread:.4f}")
