@@ -13,7 +13,7 @@ import torch
 from helpers.commands import LABELS, VALUES, Capture, N, call, refusal, train, write_jsonl
 from helpers.reading import write
 from helpers.training import train_tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seqclf
@@ -219,6 +219,7 @@ def make(seed: int, **changes: object) -> Member:
         return Member(str(seed), architecture.build().eval(), architecture)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=300),
     st.sets(st.integers(0, 299), max_size=9),

@@ -13,7 +13,7 @@ from helpers.commands import Capture, call
 from helpers.files import files_in, read_metrics, read_status, weights_of
 from helpers.ranks import run_ranks
 from helpers.training import TINY, train_tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
@@ -44,6 +44,7 @@ def draw(seed: int, scale: float, count: int = 200) -> tuple[np.ndarray, np.ndar
 # ---- the fit
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999), st.floats(0.1, 8))
 def test_the_temperature_has_the_lowest_loss(seed: int, scale: float) -> None:
     logits, labels = draw(seed, scale)
@@ -88,6 +89,7 @@ def test_no_temperature_is_fitted_and_the_line_says_why(
     assert line.startswith(f"temperature 1: none is fitted, as {reason}")
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3), min_size=1),
     st.floats(LOWEST, HIGHEST),

@@ -73,6 +73,7 @@ def test_models_that_cannot_are_refused(tmp_path: Path, capsys: Capture) -> None
     assert "<h3>Deciding early</h3><p>Not shown: the model reads in both directions" in page
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_the_harmonic_mean_lies_between_its_parts(accuracy: float, earliness: float) -> None:
     found = harmonic_mean(accuracy, earliness)

@@ -13,7 +13,7 @@ from helpers.files import read_status
 from helpers.ranks import run_ranks
 from helpers.reading import write
 from helpers.training import tiny_config, train_tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqclf.config.load import load_config
@@ -38,6 +38,7 @@ def ids_of(splits: Splits, name: str) -> list[str]:
     return [sequences.origins.ids[row] for row in sequences.origins.rows.tolist()]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=80), st.integers(2, 12), st.integers(0, 99))
 def test_classes_and_folds_differ_by_one_example_at_most(
     labels: list[int], folds: int, seed: int
@@ -53,6 +54,7 @@ def test_classes_and_folds_differ_by_one_example_at_most(
     assert torch.equal(found, again)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=2, max_size=80),
     st.integers(2, 6),
