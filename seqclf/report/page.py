@@ -223,7 +223,7 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
 
 def show_baselines(config: Config, splits: Splits) -> list[BaselineRow]:
     """Return what `seqclf baselines` has measured on a run's data set, the best first."""
-    if config.data.path is None:
+    if config.data.path is None or config.data.folds is not None:  # then the test split is a fold
         return []
     found = find_baselines(Path(config.data.path), splits.stored_fingerprint)
     if found is None or found.num_test != len(splits.test):  # the config may choose a part of it
