@@ -220,7 +220,10 @@ def fail() -> None:
     ],
     ids=["whole", "failing", "interrupted"],
 )
-def test_the_process_stays_as_it_was(action: Any, error: Any) -> None:
+def test_the_process_stays_as_it_was(
+    action: Any, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # other tests fit at the same time
     before = take_snapshot()
     with pytest.MonkeyPatch.context() as patch:
         before_step(patch, {5: action} if action else {})
