@@ -243,7 +243,10 @@ def test_a_strange_process_trains_the_same_weights(tmp_path: Path) -> None:
     assert weights(fit(), tmp_path / "usual") == strange
 
 
-def test_a_refusal_leaves_the_process_as_it_was() -> None:
+def test_a_refusal_leaves_the_process_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     fit()
     before = take_snapshot()
     refusal(train=([*X[:59], X[0][:, :2]], Y[:60]))
