@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from helpers.commands import Capture, call, refusal
+from helpers.training import tiny_config, train_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("onnxruntime")
-
-import onnx
-
-from seqclf import UserError
+from seqclf import UserError, load, load_model
 from seqclf.classifier import Classifier
+from seqclf.cli.commands import evaluate_run
+from seqclf.config.load import load_config
+from seqclf.data import sources
 from seqclf.data.reading import Reading
 from seqclf.export import network
-from seqclf.export.check import TOLERANCE, compare, open_session, to_inputs
+from seqclf.export.check import (
+    compare,
+    compare_steps,
+    first_states,
+    open_session,
+    run_step,
+    to_inputs,
+)
 from seqclf.export.network import build_network
+from seqclf.export.stepwise import build_step
 from seqclf.model import Architecture, ImageOrder, Pooling
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(another unit|all 0; is it padding|another length)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(another unit|all 0; is it padding|another length)"
+)
 WORDS = ("a", "b", "c", "d")
 
 
@@ -91,6 +108,9 @@ def make(architecture: Architecture, seed: int = 0) -> Classifier:
     model = architecture.build("orthogonal").eval()
     for parameter in model.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
+    for name, buffer in model.named_buffers():
+        if name.startswith("conv."):
+            buffer.uniform_(0.5, 2)
     return Classifier(model, architecture)
 
 
@@ -106,7 +126,7 @@ def found_by_onnx(classifier: Classifier, inputs: dict[str, np.ndarray]) -> np.n
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(architectures(), st.integers(0, 99))
 def test_every_architecture_says_the_same(architecture: Architecture, seed: int) -> None:
     classifier = make(architecture, seed)
@@ -117,9 +137,9 @@ def test_every_architecture_says_the_same(architecture: Architecture, seed: int)
 
 
 def test_every_field_is_known() -> None:
-    known = network.IN_GRAPH | network.IN_METADATA
+    known = {*network.IN_GRAPH, *network.IN_METADATA}
     assert known == set(Architecture.model_fields), "teach seqclf/export the new field"
-    known = network.READING_IN_GRAPH | network.READING_BEFORE_GRAPH
+    known = {*network.READING_IN_GRAPH, *network.READING_BEFORE_GRAPH}
     assert known == set(Reading.model_fields), "teach seqclf/export the new field"
 
 
@@ -132,8 +152,8 @@ def test_an_image_is_cut_before_its_pixels_are_read() -> None:
             expected = classifier.predict_proba(list(image))
             found = found_by_onnx(classifier, {"values": image})
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+            bad = image[:, :, :2] if read == "permuted" else image[0]
             with pytest.raises(Exception, match="Reshape" if read == "permuted" else "rank"):
-                bad = image[:, :, :2] if read == "permuted" else image[0]
                 found_by_onnx(classifier, {"values": bad})
 
 
@@ -221,3 +241,133 @@ def test_permuted_pixels_of_unknown_number_are_refused() -> None:
     classifier = simple(input_size=1, read="permuted")
     with pytest.raises(UserError, match="does not say how many pixels"):
         build_network(classifier._model, classifier._architecture)
+
+
+# ---- a step at a time
+
+
+@settings(max_examples=60, deadline=None)
+@given(architectures(), st.integers(0, 99))
+def test_a_step_says_what_a_stream_says(architecture: Architecture, seed: int) -> None:
+    changes = {"bidirectional": False, "conv": 0, "keep": "first"}
+    architecture = architecture.model_copy(update=changes)
+    classifier = make(architecture, seed)
+    if architecture.read != "rows" or architecture.reading.measured:
+        with pytest.raises(UserError, match="--state: the model reads"):
+            build_step(classifier._model, architecture)
+        return
+    # A stream takes no gaps.
+    reading = architecture.reading.model_copy(update={"fill_missing": False})
+    architecture = architecture.model_copy(update={"reading": reading})
+    onnx_model = build_step(classifier._model, architecture)
+    onnx.checker.check_model(onnx_model, full_check=True)
+    assert compare_steps(onnx_model, classifier._model, architecture).num_sequences >= 8
+
+
+def test_rows_of_a_batch_may_be_at_different_steps() -> None:
+    classifier = simple(pooling="mean", stack=3, num_layers=2, max_length=5)
+    session = open_session(build_step(classifier._model, classifier._architecture))
+    ahead = first_states(session, num_rows=1)
+    for step in VALUES[0, :2]:
+        _, ahead = run_step(session, step[None], ahead)
+    behind = first_states(session, num_rows=1)
+    axes = {name: 1 if name in ("h", "c") else 0 for name in ahead}
+    both = {name: np.concatenate([ahead[name], behind[name]], axes[name]) for name in ahead}
+    for number in range(4):
+        steps = np.stack([VALUES[0, number + 2], VALUES[1, number]])
+        found, both = run_step(session, steps, both)
+        expected = classifier.predict_proba([VALUES[0, : number + 3], VALUES[1, : number + 1]])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"bidirectional": True}, {"conv": 2}])
+def test_a_model_that_looks_ahead_has_no_steps(changes: dict[str, Any]) -> None:
+    classifier = simple(**changes)
+    with pytest.raises(UserError, match="--state: the model"):
+        build_step(classifier._model, classifier._architecture)
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("export") / "my run"
+    assert train_tiny(run, {"train.steps": 30}) == 0
+    return run
+
+
+def test_the_command_writes_what_predict_says(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "model.onnx"
+    code, said, _ = call(capsys, "export", run, "--out", out)
+    assert code == 0
+    assert f"wrote       {out}" in said
+    session = onnxruntime.InferenceSession(out)
+    images = sources.load(tiny_config().data, seed=0).test.values.numpy()
+    inputs = {"values": images.astype(np.float32), "lengths": np.full(len(images), 8)}
+    probabilities, logits = session.run(None, inputs)
+    expected = load(run).predict_proba(list(images))
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-6)
+    assert logits.argmax(1).tolist() == expected.argmax(1).tolist()
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == list(map(str, range(10)))
+    assert json.loads(facts["reads"]) == "arrays [T, 8] of T steps"
+    assert Architecture.model_validate_json(facts["architecture"]) == load_model(run)[1]
+
+
+def test_a_file_that_is_there_stays(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "model.onnx"
+    out.write_text("mine")
+    assert "exists already; replace it with --overwrite" in refusal(
+        capsys, "export", run, "--out", out
+    )
+    assert out.read_text() == "mine"
+    assert call(capsys, "export", run / "model", "--out", out, "--overwrite")[0] == 0
+    assert out.stat().st_size > 1000
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_mistakes_of_the_command(
+    run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ("--out", tmp_path / "x.onnx")
+    assert "say where to" in refusal(capsys, "export", run)
+    assert "say where to" in refusal(capsys, "export", run, *out, "--triton", tmp_path)
+    assert "ends in .onnx" in refusal(capsys, "export", run, "--out", tmp_path / "x.csv")
+    assert "--int8: not with --state" in refusal(capsys, "export", run, *out, "--int8", "--state")
+    assert "--triton: not with --state" in refusal(
+        capsys, "export", run, "--triton", tmp_path, "--state"
+    )
+    assert "without its data" in refusal(capsys, "export", run / "model", *out, "--int8")
+    assert "neither a trained model" in refusal(capsys, "export", tmp_path, *out)
+    bad = tmp_path / "no" / "x.onnx"
+    assert "cannot write it: No such file" in refusal(capsys, "export", run, "--out", bad)
+    for name in [name for name in sys.modules if name.startswith("seqclf.export")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    said = refusal(capsys, "export", run, *out)
+    assert "export needs onnx, which is not installed: pip install onnx onnxruntime" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_is_measured(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "x.onnx"
+    code, said, _ = call(capsys, "export", run, "--out", out, "--int8")
+    assert code == 0
+    assert len(re.findall(r"test accuracy [\d.]+%, loss [\d.]+, n = 359", said)) == 2
+    metrics = evaluate_run(load_config(run / "config.yaml")[0], run)
+    assert f"{metrics['test/accuracy']:.2%}, loss {metrics['test/loss']:.4f}" in said
+    assert "classes" in onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map
+
+
+def test_a_model_repository_of_triton(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert call(capsys, "export", run / "model", "--triton", tmp_path)[0] == 0
+    folder = tmp_path / "my_run"
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert files == {"config.pbtxt", "labels.txt", "1/model.onnx"}
+    config = (folder / "config.pbtxt").read_text()
+    assert config.startswith('name: "my_run"\nbackend: "onnxruntime"\n')
+    assert '{ name: "values" data_type: TYPE_FP32 dims: [-1, 8] }' in config
+    assert '{ name: "lengths" data_type: TYPE_INT64 dims: [1] reshape: { shape: [] } }' in config
+    assert (folder / "labels.txt").read_text().split() == list(map(str, range(10)))
+    assert "exists already" in refusal(capsys, "export", run, "--triton", tmp_path)

@@ -136,6 +136,13 @@ def baselines_command(arguments: Namespace) -> int:
     return 0
 
 
+def export_command(arguments: Namespace) -> int:
+    """Write a trained model as an ONNX file."""
+    from seqclf.cli import exporting
+
+    return exporting.export_command(arguments, lambda: _load_run(arguments))
+
+
 def runs_command(arguments: Namespace) -> int:
     """List runs."""
     from seqclf.run.listing import runs_table
@@ -189,6 +196,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "evaluate": evaluate_command,
     "predict": predict_command,
     "report": report_command,
+    "export": export_command,
     "prepare": prepare_command,
     "baselines": baselines_command,
     "describe": describe_command,

@@ -51,6 +51,7 @@ def build_parser(*, completing: bool = False) -> ArgumentParser:
     _add_evaluate(commands)
     _add_predict(commands)
     _add_report(commands)
+    _add_export(commands)
     _add_prepare(commands)
     _add_describe(commands)
     _add_baselines(commands)
@@ -213,6 +214,33 @@ def _add_report(commands: _Commands) -> None:
         "--out", type=Path, help="the page [RUN_DIR/report.html; of several report.html]"
     )
     _add_data_folders(parser)
+
+
+EXPORT = """\
+The file reads raw sequences, as `seqclf predict` does, and needs no torch. Each
+export is compared with torch first (docs/serving.md).
+"""
+
+
+def _add_export(commands: _Commands) -> None:
+    summary = "write a trained model as an ONNX file, to serve it without torch"
+    usage = "RUN_DIR --out model.onnx [options]"
+    parser = commands.add("export", summary, usage=usage, description=EXPORT)
+    parser.add_argument("run_dir", type=Path, help="directory of a run, or its folder model/")
+    _add_data_folders(parser)
+    parser.add_argument("--out", type=Path, help="the file to write")
+    parser.add_argument(
+        "--triton", type=Path, metavar="DIR", help="write into a model repository of Triton"
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="weights of 8 bits; prints test accuracy and loss before and after",
+    )
+    parser.add_argument(
+        "--state", action="store_true", help="a model of one time step, with its state in and out"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def _add_data_folders(parser: ArgumentParser) -> None:

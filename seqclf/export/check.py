@@ -12,18 +12,21 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto
 
 from seqclf.data.readers.rows import BadRow
+from seqclf.data.reading import Reading
 from seqclf.errors import UserError
 from seqclf.export.network import PROBABILITIES
 from seqclf.export.raw import INPUT, LENGTHS, has_lengths, input_type
+from seqclf.export.stepwise import NEXT
 from seqclf.inputs import Reader, as_rows, num_features_of
 from seqclf.model import Architecture, LSTMClassifier
 from seqclf.predict import kind_of, predict_rows
+from seqclf.stream import Stream
 
 TOLERANCE = 1e-5  # of a probability
 MOST_STEPS = 500  # of a sequence that is compared, unless its length is fixed
+MOST_STREAMED = 60  # steps that are compared one by one
 USUAL_LENGTHS = (1, 30)  # where a model does not know the lengths of its training data
 PADDING = 1e9  # what the array holds after a sequence's end
 
@@ -72,16 +75,15 @@ def dtype_of(architecture: Architecture) -> np.dtype:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(input_type(architecture)))
 
 
-def compare(onnx_model: onnx.ModelProto, model: LSTMClassifier, architecture: Architecture) -> Comparison:
+def compare(
+    onnx_model: onnx.ModelProto, model: LSTMClassifier, architecture: Architecture
+) -> Comparison:
     """Compare probabilities with those of `seqclf predict`, at several shapes.
 
     Raises UserError if one differs by more than TOLERANCE.
     """
     session = open_session(onnx_model)
-    # The file reads one window at a time.
-    whole = {"window": None, "stride": None, "on_label_change": "error"}
-    reading = architecture.reading.model_copy(update=whole)
-    architecture = architecture.model_copy(update={"reading": reading})
+    architecture = architecture.model_copy(update={"reading": _of_whole(architecture)})
     reader = Reader.of(architecture, "keep")
     difference = 0.0
     num_sequences = 0
@@ -95,6 +97,55 @@ def compare(onnx_model: onnx.ModelProto, model: LSTMClassifier, architecture: Ar
             refuse_difference(difference)
             num_sequences += 1
     return Comparison(difference, num_sequences)
+
+
+def compare_steps(
+    onnx_model: onnx.ModelProto, model: LSTMClassifier, architecture: Architecture
+) -> Comparison:
+    """Compare the probabilities after each step with those of a stream. Raises UserError."""
+    session = open_session(onnx_model)
+    streamed = architecture.model_copy(update={"reading": _of_whole(architecture)})
+    reader = Reader.of(streamed, "keep")
+    difference = 0.0
+    batches = [batch for batch in example_batches(streamed) if len(batch) > 1]
+    sequences = [sequence for batch in batches for sequence in batch]
+    for sequence in sequences:
+        stream = Stream(model, streamed, reader)
+        values = to_inputs([sequence], streamed)[INPUT][0]
+        states = first_states(session, num_rows=1)
+        for number in range(min(len(values), MOST_STREAMED)):
+            found, states = run_step(session, values[number : number + 1], states)
+            one = sequence[number] if isinstance(sequence, list | str) else values[number]
+            refuse_difference(apart := float(np.abs(found[0] - stream.push(one)).max()))
+            difference = max(difference, apart)
+    return Comparison(difference, len(sequences))
+
+
+def first_states(session: onnxruntime.InferenceSession, *, num_rows: int) -> dict[str, np.ndarray]:
+    """Return the states before the first step: zeros."""
+    kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+    return {
+        one.name: np.zeros(
+            [num_rows if dim == "batch" else dim for dim in one.shape], kinds[one.type]
+        )
+        for one in session.get_inputs()
+        if one.name != INPUT
+    }
+
+
+def run_step(
+    session: onnxruntime.InferenceSession, values: np.ndarray, states: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Read a step of each row; return the probabilities, [B, C], and the states after it."""
+    names = [PROBABILITIES, *(NEXT + name for name in states)]
+    found, *after = session.run(names, {INPUT: values, **states})
+    return found, dict(zip(states, after, strict=True))
+
+
+def _of_whole(architecture: Architecture) -> Reading:
+    """Return how to read a sequence that is not cut: a file reads one window at a time."""
+    whole = {"window": None, "stride": None, "on_label_change": "error"}
+    return architecture.reading.model_copy(update=whole)
 
 
 def refuse_difference(difference: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,12 +21,12 @@ class Graph:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[TensorProto] = []
 
-    def op(self, kind: str, *inputs: str | np.ndarray, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
         """Add an operator; return the name of its output. An array is a constant."""
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(
-        self, kind: str, num_outputs: int, *inputs: str | np.ndarray, **attributes: object
+        self, kind: str, num_outputs: int, *inputs: str | np.ndarray, **attributes: Any
     ) -> list[str]:
         """Add an operator; return the names of its outputs. An empty input is left out."""
         names = [one if isinstance(one, str) else self.constant(one) for one in inputs]

@@ -8,12 +8,13 @@ classes. The LSTM's operators want the steps first: [T, B, F].
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
+from onnx import TensorProto
 from torch import Tensor, nn
 
-from seqclf.conv import ConvBranch
+from seqclf.conv import EPSILON, ConvBranch, Layer
 from seqclf.export.graph import Graph, ints, number, weights
 from seqclf.model import LSTMClassifier
 
@@ -68,7 +69,7 @@ def run_layers(graph: Graph, model: LSTMClassifier, steps: Steps) -> tuple[Steps
     """Return the last layer's outputs, steps first, and its final states [B, H]."""
     values_TBF = graph.op("Transpose", steps.values, perm=[1, 0, 2])
     final_BH = ""
-    lengths = "" if steps.lengths is None else graph.op("Cast", steps.lengths, to=6)  # int32
+    lengths = "" if steps.lengths is None else graph.op("Cast", steps.lengths, to=TensorProto.INT32)
     for lstm in (model.rnn, *model.upper):
         values_TBF, final_BH = _lstm(graph, lstm, values_TBF, lengths)
     return Steps(values_TBF, steps.lengths), final_BH
@@ -126,7 +127,9 @@ def pool(graph: Graph, model: LSTMClassifier, outputs: Steps, final_BH: str) -> 
         return graph.op("ReduceSum", values_TBH, ints(0), keepdims=0)
     if outputs.lengths is None:
         return graph.op("ReduceMean", values_TBH, ints(0), keepdims=0)
-    count_B1 = graph.op("Cast", graph.op("Unsqueeze", outputs.lengths, ints(1)), to=1)  # float
+    count_B1 = graph.op(
+        "Cast", graph.op("Unsqueeze", outputs.lengths, ints(1)), to=TensorProto.FLOAT
+    )
     return graph.op("Div", graph.op("ReduceSum", values_TBH, ints(0), keepdims=0), count_B1)
 
 
@@ -141,26 +144,19 @@ def convolve(graph: Graph, branch: ConvBranch, steps: Steps) -> str:
     found_BCT = graph.op("Transpose", steps.values, perm=[0, 2, 1])
     valid_BT1 = steps.valid(graph)
     valid_B1T = None
-    if valid_BT1 is None:
-        num_steps = graph.op("Shape", steps.values, start=1, end=2)
-        count = graph.op("Cast", num_steps, to=1)  # float
+    if valid_BT1 is None or steps.lengths is None:
+        count = graph.op("Shape", steps.values, start=1, end=2)
     else:
-        assert steps.lengths is not None
         valid_B1T = graph.op("Transpose", valid_BT1, perm=[0, 2, 1])
-        count = graph.op("Cast", graph.op("Unsqueeze", steps.lengths, ints(1, 2)), to=1)
-
-    def mean(values_BCT: str) -> str:
-        total_BC1 = graph.op("ReduceSum", keep(graph, values_BCT, valid_B1T), ints(2), keepdims=1)
-        return graph.op("Div", total_BC1, count)
-
-    for layer in branch.layers:
+        count = graph.op("Unsqueeze", steps.lengths, ints(1))
+    count = graph.op("Cast", count, to=TensorProto.FLOAT)
+    for layer in cast(list[Layer], list(branch.layers)):
         # Zeros stand before and after each row, where the convolution reaches beyond it.
         found_BCT = keep(graph, found_BCT, valid_B1T)
         found_BCT = graph.op("Conv", found_BCT, weights(layer.conv.weight), pads=list(layer.pad))
-        centred_BCT = graph.op("Sub", found_BCT, mean(found_BCT))
-        variance_BC1 = mean(graph.op("Mul", centred_BCT, centred_BCT))
-        spread_BC1 = graph.op("Sqrt", graph.op("Add", variance_BC1, number(1e-5)))
-        normal_BCT = graph.op("Div", centred_BCT, spread_BC1)
+        spread_C1 = weights((layer.variance + EPSILON).rsqrt())
+        normal_BCT = graph.op("Mul", graph.op("Sub", found_BCT, weights(layer.mean)), spread_C1)
         scaled_BCT = graph.op("Mul", normal_BCT, weights(layer.scale))
         found_BCT = graph.op("Relu", graph.op("Add", scaled_BCT, weights(layer.shift)))
-    return graph.op("Squeeze", mean(found_BCT), ints(2))
+    sum_BC = graph.op("ReduceSum", keep(graph, found_BCT, valid_B1T), ints(2), keepdims=0)
+    return graph.op("Div", sum_BC, count)

@@ -11,26 +11,28 @@ from onnx import TensorProto, helper
 
 from seqclf.export.graph import Graph, number, weights
 from seqclf.export.layers import convolve, pool, run_layers, stack_steps
-from seqclf.export.raw import embed, has_lengths, input_type, inputs_of, read_raw
-from seqclf.inputs import num_features_of, what_is_read
+from seqclf.export.raw import embed, inputs_of, read_raw
+from seqclf.inputs import what_is_read
 from seqclf.model import Architecture, LSTMClassifier
 from seqclf.predict import kind_of, named_features
 
 PROBABILITIES, LOGITS = "probabilities", "logits"
 # All fields of an architecture, as export knows them: a test fails if there is another one. These
 # change the answer, so the graph has them.
-IN_GRAPH = frozenset(
-    "input_size scale read hidden_size num_layers bidirectional pooling num_tokens embedding_size "
-    "mean std max_length keep stack conv reading lengths".split()
+IN_GRAPH = (
+    *("input_size", "scale", "read", "hidden_size", "num_layers", "bidirectional", "pooling"),
+    *("num_tokens", "embedding_size", "mean", "std", "max_length", "keep", "stack", "conv"),
+    *("reading", "lengths"),
 )
 # These do not; the metadata has them. Dropout acts in training only.
-IN_METADATA = frozenset("classes tokens features dropout".split())
+IN_METADATA = ("classes", "tokens", "features", "dropout")
 # The same of `reading`: these are in the graph, ...
-READING_IN_GRAPH = frozenset("offset measured fill_missing".split())
+READING_IN_GRAPH = ("offset", "measured", "fill_missing")
 # ... these say how a file becomes arrays, which is over before the graph begins.
-READING_BEFORE_GRAPH = frozenset(
-    "id time label group tokens text form header columns num_values open_end own_files numbered "
-    "pad_value channels_first window stride on_label_change min_share".split()
+READING_BEFORE_GRAPH = (
+    *("id", "time", "label", "group", "tokens", "text", "form", "header", "columns"),
+    *("num_values", "open_end", "own_files", "numbered", "pad_value", "channels_first"),
+    *("window", "stride", "on_label_change", "min_share"),
 )
 
 
@@ -76,7 +78,7 @@ def finish(
 ) -> onnx.ModelProto:
     """Return the model, whose first outputs are the probabilities and the logits."""
     probabilities_BC = graph.op("Softmax", logits_BC, axis=1)
-    shape = ["batch", len(architecture.classes)]
+    shape: list[str | int | None] = ["batch", len(architecture.classes)]
     outputs = [
         helper.make_tensor_value_info(graph.name(value, name), TensorProto.FLOAT, shape)
         for value, name in ((probabilities_BC, PROBABILITIES), (logits_BC, LOGITS))

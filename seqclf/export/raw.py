@@ -45,7 +45,7 @@ def has_lengths(architecture: Architecture) -> bool:
 
 def inputs_of(architecture: Architecture) -> list[onnx.ValueInfoProto]:
     """Return the inputs of a model of whole sequences."""
-    shape: list[str | int] = ["batch", "steps"]
+    shape: list[str | int | None] = ["batch", "steps"]
     if architecture.read == "columns":
         shape = ["batch", architecture.input_size, "columns"]
     elif architecture.read != "rows":
@@ -69,9 +69,7 @@ def read_raw(graph: Graph, model: LSTMClassifier, architecture: Architecture) ->
     if architecture.num_tokens:
         return Raw(_cut(graph, steps, architecture), None)
     steps = steps._replace(values=_fill(graph, steps, architecture))
-    wrong = graph.op(
-        "Or", graph.op("IsNaN", steps.values), graph.op("IsInf", steps.values)
-    )
+    wrong = graph.op("Or", graph.op("IsNaN", steps.values), graph.op("IsInf", steps.values))
     valid_BT1 = steps.valid(graph)
     assert valid_BT1 is not None
     wrong = graph.op("Cast", graph.op("And", wrong, valid_BT1), to=TensorProto.FLOAT)

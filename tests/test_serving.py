@@ -1,0 +1,121 @@
+"""docs/serving.md is true: its blocks run, and its server answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.commands import Capture, call, train
+from helpers.launching import ROOT
+
+from seqclf import load
+
+PAGE = (ROOT / "docs" / "serving.md").read_text()
+WALK = [[0.12, 9.81], [0.15, 9.79], [0.11, 9.80]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run that the page speaks of."""
+    place = tmp_path_factory.mktemp("serving")
+    lines = [
+        f"{i},{t},{i % 2 + t / 10},{8 + t},{'ab'[i % 2]}"
+        for i in range(60)
+        for t in range(1 + i % 5)
+    ]
+    (place / "recordings.csv").write_text("\n".join(["recording,t,x,y,label", *lines]))
+    run = train(place, place / "recordings.csv", "--id", "recording", "--time", "t")
+    (place / "runs").mkdir()
+    run.rename(place / "runs" / "mine")
+    shutil.copytree(place / "runs" / "mine", place / "runs" / "one-way")
+    return place
+
+
+def test_the_page_is_true(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(place)
+    assert call(capsys, "export", "runs/mine", "--out", "model.onnx")[0] == 0
+    assert call(capsys, "export", "runs/one-way", "--out", "step.onnx", "--state")[0] == 0
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/serving.md", "exec"), names)
+    sequences = [names["walk"], names["run"]]
+    classifier = load("runs/mine")
+    expected = classifier.predict_proba(sequences)
+    np.testing.assert_allclose(names["probabilities"], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(names["found"], expected[:1], rtol=0, atol=1e-6)
+    printed = capsys.readouterr().out
+    assert str(classifier.predict(sequences).tolist()) in printed
+
+
+@pytest.fixture(scope="module")
+def server(place: Path) -> Iterator[str]:
+    """The address of the page's server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, str(ROOT / "examples" / "serve.py"), "runs/mine", port]
+    with subprocess.Popen(command, cwd=place) as process:
+        try:
+            while process.poll() is None:
+                with socket.socket() as trial:
+                    if trial.connect_ex(("127.0.0.1", int(port))) == 0:
+                        break
+                time.sleep(0.05)
+            assert process.poll() is None
+            yield f"http://127.0.0.1:{port}/predict"
+        finally:
+            process.terminate()
+
+
+def ask(address: str, body: bytes) -> tuple[int, str]:
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_server_says_what_predict_says(place: Path, server: str) -> None:
+    sequences = [WALK, WALK[:2]]
+    code, text = ask(server, json.dumps({"sequences": sequences}).encode())
+    assert code == 200
+    expected = load(place / "runs" / "mine").predict_proba(sequences)
+    assert [list(one) for one in json.loads(text)] == [["a", "b"]] * 2
+    found = [list(one.values()) for one in json.loads(text)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "reason"),
+    [
+        ({"sequences": [WALK, [[1.0]]]}, 422, "X[1]: 1 feature a step"),
+        ({"sequences": ["walk"]}, 422, "X[0]: a text, where numbers are expected"),
+        ({"sequences": [[]]}, 422, "X[0]: an empty sequence"),
+        ({"sequences": []}, 422, "too_short"),
+        ({"sequences": [WALK] * 257}, 422, "too_long"),
+        ({}, 422, "missing"),
+        ({"sequences": [WALK], "more": "x" * 2**22}, 413, "at most 4,194,304 bytes"),
+    ],
+)
+def test_the_server_refuses(server: str, content: object, code: int, reason: str) -> None:
+    found, text = ask(server, json.dumps(content).encode())
+    assert (found, reason in text) == (code, True), text
+
+
+def test_the_server_refuses_what_is_no_json(server: str) -> None:
+    assert ask(server, b"{")[0] == 422
