@@ -43,6 +43,7 @@ NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"}
     "seqclf predict",
     "seqclf prepare",
     "seqclf describe",
+    "seqclf export",
     "seqclf baselines",
 }
 SHORT = ["--train.steps", "2", "--tracking.wandb", "disabled", "--report", "false", "--run-dir"]
