@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from seqclf import UserError, load, load_model
 from seqclf.classifier import Classifier
-from seqclf.cli.commands import evaluate_run
+from seqclf.cli.predicting import evaluate_run
 from seqclf.config.load import load_config
 from seqclf.data import sources
 from seqclf.data.reading import Reading
@@ -72,6 +72,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         "conv": draw(st.sampled_from([0, 0, 1, 3])),
         "reading": Reading(),
         "lengths": lengths,
+        "temperature": draw(st.sampled_from([1.0, 0.5, 3.0])),
     }
     if kind == "images":
         read = draw(st.sampled_from(get_args(ImageOrder)))
@@ -121,7 +122,7 @@ def simple(**changes: Any) -> Classifier:
 
 
 def found_by_onnx(classifier: Classifier, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    session = open_session(build_network(classifier._model, classifier._architecture))
+    session = open_session(build_network(classifier._members[0].model, classifier._architecture))
     found: np.ndarray = session.run(["probabilities"], inputs)[0]
     return found
 
@@ -130,9 +131,9 @@ def found_by_onnx(classifier: Classifier, inputs: dict[str, np.ndarray]) -> np.n
 @given(architectures(), st.integers(0, 99))
 def test_every_architecture_says_the_same(architecture: Architecture, seed: int) -> None:
     classifier = make(architecture, seed)
-    onnx_model = build_network(classifier._model, architecture)
+    onnx_model = build_network(classifier._members[0].model, architecture)
     onnx.checker.check_model(onnx_model, full_check=True)
-    found = compare(onnx_model, classifier._model, architecture)
+    found = compare(onnx_model, classifier._members[0].model, architecture)
     assert found.num_sequences >= 5
 
 
@@ -225,22 +226,25 @@ def test_an_offset_is_taken_off_in_float64() -> None:
 
 def test_what_differs_or_has_diverged_is_not_exported() -> None:
     classifier = simple()
-    onnx_model = build_network(classifier._model, classifier._architecture)
-    assert compare(onnx_model, classifier._model, classifier._architecture).difference < 1e-6
+    onnx_model = build_network(classifier._members[0].model, classifier._architecture)
+    assert (
+        compare(onnx_model, classifier._members[0].model, classifier._architecture).difference
+        < 1e-6
+    )
     with torch.no_grad():
-        classifier._model.out.bias[0] += 1e-3
+        classifier._members[0].model.out.bias[0] += 1e-3
     with pytest.raises(UserError, match=r"a probability differs by 0.0001\d* from torch"):
-        compare(onnx_model, classifier._model, classifier._architecture)
+        compare(onnx_model, classifier._members[0].model, classifier._architecture)
     with torch.no_grad():
-        classifier._model.out.bias[0] = math.nan
+        classifier._members[0].model.out.bias[0] = math.nan
     with pytest.raises(UserError, match="no finite numbers, so it has diverged"):
-        compare(onnx_model, classifier._model, classifier._architecture)
+        compare(onnx_model, classifier._members[0].model, classifier._architecture)
 
 
 def test_permuted_pixels_of_unknown_number_are_refused() -> None:
     classifier = simple(input_size=1, read="permuted")
     with pytest.raises(UserError, match="does not say how many pixels"):
-        build_network(classifier._model, classifier._architecture)
+        build_network(classifier._members[0].model, classifier._architecture)
 
 
 # ---- a step at a time
@@ -254,19 +258,19 @@ def test_a_step_says_what_a_stream_says(architecture: Architecture, seed: int) -
     classifier = make(architecture, seed)
     if architecture.read != "rows" or architecture.reading.measured:
         with pytest.raises(UserError, match="--state: the model reads"):
-            build_step(classifier._model, architecture)
+            build_step(classifier._members[0].model, architecture)
         return
     # A stream takes no gaps.
     reading = architecture.reading.model_copy(update={"fill_missing": False})
     architecture = architecture.model_copy(update={"reading": reading})
-    onnx_model = build_step(classifier._model, architecture)
+    onnx_model = build_step(classifier._members[0].model, architecture)
     onnx.checker.check_model(onnx_model, full_check=True)
-    assert compare_steps(onnx_model, classifier._model, architecture).num_sequences >= 8
+    assert compare_steps(onnx_model, classifier._members[0].model, architecture).num_sequences >= 8
 
 
 def test_rows_of_a_batch_may_be_at_different_steps() -> None:
     classifier = simple(pooling="mean", stack=3, num_layers=2, max_length=5)
-    session = open_session(build_step(classifier._model, classifier._architecture))
+    session = open_session(build_step(classifier._members[0].model, classifier._architecture))
     ahead = first_states(session, num_rows=1)
     for step in VALUES[0, :2]:
         _, ahead = run_step(session, step[None], ahead)
@@ -284,7 +288,7 @@ def test_rows_of_a_batch_may_be_at_different_steps() -> None:
 def test_a_model_that_looks_ahead_has_no_steps(changes: dict[str, Any]) -> None:
     classifier = simple(**changes)
     with pytest.raises(UserError, match="--state: the model"):
-        build_step(classifier._model, classifier._architecture)
+        build_step(classifier._members[0].model, classifier._architecture)
 
 
 # ---- the command

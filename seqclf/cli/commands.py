@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from seqclf.cli.exporting import export_command
 from seqclf.cli.options import check_run, data_folders, read_options, split_names
 from seqclf.cli.parser import build_parser
 from seqclf.cli.predicting import evaluate_command, predict_command
@@ -134,13 +135,6 @@ def baselines_command(arguments: Namespace) -> int:
     for line in measure_baselines(arguments.path, split_names(arguments.only)):
         print(line, flush=True)  # each takes minutes at times
     return 0
-
-
-def export_command(arguments: Namespace) -> int:
-    """Write a trained model as an ONNX file."""
-    from seqclf.cli import exporting
-
-    return exporting.export_command(arguments, lambda: _load_run(arguments))
 
 
 def runs_command(arguments: Namespace) -> int:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
-from seqclf.config.settings import Config
+from seqclf.cli.options import config_of_run
 from seqclf.errors import UserError, printable_lines
 from seqclf.run.records import MODEL
 
 
-def export_command(arguments: Namespace, load_run: Callable[[], tuple[Config, Path]]) -> int:
-    """Write a trained model as an ONNX file; `load_run` gives the data of --int8."""
+def export_command(arguments: Namespace) -> int:
+    """Write a trained model as an ONNX file."""
     try:
         from seqclf.export import files
     except ModuleNotFoundError as error:
@@ -22,7 +21,7 @@ def export_command(arguments: Namespace, load_run: Callable[[], tuple[Config, Pa
         raise UserError(
             f"export needs {error.name}, which is not installed: pip install onnx onnxruntime"
         ) from None
-    from seqclf.predictions import load_predictor
+    from seqclf.run.weights import find_weights
 
     if (arguments.out is None) == (arguments.triton is None):
         raise UserError("say where to: --out model.onnx, or --triton DIR")
@@ -36,7 +35,7 @@ def export_command(arguments: Namespace, load_run: Callable[[], tuple[Config, Pa
     if arguments.int8:
         from seqclf.data import sources
 
-        config, _ = load_run()
+        config = config_of_run(arguments, arguments.run_dir)
         splits = sources.load(config.data, seed=config.seed)
     path = Path(os.path.abspath(arguments.run_dir))
     name = path.parent.name if path.name == MODEL else path.name
@@ -44,9 +43,12 @@ def export_command(arguments: Namespace, load_run: Callable[[], tuple[Config, Pa
     if arguments.triton is not None:
         target = files.triton_folder(arguments.triton, name) / "1" / "model.onnx"
     files.check_target(target, overwrite=arguments.overwrite)
-    model, architecture = load_predictor(arguments.run_dir)
-    onnx_model, found = files.export_model(model.cpu(), architecture, by_steps=arguments.state)
+    saved = find_weights(arguments.run_dir)
+    architecture = saved.architecture
+    onnx_model, found = files.export_model(saved.build(), architecture, by_steps=arguments.state)
     lines = [files.in_words(found)]
+    if saved.step is not None:
+        lines.insert(0, f"note: no result yet; the weights are of step {saved.step}")
     if splits is not None:
         small = files.quantise(onnx_model)
         for title, one in (("float32", onnx_model), ("int8", small)):

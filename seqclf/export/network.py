@@ -22,7 +22,7 @@ PROBABILITIES, LOGITS = "probabilities", "logits"
 IN_GRAPH = (
     *("input_size", "scale", "read", "hidden_size", "num_layers", "bidirectional", "pooling"),
     *("num_tokens", "embedding_size", "mean", "std", "max_length", "keep", "stack", "conv"),
-    *("reading", "lengths"),
+    *("reading", "lengths", "temperature"),
 )
 # These do not; the metadata has them. Dropout acts in training only.
 IN_METADATA = ("classes", "tokens", "features", "dropout")
@@ -77,7 +77,10 @@ def finish(
     more_outputs: tuple[onnx.ValueInfoProto, ...] = (),
 ) -> onnx.ModelProto:
     """Return the model, whose first outputs are the probabilities and the logits."""
-    probabilities_BC = graph.op("Softmax", logits_BC, axis=1)
+    softened_BC = logits_BC
+    if architecture.temperature != 1:
+        softened_BC = graph.op("Div", logits_BC, number(architecture.temperature))
+    probabilities_BC = graph.op("Softmax", softened_BC, axis=1)
     shape: list[str | int | None] = ["batch", len(architecture.classes)]
     outputs = [
         helper.make_tensor_value_info(graph.name(value, name), TensorProto.FLOAT, shape)
