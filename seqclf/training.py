@@ -231,7 +231,9 @@ def train_in(
         with suppress(Interrupted):
             if finished:
                 conclude(setup, run, state, model)
-                sha256 = runtime.from_main(lambda: run.finish(model))
+                sha256 = runtime.from_main(
+                    lambda: run.finish(model, lambda: _card(setup, run, state))
+                )
                 if runtime.is_main:
                     console.say(closing(setup, path, state.metrics, model, str(sha256)))
                 return 0
@@ -243,6 +245,12 @@ def train_in(
 def _start_mirrors(mirrors: Mirrors, config: Config, path: Path, *, is_finished: bool) -> Value:
     mirrors.open(config.tracking, path, is_finished=is_finished)
     return None
+
+
+def _card(setup: Setup, run: Run, state: State) -> dict[str, bytes]:
+    from seqclf.report.card import card_files, make_card
+
+    return card_files(make_card(setup, run.facts, state.metrics))
 
 
 def conclude(setup: Setup, run: Run, state: State, model: LSTMClassifier) -> None:

@@ -8,7 +8,7 @@
       sessions.jsonl   one line a start
       evaluation/      SPLIT.json: the evaluation of the result's weights, or else the latest
       checkpoints/     see checkpoint.py
-      model/           the result: model.safetensors, config.json
+      model/           the result: model.safetensors, config.json; card.json, README.md
 
 The main process writes. Every rank calls, and learns of success or failure.
 """
@@ -20,7 +20,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,9 @@ from seqclf.run.records import (
 )
 from seqclf.run.weights import ARCHITECTURE_FILE, damage_of
 from seqclf.settle import Setup
+
+# Makes the files beside the weights that tell people of a result, by their names.
+MakeCard = Callable[[], dict[str, bytes]]
 
 
 @dataclass
@@ -249,7 +252,7 @@ class Run:
         wait_s = min(2, self.setup.config.distributed.timeout_s / 20)
         self.fail(gather_silence(self.runtime, text, wait_s))
 
-    def finish(self, model: LSTMClassifier) -> str | None:
+    def finish(self, model: LSTMClassifier, make_card: MakeCard = dict) -> str | None:
         """Write model/ and the final status; return the weights' sha256, on the main process."""
         if self.metrics_log is None:
             return None
@@ -260,6 +263,8 @@ class Run:
         folder.mkdir(exist_ok=True)
         fitted = {"temperature": model.temperature}
         architecture = self.setup.architecture.model_copy(update=fitted)
+        for name, card in make_card().items():
+            replace_file(folder / name, card)
         description = architecture.model_dump_json(indent=1) + "\n"
         replace_file(folder / ARCHITECTURE_FILE, description.encode())
         self.facts.architecture = architecture.model_dump(mode="json")

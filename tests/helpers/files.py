@@ -77,7 +77,9 @@ def sha256(content: bytes) -> str:
 def result_of(run_dir: Path) -> dict[str, str]:
     """Return the hashes of a run's result and of its last weights and moments."""
     last, *_ = checkpoint_directories(run_dir / "checkpoints")
-    files = [*last.glob("*.safetensors"), *run_dir.glob("model/*")]
+    # Beside these lies the card, which has the day, and settings that change no bit.
+    result = [run_dir / "model" / name for name in ("model.safetensors", "config.json")]
+    files = [*last.glob("*.safetensors"), *result]
     assert len(files) == 4
     return {str(file.relative_to(run_dir)): sha256(file.read_bytes()) for file in files}
 
