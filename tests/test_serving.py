@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import shutil
@@ -109,12 +110,24 @@ def test_the_server_says_what_predict_says(place: Path, server: str) -> None:
         ({"sequences": []}, 422, "too_short"),
         ({"sequences": [WALK] * 257}, 422, "too_long"),
         ({}, 422, "missing"),
-        ({"sequences": [WALK], "more": "x" * 2**22}, 413, "at most 4,194,304 bytes"),
     ],
 )
 def test_the_server_refuses(server: str, content: object, code: int, reason: str) -> None:
     found, text = ask(server, json.dumps(content).encode())
     assert (found, reason in text) == (code, True), text
+
+
+def test_the_server_refuses_a_large_body_unread(server: str) -> None:
+    host, port = re.findall(r"//(.*):(\d+)", server)[0]
+    for name, value in (("Content-Length", str(2**22 + 1)), ("Transfer-Encoding", "chunked")):
+        connection = http.client.HTTPConnection(host, int(port))
+        connection.putrequest("POST", "/predict")
+        connection.putheader(name, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert answer.read().startswith(b"at most 4,194,304 bytes")
+        connection.close()
 
 
 def test_the_server_refuses_what_is_no_json(server: str) -> None:

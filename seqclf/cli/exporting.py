@@ -31,12 +31,14 @@ def export_command(arguments: Namespace) -> int:
         raise UserError(
             "--triton: not with --state, whose states are not in batches; leave one out"
         )
-    splits = None
+    test = None
     if arguments.int8:
         from seqclf.data import sources
 
         config = config_of_run(arguments, arguments.run_dir)
-        splits = sources.load(config.data, seed=config.seed)
+        test = sources.load(config.data, seed=config.seed).test
+        if not len(test):
+            raise UserError("--int8: the run has no test examples to measure it on; leave it out")
     path = Path(os.path.abspath(arguments.run_dir))
     name = path.parent.name if path.name == MODEL else path.name
     target: Path = arguments.out
@@ -49,14 +51,14 @@ def export_command(arguments: Namespace) -> int:
     lines = [files.in_words(found)]
     if saved.step is not None:
         lines.insert(0, f"note: no result yet; the weights are of step {saved.step}")
-    if splits is not None:
+    if test is not None:
         small = files.quantise(onnx_model)
         for title, one in (("float32", onnx_model), ("int8", small)):
-            metrics = files.measure(one, architecture, splits.test)
+            metrics = files.measure(one, architecture, test)
             num_bytes = one.ByteSize()
             lines.append(
                 f"{title:<11} test accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}, "
-                f"n = {len(splits.test):,}; {num_bytes:,} bytes"
+                f"n = {len(test):,}; {num_bytes:,} bytes"
             )
         onnx_model = small
     if arguments.triton is not None:

@@ -27,11 +27,11 @@ LICENCE = None  # whoever publishes the model writes it here: seqclf cannot know
 def make_card(setup: Setup, facts: Facts, metrics: dict[str, float]) -> dict[str, Any]:
     """Return what card.json holds."""
     splits = setup.splits
-    counts = {"test": len(splits.test), "train": len(splits.train)}
-    if splits.validation is not None:
-        counts["val"] = len(splits.validation)
+    named = {"train": splits.train, "val": splits.validation, "test": splits.test}
+    counts = {name: len(split) for name, split in named.items() if split}
     accuracy: dict[str, object] = {}
-    if (share := metrics.get("test/accuracy")) is not None:
+    share = metrics.get("test/accuracy")
+    if share is not None and "test" in counts:
         interval = wilson(round(share * counts["test"]), counts["test"])
         accuracy = {"value": share, "n": counts["test"], "interval_95": interval}
     return {
