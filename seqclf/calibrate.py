@@ -92,7 +92,6 @@ def gather_logits(
 
 def fit_to_logits(logits_NC: np.ndarray, labels_N: np.ndarray) -> Temperature:
     """Return the temperature of the lowest mean cross-entropy, or 1 with the reason for none."""
-    count = len(labels_N)
     reason = _reason_for_none(logits_NC, labels_N)
     if reason is None:
         from scipy.optimize import brentq  # here, because only the end of a run needs it
@@ -102,14 +101,14 @@ def fit_to_logits(logits_NC: np.ndarray, labels_N: np.ndarray) -> Temperature:
             bound, side = (LOWEST, "below") if ends[0] <= 0 else (HIGHEST, "above")
             reason = f"the best one is {side} {bound:g}"
     if reason is not None:
-        return Temperature(1.0, f"temperature 1: none is fitted, as {reason}")
+        return Temperature(1.0, f"temperature none: {reason}")
     best = brentq(_slope, math.log(LOWEST), math.log(HIGHEST), args=(logits_NC, labels_N))
     value = float(f"{math.exp(best):.6g}")
     losses = [mean_cross_entropy(logits_NC / number, labels_N) for number in (1.0, value)]
     return Temperature(
         value,
-        f"temperature {value:.3g}: the loss of {count:,} validation examples falls from "
-        f"{losses[0]:.4f} to {losses[1]:.4f}; predictions use it, --raw does not",
+        f"temperature {value:.3g}: validation loss {losses[0]:.4f} to {losses[1]:.4f}; predict "
+        "--raw leaves it out",
     )
 
 

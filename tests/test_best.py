@@ -289,14 +289,14 @@ def test_two_processes_decide_alike(tmp_path: Path) -> None:
     assert again == pytest.approx(read_status(straight).metrics, rel=1e-6)
 
 
-@pytest.mark.parametrize("writes", range(5))
+@pytest.mark.parametrize("writes", range(7))
 def test_killed_between_the_last_writes_it_does_them_again(
     writes: int, early: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copy / "status.json").unlink()  # of what was killed before its end
     shutil.rmtree(copy / "model")
     die_at_write(monkeypatch, 3 + writes)  # status.json, run.json and config.yaml at the start
-    if writes < 4:
+    if writes < 6:
         with pytest.raises(KeyboardInterrupt):
             train_tiny(copy, PATIENT)
         monkeypatch.undo()

@@ -57,7 +57,7 @@ def test_the_temperature_has_the_lowest_loss(seed: int, scale: float) -> None:
     best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
     assert loss(math.log(value)) == pytest.approx(best.fun, abs=1e-9)
     assert value == pytest.approx(math.exp(best.x), rel=1e-3)
-    assert f"falls from {loss(0):.4f} to {best.fun:.4f}" in line
+    assert f"validation loss {loss(0):.4f} to {best.fun:.4f}" in line
 
 
 def test_the_temperature_is_that_of_the_labels() -> None:
@@ -86,7 +86,7 @@ def test_no_temperature_is_fitted_and_the_line_says_why(
 ) -> None:
     value, line = fit_to_logits(logits, labels)
     assert value == 1
-    assert line.startswith(f"temperature 1: none is fitted, as {reason}")
+    assert line.startswith(f"temperature none: {reason}")
 
 
 @settings(deadline=None)

@@ -95,11 +95,10 @@ def test_a_path_that_is_there_as_it_is_written_is_kept(
 
 def test_arguments_that_are_paths_are_expanded(home: Path) -> None:
     arguments = parse(["predict", "~/run", "$SCRATCH/in.csv", "--out", "~/out.csv"])
-    assert arguments.run_dir == home / "run"
-    assert arguments.input == Path("/scratch/me/in.csv")
+    assert arguments.paths == [home / "run", Path("/scratch/me/in.csv")]
     assert arguments.out == home / "out.csv"
     assert parse(["report", "~/a", "b"]).run_dirs == [home / "a", Path("b")]
-    assert parse(["predict", "x", "-"]).input == Path("-")
+    assert parse(["predict", "x", "-"]).paths == [Path("x"), Path("-")]
     with pytest.raises(UserError, match=r"^out: \$NOT_SET is not set"):
         parse(["predict", "x", "y", "--out", "$NOT_SET/x.csv"])
 

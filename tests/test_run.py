@@ -66,6 +66,8 @@ def test_the_files_of_a_run(finished: Path) -> None:
         "sessions.jsonl",
         ".lock",
         "model/model.safetensors",
+        "model/README.md",
+        "model/card.json",
         "model/config.json",
         "evaluation/val.json",
         "evaluation/test.json",

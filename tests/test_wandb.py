@@ -171,6 +171,8 @@ def test_a_straight_run_is_mirrored_whole(
     model = artifacts.pop(f"model-{facts['run_id']}")
     assert model["aliases"] == ["latest"]
     assert {c["path"] for c in model["manifest"]["contents"]} == {
+        "README.md",
+        "card.json",
         "config.json",
         "model.safetensors",
     }
