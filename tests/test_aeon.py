@@ -20,6 +20,7 @@ def test_a_missing_library_is_named(name: str) -> None:
     assert f"seqclf.{name} needs the library {name}: pip install 'seqclf[{name}]'" in done.stderr
 
 
+@pytest.mark.slow  # numba compiles for half a minute
 @pytest.mark.filterwarnings("ignore")
 def test_aeon_checks_it() -> None:
     checking = pytest.importorskip("aeon.testing.estimator_checking", reason="needs aeon")
