@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import IO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from seqclf.data.readers.rows import Journal, Progress, ReadOptions, reason_of
 from seqclf.errors import UserError
 
 BYTES_AT_ONCE = 2**22  # of an array in memory
-HEADERS = {
+HEADERS: dict[tuple[int, int], Callable[[Any], tuple[Any, bool, Any]]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
