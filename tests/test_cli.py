@@ -53,7 +53,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
         (["train", "--deterministic=maybe"], "--deterministic: "),
         (["train", "--config", "absent.yaml"], "absent.yaml: cannot read it: No such file"),
         (["train", "--config", "."], "--config .: cannot read it: Is a directory"),
-        (["evaluate"], "required: run_dir"),
+        (["evaluate"], "required: RUN_DIR"),
         (["evaluate", "absent"], "absent: no run there"),
         (["evaluate", "empty"], "empty: no run there"),
         (["evaluate", "untrained"], "no trained model there"),

@@ -131,11 +131,11 @@ def predict_command(arguments: Namespace) -> int:
             raise UserError(f"--{option} {shown}: needs INPUT, --split or --out")
     if len(run_dirs) > 1 and not is_written:
         raise UserError("several runs need INPUT, --split or --out; name one to see its guesses")
-    splits = _split_of_each(arguments, run_dirs, arguments.split or "test")
     from seqclf.predictions import load_predictors, write_split
     from seqclf.terminal import predictions_text, reading_text
 
     members = load_predictors(run_dirs, raw=arguments.raw)
+    splits = _split_of_each(arguments, run_dirs, arguments.split or "test")
     if is_written:
         if arguments.count is not None:
             splits = [sequences.first(arguments.count) for sequences in splits]
