@@ -48,6 +48,7 @@ OF_PANDAS = {"check_classifier_data_not_an_array": "a line of a data frame is a 
 NOT_RUN = {"check_array_api_input": "needs SCIPY_ARRAY_API"}
 
 
+@pytest.mark.slow  # forty fits and more
 @pytest.mark.filterwarnings("ignore")
 def test_scikit_learn_checks_it() -> None:
     left_out = LEFT_OUT | (OF_PANDAS if find_spec("pandas") else {})
@@ -115,7 +116,7 @@ def test_each_parameter_is_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("n_jobs", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_tools_of_scikit_learn_take_ragged_lists(n_jobs: int | None) -> None:
     estimator = SequenceClassifier(**TINY)
     scores = cross_val_score(estimator, X, Y, cv=3, n_jobs=n_jobs)

@@ -127,7 +127,7 @@ def found_by_onnx(classifier: Classifier, inputs: dict[str, np.ndarray]) -> np.n
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(architectures(), st.integers(0, 99))
 def test_every_architecture_says_the_same(architecture: Architecture, seed: int) -> None:
     classifier = make(architecture, seed)
@@ -251,7 +251,7 @@ def test_permuted_pixels_of_unknown_number_are_refused() -> None:
 # ---- a step at a time
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(architectures(), st.integers(0, 99))
 def test_a_step_says_what_a_stream_says(architecture: Architecture, seed: int) -> None:
     changes = {"bidirectional": False, "conv": 0, "keep": "first"}
