@@ -127,14 +127,26 @@ def found_by_onnx(classifier: Classifier, inputs: dict[str, np.ndarray]) -> np.n
     return found
 
 
-@settings(max_examples=15, deadline=None)
-@given(architectures(), st.integers(0, 99))
-def test_every_architecture_says_the_same(architecture: Architecture, seed: int) -> None:
+def check_network(architecture: Architecture, seed: int) -> None:
+    """Assert that the whole graph of an architecture says what the model says."""
     classifier = make(architecture, seed)
     onnx_model = build_network(classifier._members[0].model, architecture)
     onnx.checker.check_model(onnx_model, full_check=True)
     found = compare(onnx_model, classifier._members[0].model, architecture)
     assert found.num_sequences >= 5
+
+
+@settings(max_examples=15, deadline=None)
+@given(architectures(), st.integers(0, 99))
+def test_every_architecture_says_the_same(architecture: Architecture, seed: int) -> None:
+    check_network(architecture, seed)
+
+
+@pytest.mark.slow  # a minute
+@settings(max_examples=150, deadline=None)
+@given(architectures(), st.integers(0, 99))
+def test_many_more_architectures_say_the_same(architecture: Architecture, seed: int) -> None:
+    check_network(architecture, seed)
 
 
 def test_every_field_is_known() -> None:
@@ -251,9 +263,8 @@ def test_permuted_pixels_of_unknown_number_are_refused() -> None:
 # ---- a step at a time
 
 
-@settings(max_examples=15, deadline=None)
-@given(architectures(), st.integers(0, 99))
-def test_a_step_says_what_a_stream_says(architecture: Architecture, seed: int) -> None:
+def check_step(architecture: Architecture, seed: int) -> None:
+    """Assert that the graph of a step says what a stream says, or is refused."""
     changes = {"bidirectional": False, "conv": 0, "keep": "first"}
     architecture = architecture.model_copy(update=changes)
     classifier = make(architecture, seed)
@@ -267,6 +278,19 @@ def test_a_step_says_what_a_stream_says(architecture: Architecture, seed: int) -
     onnx_model = build_step(classifier._members[0].model, architecture)
     onnx.checker.check_model(onnx_model, full_check=True)
     assert compare_steps(onnx_model, classifier._members[0].model, architecture).num_sequences >= 8
+
+
+@settings(max_examples=15, deadline=None)
+@given(architectures(), st.integers(0, 99))
+def test_a_step_says_what_a_stream_says(architecture: Architecture, seed: int) -> None:
+    check_step(architecture, seed)
+
+
+@pytest.mark.slow  # a minute
+@settings(max_examples=150, deadline=None)
+@given(architectures(), st.integers(0, 99))
+def test_many_more_steps_say_what_a_stream_says(architecture: Architecture, seed: int) -> None:
+    check_step(architecture, seed)
 
 
 def test_rows_of_a_batch_may_be_at_different_steps() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from helpers.files import step_dir
+from helpers.training import CONSTANT_RATE, train_tiny
 
+from seqclf.config.load import load_config
 from seqclf.config.settings import Config
 from seqclf.conv import count_reference
 from seqclf.data import sources
+from seqclf.run.weights import find_weights
 from seqclf.settle import settle
 
 
@@ -23,6 +29,22 @@ def test_convolutions_are_normalised_over_examples_of_all_classes() -> None:
     assert set(labels.bincount(minlength=10).tolist()) <= {3, 4}
     without = config.model_copy(update={"model": config.model.model_copy(update={"conv": 0})})
     assert settle(without, splits).reference(torch.device("cpu")) is None
+
+
+def test_a_checkpoint_holds_the_moments_of_its_own_weights(tmp_path: Path) -> None:
+    """Also where nothing was evaluated at its step: predictions may be made from it."""
+    settings = {"model.conv": 4, "train.steps": 9, "eval.every": 5, "checkpoint.every": 7}
+    assert train_tiny(tmp_path, {**CONSTANT_RATE, **settings}) == 0
+    config = load_config(tmp_path / "config.yaml")[0]
+    setup = settle(config, sources.load(config.data, seed=config.seed))
+    model = find_weights(step_dir(tmp_path, 7)).build()
+    assert model.conv is not None
+    stored = {name: buffer.clone() for name, buffer in model.conv.named_buffers()}
+    assert len(stored) == 6
+    model.reference = setup.reference(torch.device("cpu"))
+    model.train().eval()  # computes them anew
+    for name, buffer in model.conv.named_buffers():
+        torch.testing.assert_close(buffer, stored[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
