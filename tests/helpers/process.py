@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ def take_snapshot() -> dict[str, object]:
         "numpy": [np.asarray(part).tolist() for part in np.random.get_state()],
         "torch": torch.get_rng_state().tolist(),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "threads of a new thread": _in_new_thread(torch.get_num_threads),
         "dtype": torch.get_default_dtype(),
         "deterministic": (
             torch.are_deterministic_algorithms_enabled(),
@@ -51,6 +53,15 @@ def take_snapshot() -> dict[str, object]:
         "hooks": (sys.excepthook, sys.displayhook, threading.excepthook),
         "streams": (sys.stdout, sys.stderr),
     }
+
+
+def _in_new_thread(function: Callable[[], int]) -> list[int]:
+    """Return what a function returns in a thread that begins now: some settings are a thread's."""
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found
 
 
 def _descriptors() -> list[str]:
