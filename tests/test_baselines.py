@@ -11,8 +11,10 @@ from helpers.training import train_tiny
 
 from seqclf.baselines import find_baselines, why_left_out
 from seqclf.cli.main import main
+from seqclf.config.load import load_config
+from seqclf.data import sources
 from seqclf.data.prepared import open_dataset
-from seqclf.report.page import write_report
+from seqclf.report.page import show_baselines, write_report
 
 
 def prepare_waves(folder: Path, *, lengths: tuple[int, int]) -> Path:
@@ -77,6 +79,11 @@ def test_a_page_shows_the_baselines_of_its_own_data(tmp_path: Path) -> None:
         (data / "baselines.json").write_bytes((measured / "baselines.json").read_bytes())
         page = write_report([run_dir], None, {}).read_text()
         assert ("majority class 75.00 % (59.81 to 85.81)" in page) == is_shown
+    config = load_config(run_dir / "config.yaml")[0]
+    fold = config.data.model_copy(update={"folds": 2, "fold": 1})  # its test split is another
+    of_fold = config.model_copy(update={"data": fold})
+    for one, num_rows in ((config, 1), (of_fold, 0)):
+        assert len(show_baselines(one, sources.load(one.data, seed=0))) == num_rows
     (data / "baselines.json").write_text("{")
     assert find_baselines(data, "x") is None
     assert "majority" not in write_report([run_dir], None, {}).read_text()
