@@ -57,7 +57,7 @@ class _Values:
         if self.num_sequences >= LEAST_SEQUENCES:
             # What is constant may be a switch that is off.
             is_far_F |= (std_F > 1e-6) & (std_F < 1 / FLAT_VALUES)
-        names = architecture.features or ("the values",)
+        names = architecture.features or ("the values",) * len(mean_F)
         offset_F = np.array(reading.offset or np.zeros(len(mean_F)))
         found = []
         for feature in np.flatnonzero(is_far_F).tolist():

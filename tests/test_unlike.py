@@ -135,6 +135,8 @@ def test_values_far_from_those_of_training_are_noted() -> None:
         architecture(reading=model.reading.model_copy(update={"offset": (5e8, 0.0)})),
     )
     assert "5e+08 +- 1 in training" in offset
+    (nameless,) = notes_on(x[:, :, ::-1], architecture(features=()))
+    assert nameless.count("the values: ") == 2
 
 
 def test_a_sequence_shorter_than_a_window_is_noted(tmp_path: Path) -> None:
