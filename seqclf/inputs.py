@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from seqclf.predict import kind_of, named_features, options_of_model
 
 UnknownTokens = Literal["error", "keep"]
 MOST_NAMED = 8  # features or tokens in a message
+AT_ONCE = 1024  # sequences that are looked at together
 
 
 class Reader(NamedTuple):
@@ -78,11 +80,52 @@ def as_rows(sequences: object, reader: Reader) -> Iterator[Row]:
         yield from _frame_rows(sequences, reader)
         return
     sequences = as_sequences(sequences)
+    # An array holds shorter sequences only by padding them. A list need not.
     is_array = isinstance(sequences, np.ndarray | Tensor)
-    for index, sequence in enumerate(_items(sequences, reader)):
+    items = iter(_items(sequences, reader))
+    first = 0
+    while some := list(islice(items, AT_ONCE)):
+        rows = _sound_rows(some, first, reader)
+        yield from _rows_one_by_one(some, first, reader, is_array) if rows is None else rows
+        first += len(some)
+
+
+def _sound_rows(sequences: list[object], first: int, reader: Reader) -> list[Row] | None:
+    """Return rows of arrays that have nothing to find fault with, to change or to say.
+
+    They equal those of `_rows_one_by_one`, which takes all others, and takes ten times as long.
+    """
+    if kind_of(reader.architecture) != "features" or reader.architecture.read != "rows":
+        return None
+    if reader.options.pad_value is not None or is_frame(sequences[0]):
+        return None
+    try:
+        arrays = [to_array(sequence) for sequence in sequences]
+        shapes = {array.shape[1:] for array in arrays}
+        is_flat = num_features_of(reader.architecture) == 1 and shapes == {()}
+        if not is_flat and shapes != {(num_features_of(reader.architecture),)}:
+            return None
+        if len({array.dtype for array in arrays}) > 1 or not all(map(len, arrays)):
+            return None
+        found = finish_steps(np.concatenate(arrays), reader.options, nan_is_padding=False)
+    except (RowError, ValueError, TypeError):
+        return None
+    if found.filled:
+        return None
+    ends = np.cumsum([len(array) for array in arrays]).tolist()
+    starts = [0, *ends[:-1]]
+    return [
+        Row(str(index), found.steps[start:end], f"X[{index}]")
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True), first)
+    ]
+
+
+def _rows_one_by_one(
+    sequences: list[object], first: int, reader: Reader, is_array: bool
+) -> Iterator[Row]:
+    for index, sequence in enumerate(sequences, first):
         where = f"X[{index}]"
         try:
-            # An array holds shorter sequences only by padding them. A list need not.
             row = as_row(sequence, reader, nan_is_padding=is_array)
         except RowError as error:
             raise reader.refuse(

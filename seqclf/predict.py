@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqclf.data.batches import MAX_EVAL_STEPS, evaluation_batches
+from seqclf.data.batches import evaluation_batches
 from seqclf.data.draft import Adjustment
 from seqclf.data.readers.rows import BadRow, ReadOptions, Row, count_of
 from seqclf.data.sequences import Sequences
 from seqclf.data.windows import Part, cut_into_parts
 from seqclf.errors import UserError
-from seqclf.model import Architecture, LSTMClassifier, read_images
+from seqclf.model import Architecture, LSTMClassifier
 from seqclf.prefixes import probabilities
 from seqclf.stepwise import Early, Outcome, decide
 from seqclf.tally import Tally
 
 MAX_ROWS = 256  # sequences that are predicted at once
+# Sequences, and numbers in them, among which those of similar lengths are predicted at once.
+MAX_GROUP, MAX_NUMBERS = 2048, 2**23
 Kind = Literal["features", "tokens", "text"]
 
 
@@ -51,12 +53,11 @@ class Prediction(NamedTuple):
         """The number of the most probable class."""
         return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
 
-
-class _Waiting(NamedTuple):
-    """A sequence that is not yet predicted."""
-
-    prediction: Prediction  # without its probabilities
-    values: Tensor
+    def with_outcome(self, outcome: Outcome) -> Prediction:
+        """Return the prediction with what the model says."""
+        if outcome.step is None:
+            return self._replace(probabilities=outcome.probabilities)
+        return self._replace(**outcome._asdict())
 
 
 def place(model: LSTMClassifier, device: str | torch.device = "auto") -> LSTMClassifier:
@@ -139,116 +140,143 @@ def predict_rows(
 
     With `early` a sequence is read no further than to its decision.
     """
-    waiting: list[_Waiting | BadRow] = []
-    num_steps = 0
-    for one in _parts_of_rows(architecture, rows, Tally() if tally is None else tally):
-        waiting.append(one)
-        num_steps += len(one.values) if isinstance(one, _Waiting) else 0
-        if len(waiting) >= MAX_ROWS or num_steps > MAX_EVAL_STEPS:
-            yield from _predict_together(model, architecture, waiting, early)
-            waiting = []
-            num_steps = 0
-    yield from _predict_together(model, architecture, waiting, early)
-
-
-def _parts_of_rows(
-    architecture: Architecture, rows: Iterable[Row | BadRow], tally: Tally
-) -> Iterator[_Waiting | BadRow]:
-    """Yield all sequences that rows make, as the model reads them, and count them."""
+    tally = Tally() if tally is None else tally
     token_numbers = {name: number for number, name in enumerate(architecture.tokens, 1)}
-    reading = architecture.reading
-    for number, row in enumerate(rows):
-        values = row if isinstance(row, BadRow) else to_values(row, architecture, token_numbers)
-        if isinstance(row, BadRow) or isinstance(values, BadRow):
-            yield values  # type: ignore[misc]
+    fitted = (one if isinstance(one, BadRow) else fit_row(one, architecture) for one in rows)
+    for group in _groups(fitted):
+        found: list[Prediction | BadRow] = []
+        starts = []
+        num_steps = 0
+        for number, row in group:
+            if isinstance(row, BadRow):
+                found.append(row)
+                continue
+            for part in cut_into_parts(row, architecture.reading).parts:
+                found.append(Prediction(row.id, number, part, []))
+                starts.append(num_steps + part.first)
+            num_steps += len(row.steps)
+        good = [row for _, row in group if isinstance(row, Row)]
+        if not good:
+            yield from found
             continue
-        tally.add_row(row, reading)
-        is_labelled = row.label is not None or row.step_labels is not None
-        tally.num_uncut += reading.on_label_change == "cut" and not is_labelled
-        for part in cut_into_parts(row, reading).parts:
-            part_values = values[part.first : part.end]
-            tally.add(row.id, part_values, architecture)
-            tally.num_undecided += part.is_undecided
-            yield _Waiting(Prediction(row.id, number, part, []), part_values)
+        values = to_values(good, architecture, token_numbers)
+        predictions = [one for one in found if isinstance(one, Prediction)]
+        lengths = torch.tensor([one.part.end - one.part.first for one in predictions])
+        tally.add_rows(good, architecture.reading)
+        tally.add([one.id for one in predictions], values, lengths, architecture)
+        tally.num_undecided += sum(one.part.is_undecided for one in predictions)
+        outcomes = _outcomes_of_parts(model, architecture, values, starts, lengths, early)
+        for one in found:
+            yield one if isinstance(one, BadRow) else one.with_outcome(next(outcomes))
 
 
-def to_values(
-    row: Row, architecture: Architecture, token_numbers: dict[str, int]
-) -> Tensor | BadRow:
-    """Return a row as the model's training data were, [T, F] or tokens [T], or what is wrong."""
+def _groups(rows: Iterable[Row | BadRow]) -> Iterator[list[tuple[int, Row | BadRow]]]:
+    """Yield rows with their numbers, in their order: groups of those that are sorted together.
+
+    The steps of a group have one shape. (Images that are read by columns or pixels may be of
+    several widths.)
+    """
+    group: list[tuple[int, Row | BadRow]] = []
+    num_numbers = 0
+    shape = None
+    for number, row in enumerate(rows):
+        if isinstance(row, Row):
+            found = None if isinstance(row.steps, tuple) else row.steps.shape[1:]
+            if found != shape or num_numbers > MAX_NUMBERS:
+                yield group
+                group, num_numbers, shape = [], 0, found
+            num_numbers += getattr(row.steps, "size", len(row.steps))
+        group.append((number, row))
+        if len(group) == MAX_GROUP:
+            yield group
+            group, num_numbers = [], 0
+    yield group
+
+
+def fit_row(row: Row, architecture: Architecture) -> Row | BadRow:
+    """Return a row with the features of the model in their order, or what is wrong with it."""
     steps = row.steps
     kind = "tokens" if isinstance(steps, tuple) else "text" if steps.ndim == 1 else "features"
     if kind != (expected := kind_of(architecture)):
         return BadRow(row.where, f"{kind}, where the model reads {expected}")
-    if isinstance(steps, tuple):
-        # 0 stands for every token that the training data did not have.
-        return torch.tensor([token_numbers.get(token, 0) for token in steps])
-    if kind == "text":
-        return torch.from_numpy(steps.copy())  # a reader's bytes may be read-only
-    names = named_features(architecture)
-    if row.features and names and row.features != names:
+    if isinstance(steps, tuple) or kind == "text":
+        return row
+    if row.features and (names := named_features(architecture)) and row.features != names:
         # Features are found by their names: a file may have more of them, in another order.
         missing = [name for name in names if name not in row.features]
         if missing:
             problem = f"no feature {', '.join(missing)}, which the model was trained on"
             return BadRow(row.where, problem)
-        row = row._replace(steps=steps[:, [row.features.index(name) for name in names]])
-    return _adjust(row, architecture)
-
-
-def _adjust(row: Row, architecture: Architecture) -> Tensor | BadRow:
-    """Return a row's numbers [T, F] as the model reads them, or what is wrong."""
-    assert isinstance(row.steps, np.ndarray)
-    reading = architecture.reading
-    num_features = architecture.input_size - len(reading.measured)
-    found = read_images(torch.from_numpy(row.steps[None]), architecture.read).shape[2]
+        columns = [row.features.index(name) for name in names]
+        measured = None if row.measured is None else row.measured[:, columns]
+        steps = steps[:, columns]
+        row = row._replace(steps=steps, measured=measured)
+    num_features = architecture.input_size - len(architecture.reading.measured)
+    found = 1  # of an image that is read pixel by pixel
+    if architecture.read in ("rows", "columns"):
+        found = steps.shape[architecture.read == "rows"]
     if found != num_features:
         problem = f"{count_of(found, 'feature')} a step, where the model reads {num_features}"
         return BadRow(row.where, problem)
+    return row
+
+
+def to_values(
+    rows: Sequence[Row], architecture: Architecture, token_numbers: Mapping[str, int]
+) -> Tensor:
+    """Return the steps of rows that fit the model, one row after the other, [S, F] or tokens [S].
+
+    They are as those of the model's training data were.
+    """
+    kind = kind_of(architecture)
+    if kind == "tokens":
+        # 0 stands for every token that the training data did not have.
+        return torch.tensor([token_numbers.get(token, 0) for row in rows for token in row.steps])
+    steps = np.concatenate([row.steps for row in rows])
+    if kind == "text":
+        return torch.from_numpy(steps)
+    reading = architecture.reading
+    measured = None
+    if reading.measured:
+        measured = np.concatenate([_measured(row) for row in rows])
     names = architecture.features
     adjustment = Adjustment(reading.offset, tuple(names.index(name) for name in reading.measured))
-    steps_TF = adjustment.apply(row).astype(np.float32)
-    gaps_TF = np.isnan(steps_TF)
-    if gaps_TF.any():
+    steps_SF = adjustment.apply(Row("", steps, "", measured=measured)).astype(np.float32)
+    gaps_SF = np.isnan(steps_SF)
+    if gaps_SF.any():
         # A feature without any value in a sequence has the mean of the training data.
-        steps_TF[gaps_TF] = np.broadcast_to(architecture.mean, steps_TF.shape)[gaps_TF]
-    return torch.from_numpy(np.ascontiguousarray(steps_TF))
+        steps_SF[gaps_SF] = np.broadcast_to(architecture.mean, steps_SF.shape)[gaps_SF]
+    return torch.from_numpy(np.ascontiguousarray(steps_SF))
 
 
-def _predict_together(
+def _measured(row: Row) -> np.ndarray:
+    return np.ones(np.shape(row.steps), bool) if row.measured is None else row.measured
+
+
+def _outcomes_of_parts(
     model: LSTMClassifier,
     architecture: Architecture,
-    waiting: list[_Waiting | BadRow],
+    values: Tensor,
+    starts: Sequence[int],
+    lengths: Tensor,
     early: Early | None,
-) -> Iterator[Prediction | BadRow]:
-    values = [one.values for one in waiting if isinstance(one, _Waiting)]
-    found = iter(_predict_values(model, architecture, values, early) if values else [])
-    for one in waiting:
-        if isinstance(one, BadRow):
-            yield one
-        else:
-            yield one.prediction._replace(**next(found)._asdict())
-
-
-def _predict_values(
-    model: LSTMClassifier,
-    architecture: Architecture,
-    values: list[Tensor],
-    early: Early | None,
-) -> list[Outcome]:
-    """Return what the model says of each sequence, in the order of the sequences."""
-    lengths = torch.tensor([len(value) for value in values])
+) -> Iterator[Outcome]:
+    """Yield what the model says of each part of the steps, in their order."""
     sequences = Sequences(
-        torch.cat(values),
+        values,
         torch.zeros_like(lengths),
         architecture.classes,
-        starts=lengths.cumsum(0) - lengths,
+        starts=torch.tensor(starts),
         lengths=lengths,
     ).cut(architecture.max_length, architecture.keep)
+    assert sequences.lengths is not None
+    lengths = sequences.lengths
     # A batch pads images with rows, which changes what their columns and pixels are. So images of
     # unequal sizes go one by one, unless the model reads them by rows.
     one_size = architecture.read == "rows" or bool((lengths == lengths[0]).all())
-    return _outcomes_of(model, sequences, early, batch_size=MAX_ROWS if one_size else 1)
+    for ids in torch.arange(len(sequences)).split(MAX_GROUP):
+        some = sequences.select(ids)
+        yield from _outcomes_of(model, some, early, batch_size=MAX_ROWS if one_size else 1)
 
 
 def _outcomes_of(
@@ -281,7 +309,7 @@ def predict_split(
             number, first = int(origins.rows[index]), int(origins.first_steps[index])
             part = Part(first, first + length, truth)
             found = Prediction(origins.ids[number], number, part, [], origins.place(index))
-        yield found._replace(**outcome._asdict())
+        yield found.with_outcome(outcome)
 
 
 def by_recording(predictions: Iterable[Prediction | BadRow]) -> Iterator[Prediction | BadRow]:
@@ -295,6 +323,9 @@ def by_recording(predictions: Iterable[Prediction | BadRow]) -> Iterator[Predict
             yield from members
             continue
         windows = [member for member in members if isinstance(member, Prediction)]
+        if len(windows) == 1:
+            yield windows[0]
+            continue
         mean = np.mean([window.probabilities for window in windows], axis=0)
         truths = {window.truth for window in windows} - {None}
         truth = truths.pop() if len(truths) == 1 else None

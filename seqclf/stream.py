@@ -12,7 +12,7 @@ from seqclf.data.readers.rows import BadRow, RowError
 from seqclf.errors import UserError
 from seqclf.inputs import Reader, as_row, num_features_of, problem_of, to_array
 from seqclf.model import Architecture, LSTMClassifier
-from seqclf.predict import kind_of, to_values
+from seqclf.predict import fit_row, kind_of, to_values
 from seqclf.prefixes import to_probabilities
 from seqclf.stepwise import Carried, read_step, reason_against
 
@@ -101,11 +101,10 @@ class Stream:
                 raise RowError(f"shape {numbers.shape}, where one step ({num_features},) is due")
             numbers = numbers.reshape(1, num_features)
             sequence = numbers.T if architecture.read == "columns" else numbers
-        row = as_row(sequence, self._reader)
-        values = to_values(row, architecture, self._token_numbers)
-        if isinstance(values, BadRow):
-            raise RowError(values.problem)
-        return values
+        row = fit_row(as_row(sequence, self._reader), architecture)
+        if isinstance(row, BadRow):
+            raise RowError(row.problem)
+        return to_values([row], architecture, self._token_numbers)
 
     def _read(self, step: Tensor) -> None:
         reading = self._architecture.reading

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from seqclf.data.notes import MOST_NAMED
 from seqclf.data.readers.rows import Row, count_of, quote
 from seqclf.data.reading import Reading
 from seqclf.data.zero_ends import ZeroSides
-from seqclf.model import Architecture, read_images
+from seqclf.model import Architecture
 
 # A sequence that is so many times longer or shorter than all training sequences is noted.
 FAR_LENGTH = 2
@@ -33,18 +33,18 @@ class _Values:
     total: np.ndarray = field(default_factory=lambda: np.zeros(1))  # of such distances with signs
     squares: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
-    def add(self, values: Tensor, architecture: Architecture) -> None:
-        """Look at a sequence. Only features have a mean."""
+    def add(self, values: Tensor, num_sequences: int, architecture: Architecture) -> None:
+        """Look at the steps of several sequences, [S, F]. Only features have a mean."""
         num_features = min(len(architecture.mean), len(architecture.std))
         if not num_features or values.ndim != 2 or values.shape[1] != num_features:
             return
-        values_TF = values.numpy().astype(np.float64)
-        distance_TF = (values_TF - architecture.mean) / architecture.std
-        self.num_sequences += 1
-        self.num_steps += len(values_TF)
-        self.distances = self.distances + np.abs(distance_TF).sum(0)
-        self.total = self.total + distance_TF.sum(0)
-        self.squares = self.squares + (distance_TF**2).sum(0)
+        distance_SF = np.subtract(values.numpy(), architecture.mean, dtype=np.float64)
+        distance_SF /= architecture.std
+        self.num_sequences += num_sequences
+        self.num_steps += len(distance_SF)
+        self.total = self.total + distance_SF.sum(0)
+        self.squares = self.squares + np.einsum("sf,sf->f", distance_SF, distance_SF)
+        self.distances = self.distances + np.abs(distance_SF, out=distance_SF).sum(0)
 
     def notes(self, architecture: Architecture) -> Iterator[str]:
         """Yield a line that names the features whose values are far from those of training."""
@@ -91,12 +91,15 @@ class Tally:
     zero_sides: ZeroSides = field(default_factory=ZeroSides)
     values: _Values = field(default_factory=_Values)
 
-    def add_row(self, row: Row, reading: Reading) -> None:
-        """Look at a row of a file, before it is cut into windows."""
-        if reading.window is not None and len(row.steps) < reading.window:
-            self.num_short_of_window += 1
-        if reading.pad_value is None:
-            self.zero_sides.add(row.steps)
+    def add_rows(self, rows: Sequence[Row], reading: Reading) -> None:
+        """Look at rows of a file, before they are cut into windows."""
+        for row in rows:
+            if reading.window is not None and len(row.steps) < reading.window:
+                self.num_short_of_window += 1
+            if reading.on_label_change == "cut" and (row.label, row.step_labels) == (None, None):
+                self.num_uncut += 1
+            if reading.pad_value is None:
+                self.zero_sides.add(row.steps)
 
     def notes(self, architecture: Architecture) -> Iterator[str]:
         """Yield a line for each finding."""
@@ -130,25 +133,41 @@ class Tally:
                 "sequences were cut where the label changes"
             )
 
-    def add(self, row_id: str, values: Tensor, architecture: Architecture) -> None:
-        """Look at a sequence."""
-        self.values.add(values, architecture)
+    def add(
+        self, ids: Sequence[str], values: Tensor, lengths: Tensor, architecture: Architecture
+    ) -> None:
+        """Look at sequences: their ids, the steps of all of them, and how many each has."""
+        self.values.add(values, len(ids), architecture)
         if architecture.scale > 1:
             self.largest = max(self.largest, float(values.max()))
         if architecture.lengths is None:
             return
-        # As the model reads it: an image's steps may be pixels, and long sequences are cut.
-        steps = values if values.ndim == 1 else read_images(values[None], architecture.read)[0]
-        length = min(len(steps), architecture.max_length or len(steps))
         shortest, longest = architecture.lengths
-        is_long = length > FAR_LENGTH * longest
-        is_short = FAR_LENGTH * length < shortest
-        if is_long or is_short:
-            self.first_id = self.first_id or row_id
-            self.shortest = min(self.shortest or length, length)
-            self.longest = max(self.longest, length)
-            self.num_long += is_long
-            self.num_short += is_short
+        lengths_N = _lengths_as_read(values, lengths, architecture)
+        is_long_N = lengths_N > FAR_LENGTH * longest
+        is_short_N = FAR_LENGTH * lengths_N < shortest
+        far_N = np.flatnonzero(is_long_N | is_short_N)
+        if len(far_N):
+            self.first_id = self.first_id or ids[far_N[0]]
+            found_N = lengths_N[far_N].tolist()
+            self.shortest = min(*found_N, self.shortest or found_N[0])
+            self.longest = max(*found_N, self.longest)
+            self.num_long += int(is_long_N.sum())
+            self.num_short += int(is_short_N.sum())
+
+
+def _lengths_as_read(values: Tensor, lengths: Tensor, architecture: Architecture) -> np.ndarray:
+    """Return how many steps the model reads: an image's may be pixels, long sequences are cut."""
+    lengths_N = lengths.numpy()
+    if values.ndim == 2 and architecture.read == "columns":
+        lengths_N = np.full_like(lengths_N, values.shape[1])
+    elif values.ndim == 2 and architecture.read != "rows":
+        lengths_N = lengths_N * values.shape[1]
+    return (
+        lengths_N
+        if architecture.max_length is None
+        else lengths_N.clip(max=architecture.max_length)
+    )
 
 
 def _range(shortest: int, longest: int) -> str:

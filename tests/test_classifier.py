@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from helpers.commands import LABELS, VALUES, Capture, N, call, train
 from helpers.files import step_dir
 from helpers.reading import write
 from helpers.training import train_tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import seqclf
 from seqclf import UserError
 from seqclf.classifier import Classifier
 from seqclf.data import sources
+from seqclf.data.readers.rows import Row
 from seqclf.data.reading import Reading
+from seqclf.inputs import Reader, _rows_one_by_one, as_rows
 from seqclf.model import Architecture
 
 LENGTHS = [2 + number % 5 for number in range(N)]
@@ -139,6 +144,55 @@ def padded(pad: float) -> np.ndarray:
     return values
 
 
+NUMBERS = st.sampled_from([0.0, -0.0, 1.5, -3.0, 1e-40, 255.0, 1e39, math.nan, math.inf])
+TYPES = ["f8", "f4", "f2", "i8", "u1", "b1"]
+
+
+@st.composite
+def lists_of_arrays(draw: st.DrawFn) -> tuple[int, list[np.ndarray]]:
+    """Draw how many features a model reads, and sequences of which most have so many."""
+    num_features = draw(st.integers(1, 3))
+    kinds = st.sampled_from(draw(st.sampled_from([["f8"], ["f4"], ["u1"], TYPES])))
+    numbers = draw(st.sampled_from([st.sampled_from([0.0, 1.5, 7.0]), NUMBERS]))
+    found = []
+    for _ in range(draw(st.integers(1, 5))):
+        fault = draw(st.sampled_from([None] * 20 + ["width", "empty"]))
+        width = num_features + (fault == "width")
+        least = 0 if fault == "empty" else width
+        values = draw(st.lists(numbers, min_size=least, max_size=6 * width * (fault != "empty")))
+        table = np.array(values[: len(values) // width * width], "f8").reshape(-1, width)
+        if width == 1 and draw(st.booleans()):
+            table = table[:, 0]
+        with np.errstate(invalid="ignore", over="ignore"):
+            found.append(table.astype(draw(kinds)))
+    return num_features, found
+
+
+@given(lists_of_arrays(), st.sampled_from([None, 0.0]), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_sequences_that_are_read_together_are_those_read_one_by_one(
+    case: tuple[int, list[np.ndarray]], pad_value: float | None, fill_missing: bool
+) -> None:
+    num_features, sequences = case
+    reading = Reading(pad_value=pad_value, fill_missing=fill_missing)
+    reader = Reader.of(bare(input_size=num_features, reading=reading))
+
+    def result_of(rows: Iterator[Row]) -> object:
+        try:
+            found = [(np.asarray(row.steps), row._replace(steps=(), measured=None)) for row in rows]
+        except UserError as error:
+            return str(error)
+        return [(steps.dtype, steps.shape, steps.tobytes(), row) for steps, row in found]
+
+    one_by_one = _rows_one_by_one(list(sequences), 0, reader, is_array=False)
+    assert result_of(as_rows(sequences, reader)) == result_of(one_by_one)
+    if len({(one.shape, one.dtype) for one in sequences}) == 1:
+        one_by_one = _rows_one_by_one(list(sequences), 0, reader, is_array=True)
+        as_one = np.stack(sequences)
+        if as_one.ndim == 3 or num_features == 1:
+            assert result_of(as_rows(as_one, reader)) == result_of(one_by_one)
+
+
 def test_a_frame_orders_sequences_by_their_first_line(folder: Path) -> None:
     classifier = load(folder / "run")
     order = np.random.default_rng(0).permutation(sum(LENGTHS))
@@ -236,6 +290,15 @@ def test_images_are_read_as_in_training(tmp_path: Path, capsys: Capture) -> None
         assert metrics.loss == pytest.approx(-np.log(found[np.arange(len(truths)), truths]).mean())
         with pytest.warns(UserWarning, match="all pixels lie in 0 to 1"):
             classifier.predict(images.values[:2] / 16)
+
+
+@pytest.mark.parametrize("read", ["pixels", "columns"])
+def test_images_of_several_sizes_are_read_one_by_one(read: str) -> None:
+    classifier = in_memory(input_size=1 if read == "pixels" else 4, read=read)
+    generator = np.random.default_rng(0)
+    images = [generator.normal(size=(4, width)) for width in (5, 3, 3, 5)]
+    each = [classifier.predict_proba([image])[0] for image in images]
+    assert np.allclose(classifier.predict_proba(images), each, atol=1e-6)
 
 
 def test_a_threads_denormal_numbers_change_no_bit() -> None:

@@ -35,6 +35,7 @@ from helpers.reading import write
 from helpers.training import train_tiny
 
 from seqclf.model import Architecture, ImageOrder
+from seqclf.predict import MAX_GROUP
 from seqclf.tally import Tally
 
 
@@ -314,11 +315,11 @@ def test_a_large_vocabulary_is_no_obstacle(tmp_path: Path, capsys: Capture) -> N
 
 
 def test_later_labels_are_not_passed_over(folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    unlabelled = '{"steps": [[1, 2]]}\n' * 300
+    unlabelled = '{"steps": [[1, 2]]}\n' * (MAX_GROUP + 1)
     labelled = write_jsonl(tmp_path / "y.jsonl").read_text()
     both = write(tmp_path, "z.jsonl", unlabelled + labelled)
     code, out, err = call(capsys, "predict", folder / "run", both)
-    assert (code, len(table(out)), "truth" in table(out)[0]) == (0, 300 + N, False)
+    assert (code, len(table(out)), "truth" in table(out)[0]) == (0, MAX_GROUP + 1 + N, False)
     assert "note: the first 256 rows have no label, so no truth is shown" in err
     assert "of the 60 labels in the input agree" in err
 
@@ -339,13 +340,13 @@ def test_lengths_are_counted_as_the_model_reads_them(read: ImageOrder) -> None:
         lengths=(num_steps, num_steps),
     )
     tally = Tally()
-    tally.add("image", torch.zeros(8, 8), architecture)
+    tally.add(["image"], torch.zeros(8, 8), torch.tensor([8]), architecture)
     assert list(tally.notes(architecture)) == []
     # What is cut anyway is of no other length.
     cut = architecture.model_copy(update={"max_length": num_steps})
-    tally.add("cut", torch.zeros(80, 8), cut)
+    tally.add(["cut"], torch.zeros(80, 8), torch.tensor([80]), cut)
     assert list(tally.notes(cut)) == []
-    tally.add("large", torch.zeros(80, 80), architecture)
+    tally.add(["large"], torch.zeros(80, 80), torch.tensor([80]), architecture)
     large = 6_400 if num_steps == 64 else 80
     assert [note.partition(" (")[0] for note in tally.notes(architecture)] == [
         f"1 sequences are of another length, {large:,} steps"

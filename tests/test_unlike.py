@@ -109,7 +109,8 @@ def architecture(**changes: object) -> Architecture:
 def notes_on(x: np.ndarray, model: Architecture) -> list[str]:
     tally = Tally()
     for sequence in x:
-        tally.add("r", torch.from_numpy(sequence.astype(np.float32)), model)
+        values = torch.from_numpy(sequence.astype(np.float32))
+        tally.add(["r"], values, torch.tensor([len(values)]), model)
     return list(tally.notes(model))
 
 
@@ -161,7 +162,7 @@ def test_predict_counts_sequences_shorter_than_a_window(window: int | None) -> N
     reading = model.reading.model_copy(update={"window": window})
     tally = Tally()
     for sequence, length in zip(padded(12, 12, 12), (8, 9, 12), strict=True):
-        tally.add_row(Row("r", sequence[:length], "x"), reading)
+        tally.add_rows([Row("r", sequence[:length], "x")], reading)
     notes = list(tally.notes(model.model_copy(update={"reading": reading})))
     short = ["2 sequences shorter than a window of 10 steps: kept whole"] if window == 10 else []
     assert notes == short

@@ -75,6 +75,8 @@ def cut_into_parts(row: Row, reading: Reading) -> Parts:
     a window is kept whole. A window has the label that most of its steps have.
     """
     labels = row.step_labels
+    if labels is None and reading.window is None:  # as mostly, and so it has to be quick
+        return Parts([Part(0, len(row.steps), row.label)], 0, (len(row.steps),))
     stretches = [(0, len(row.steps))]
     if labels is not None and reading.on_label_change == "cut":
         stretches = list(_stretches(labels))

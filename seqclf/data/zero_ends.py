@@ -49,8 +49,8 @@ class ZeroEnds:
     def add(self, steps: np.ndarray) -> None:
         """Look at the end of a sequence [T, F]."""
         self.num_rows += 1
-        if len(steps) < LEAST_STEPS or steps[-LEAST_STEPS:].any():
-            return
+        if steps.item(-1) or len(steps) < LEAST_STEPS or steps[-LEAST_STEPS:].any():
+            return  # the look at one number spares most sequences the others
         data = np.flatnonzero(steps.any(1))
         if not len(data):
             return  # A sequence of zeros alone has no end.
