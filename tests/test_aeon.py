@@ -12,7 +12,7 @@ import pytest
 import seqclf
 
 
-@pytest.mark.parametrize("name", ["aeon", "sktime"])
+@pytest.mark.parametrize("name", ["aeon", pytest.param("sktime", marks=pytest.mark.slow)])
 def test_a_missing_library_is_named(name: str) -> None:
     code = f"import sys; sys.modules['{name}'] = None; import seqclf.{name}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

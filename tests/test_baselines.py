@@ -67,6 +67,7 @@ def test_the_commonest_class_needs_no_library(
     assert "--only svm: no baseline; there are majority" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_page_shows_the_baselines_of_its_own_data(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()

@@ -127,6 +127,7 @@ def test_a_page_is_legible_at_any_width_in_both_schemes(
             assert figure.get_attribute("aria-label")
 
 
+@pytest.mark.slow
 def test_a_big_run_has_a_small_page(big: Path) -> None:
     assert big.stat().st_size < 3e6
     sizes = {file.stem: file.stat().st_size for file in big.with_name("report-figures").iterdir()}

@@ -61,7 +61,7 @@ def train_on(path: str | Path, run_dir: Path, settings: Mapping[str, object] = {
 # ---- the same run at any world size, through any stop, with any workers
 
 
-@pytest.mark.parametrize("bucket", [True, False])
+@pytest.mark.parametrize("bucket", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_losses_agree_between_world_sizes(bucket: bool, dataset: str, tmp_path: Path) -> None:
     settings = RAGGED | {
         "data.path": dataset,
@@ -79,6 +79,7 @@ def test_losses_agree_between_world_sizes(bucket: bool, dataset: str, tmp_path: 
     assert two == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_with_shards_the_bits_are_the_same_at_any_world_size(dataset: str, tmp_path: Path) -> None:
     settings = RAGGED | {"data.path": dataset, "train.shards": 4}
     settings |= {"data.max_steps_per_batch": 100, "data.max_length": 12, "data.keep": "last"}
@@ -88,7 +89,7 @@ def test_with_shards_the_bits_are_the_same_at_any_world_size(dataset: str, tmp_p
     assert same_end(tmp_path / "moved", tmp_path / "one")
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_stopped_and_resumed_equals_uninterrupted(
     world_size: int, dataset: str, tmp_path: Path
 ) -> None:

@@ -89,10 +89,10 @@ def test_torchrun_starts_the_workers_again_and_they_go_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "told", "only"),
     [
-        ("raises", "what went wrong first", 0),
+        pytest.param("raises", "what went wrong first", 0, marks=pytest.mark.slow),
         ("raises", "what went wrong first", 1),
         ("dies", "gloo", 0),
-        ("dies", "gloo", 1),
+        pytest.param("dies", "gloo", 1, marks=pytest.mark.slow),
         ("sleeps", "in misbehave", 0),
         pytest.param("hangs in C with Python's lock", "no answer", 1, marks=pytest.mark.slow),
         pytest.param("sleeps", "in misbehave", 1, marks=pytest.mark.slow),

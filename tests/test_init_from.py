@@ -212,6 +212,7 @@ def train_on_rank(run_dir: Path, settings: Mapping[str, object]) -> int:
     return train_tiny(run_dir, settings)
 
 
+@pytest.mark.slow
 def test_two_ranks_branch_and_take_weights(origin: Path, tmp_path: Path) -> None:
     names = ("first", "same", "branch", "straight")
     first, same, branch, straight = (tmp_path / name for name in names)

@@ -83,7 +83,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("launcher", "signum", "left"),
     [
-        (("accelerate", "launch", "--cpu"), signal.SIGTERM, "preempted"),
+        pytest.param(
+            ("accelerate", "launch", "--cpu"), signal.SIGTERM, "preempted", marks=pytest.mark.slow
+        ),
         pytest.param(("python",), signal.SIGTERM, "preempted", marks=pytest.mark.slow),
         pytest.param(("python",), signal.SIGKILL, "running", marks=pytest.mark.slow),
     ],

@@ -198,7 +198,14 @@ def test_logs_and_settings_may_lie_there_before_a_run_begins(
     assert [(run / name).read_text() for name in names] == names
 
 
-@pytest.mark.parametrize("closed", ["", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        pytest.param("", marks=pytest.mark.slow),
+        pytest.param("2>&-", marks=pytest.mark.slow),
+        ">&- 2>&-",
+    ],
+)
 def test_the_output_may_go_into_the_run_directory(closed: str, tmp_path: Path) -> None:
     (tmp_path / "output").touch()
     with pytest.raises(UserError, match="not empty"):

@@ -280,7 +280,7 @@ def test_a_network_that_is_lost_costs_nothing(
         assert lines_in(list(received.rows.values())) == lines
 
 
-@pytest.mark.parametrize("tables", ["end", "never"])
+@pytest.mark.parametrize("tables", ["end", pytest.param("never", marks=pytest.mark.slow)])
 def test_a_full_disk_under_wandb_is_said_and_sent_later(
     tmp_path: Path, tables: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,7 +141,15 @@ def test_wandb_reports_of_an_offline_run_unless_it_is_told_not_to(
 
 
 @pytest.mark.usefixtures("no_wandb_account")
-@pytest.mark.parametrize("tracking", ["auto", "offline", "by WANDB_MODE", "online"])
+@pytest.mark.parametrize(
+    "tracking",
+    [
+        "auto",
+        pytest.param("offline", marks=pytest.mark.slow),
+        pytest.param("by WANDB_MODE", marks=pytest.mark.slow),
+        "online",
+    ],
+)
 def test_wandb_posts_to_its_server_only_online(
     tmp_path: Path, tracking: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

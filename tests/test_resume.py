@@ -164,7 +164,7 @@ needs_bf16 = pytest.mark.skipif(
 
 
 @needs_bf16
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("first", "then", "precision"), [(1.0, 9.0, "bf16"), (9.0, 1.0, "fp32")])
 def test_the_first_starts_precision_is_kept(
     world_size: int, first: float, then: float, precision: str, tmp_path: Path

@@ -104,8 +104,9 @@ def test_what_cannot_run_is_replaced_loudly(
     assert (decision.remedy == "leave precision at auto or fp32") == bool(problem)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONEDNN_MAX_CPU_ISA is for x86")
-@pytest.mark.parametrize("isa", ["AVX2", pytest.param("AVX512_CORE", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_bf16_where_the_cpus_lstm_cannot_do_it_trains_in_fp32(isa: str, tmp_path: Path) -> None:
     words: list[str | Path] = [*THREE_STEPS, "--precision", "bf16", "--run-dir", tmp_path]
     done = launch("python", *words, ONEDNN_MAX_CPU_ISA=isa)

@@ -92,7 +92,9 @@ def test_a_signal_at_any_moment_is_obeyed_and_the_run_goes_on(
     assert same_end(train_undisturbed(1, tmp_path), straight[1])
 
 
-@pytest.mark.parametrize("only", [0, 1, None])
+@pytest.mark.parametrize(
+    "only", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_two_processes_stop_at_one_step_whoever_was_told(
     only: int | None, straight: dict[int, Path], tmp_path: Path
 ) -> None:

@@ -222,6 +222,7 @@ def test_one_that_wakes_up_late_writes_nothing(tmp_path: Path) -> None:
     assert files_in(run) == left
 
 
+@pytest.mark.slow
 def test_another_rank_that_wakes_up_late_tells_nothing(tmp_path: Path) -> None:
     ranks = start_ranks(2, train_until, tmp_path, "old", "go on")
     wait_for((tmp_path / "old").exists)

@@ -71,7 +71,7 @@ def architectures(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:.*(kept whole|another unit|all 0; is it padding)")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(architectures(), st.integers(1, 24), st.integers(0, 99))
 def test_a_stream_is_the_prediction_of_each_prefix(
     architecture: dict[str, Any], length: int, seed: int

@@ -87,7 +87,14 @@ def test_wandb_is_online_if_asked_or_with_a_key(
     assert choose_wandb(asked)[0] == mode
 
 
-@pytest.mark.parametrize("text", ["OFFLINE", "DryRun", "nonsense"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("OFFLINE", marks=pytest.mark.slow),
+        "DryRun",
+        pytest.param("nonsense", marks=pytest.mark.slow),
+    ],
+)
 def test_variables_that_wandb_refuses_stop_no_mirror(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

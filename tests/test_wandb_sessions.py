@@ -85,6 +85,7 @@ def test_a_killed_run_loses_and_repeats_no_point(
         assert untimed(lines_in(list(received.rows.values()))) == lines
 
 
+@pytest.mark.slow
 def test_where_the_logs_are_lost_the_server_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
