@@ -86,14 +86,14 @@ def as_rows(sequences: object, reader: Reader) -> Iterator[Row]:
     first = 0
     while some := list(islice(items, AT_ONCE)):
         rows = _sound_rows(some, first, reader)
-        yield from _rows_one_by_one(some, first, reader, is_array) if rows is None else rows
+        yield from rows_one_by_one(some, first, reader, is_array) if rows is None else rows
         first += len(some)
 
 
 def _sound_rows(sequences: list[object], first: int, reader: Reader) -> list[Row] | None:
     """Return rows of arrays that have nothing to find fault with, to change or to say.
 
-    They equal those of `_rows_one_by_one`, which takes all others, and takes ten times as long.
+    They equal those of `rows_one_by_one`, which takes all others, and takes ten times as long.
     """
     if kind_of(reader.architecture) != "features" or reader.architecture.read != "rows":
         return None
@@ -120,9 +120,10 @@ def _sound_rows(sequences: list[object], first: int, reader: Reader) -> list[Row
     ]
 
 
-def _rows_one_by_one(
+def rows_one_by_one(
     sequences: list[object], first: int, reader: Reader, is_array: bool
 ) -> Iterator[Row]:
+    """Yield rows of any sequences, whose places begin at `first`. Raises UserError for a fault."""
     for index, sequence in enumerate(sequences, first):
         where = f"X[{index}]"
         try:

@@ -27,7 +27,7 @@ from seqclf.classifier import Classifier
 from seqclf.data import sources
 from seqclf.data.readers.rows import Row
 from seqclf.data.reading import Reading
-from seqclf.inputs import Reader, _rows_one_by_one, as_rows
+from seqclf.inputs import Reader, as_rows, rows_one_by_one
 from seqclf.model import Architecture
 
 LENGTHS = [2 + number % 5 for number in range(N)]
@@ -184,10 +184,10 @@ def test_sequences_that_are_read_together_are_those_read_one_by_one(
             return str(error)
         return [(steps.dtype, steps.shape, steps.tobytes(), row) for steps, row in found]
 
-    one_by_one = _rows_one_by_one(list(sequences), 0, reader, is_array=False)
+    one_by_one = rows_one_by_one(list(sequences), 0, reader, is_array=False)
     assert result_of(as_rows(sequences, reader)) == result_of(one_by_one)
     if len({(one.shape, one.dtype) for one in sequences}) == 1:
-        one_by_one = _rows_one_by_one(list(sequences), 0, reader, is_array=True)
+        one_by_one = rows_one_by_one(list(sequences), 0, reader, is_array=True)
         as_one = np.stack(sequences)
         if as_one.ndim == 3 or num_features == 1:
             assert result_of(as_rows(as_one, reader)) == result_of(one_by_one)

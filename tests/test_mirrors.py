@@ -95,15 +95,16 @@ def test_a_mirror_that_fails_leaves_the_training_alone(
     assert hashes[0]["weights_sha256"] == hashes[1]["weights_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "online"),
     [
         ("mirror", True),
-        pytest.param("wandb-core", False, marks=pytest.mark.slow),
-        pytest.param("mirror", False, marks=pytest.mark.slow),
-        pytest.param("wandb-core", True, marks=pytest.mark.slow),
-        pytest.param("both", False, marks=pytest.mark.slow),
-        pytest.param("both", True, marks=pytest.mark.slow),
+        ("wandb-core", False),
+        ("mirror", False),
+        ("wandb-core", True),
+        ("both", False),
+        ("both", True),
     ],
 )
 def test_a_mirror_that_is_killed_is_said_and_sent_later(
@@ -155,6 +156,7 @@ def test_a_mirror_that_is_killed_is_said_and_sent_later(
     assert "wandb " not in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_mirror_in_tensorboard_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_killed_mirror_in_tensorboard_is_made_anew(
     assert find_missing(tmp_path / "run", "tensorboard") == (0, 9)
 
 
+@pytest.mark.slow
 def test_what_was_confirmed_before_is_not_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +193,7 @@ def test_what_was_confirmed_before_is_not_missing(
     assert problem in capfd.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_a_count_is_of_its_own_run_and_file_only(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert train_mirrored(run_dir) == 0
@@ -280,7 +284,8 @@ def test_a_network_that_is_lost_costs_nothing(
         assert lines_in(list(received.rows.values())) == lines
 
 
-@pytest.mark.parametrize("tables", ["end", pytest.param("never", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", ["end", "never"])
 def test_a_full_disk_under_wandb_is_said_and_sent_later(
     tmp_path: Path, tables: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,7 +144,7 @@ def test_wandb_reports_of_an_offline_run_unless_it_is_told_not_to(
 @pytest.mark.parametrize(
     "tracking",
     [
-        "auto",
+        pytest.param("auto", marks=pytest.mark.slow),
         pytest.param("offline", marks=pytest.mark.slow),
         pytest.param("by WANDB_MODE", marks=pytest.mark.slow),
         "online",

@@ -87,14 +87,8 @@ def test_wandb_is_online_if_asked_or_with_a_key(
     assert choose_wandb(asked)[0] == mode
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("OFFLINE", marks=pytest.mark.slow),
-        "DryRun",
-        pytest.param("nonsense", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["OFFLINE", "DryRun", "nonsense"])
 def test_variables_that_wandb_refuses_stop_no_mirror(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +182,7 @@ def test_a_straight_run_is_mirrored_whole(
             assert Path(content["local_path"]).is_relative_to(run_dir)
 
 
+@pytest.mark.slow
 def test_tables_show_confusion_classes_and_mistakes(tmp_path: Path) -> None:
     run_dir = tmp_path / "mine"
     assert train_mirrored(run_dir) == 0
@@ -218,6 +213,7 @@ def test_tables_show_confusion_classes_and_mistakes(tmp_path: Path) -> None:
     assert len({Path(path).read_bytes() for path in drawn}) == len(mistakes["data"]) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["best", "never"])
 def test_tables_are_sent_when_asked(tmp_path: Path, when: str) -> None:
     flags = {"data.val_fraction": "0.2", "checkpoint.keep_best": "true", "tracking.tables": when}
@@ -233,6 +229,7 @@ def test_tables_are_sent_when_asked(tmp_path: Path, when: str) -> None:
     assert len(tested) == (when == "best")
 
 
+@pytest.mark.slow
 def test_a_preempted_run_says_so_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +256,7 @@ def test_a_preempted_run_says_so_and_goes_on(
     assert offline_lines(tmp_path / "run") == read_metrics(tmp_path / "run", timed=True)
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
     assert (
         train_mirrored(
@@ -274,6 +272,7 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     assert "steps were skipped" in status["error"]
 
 
+@pytest.mark.slow
 def test_a_crash_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepLog, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -324,6 +323,7 @@ def test_no_key_is_written_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [file for file in files if secret.encode() in file.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_a_series_is_drawn_too(tmp_path: Path) -> None:
     toy_dataset(tmp_path / "data")
     path = str(tmp_path / "data")
@@ -335,6 +335,7 @@ def test_a_series_is_drawn_too(tmp_path: Path) -> None:
     assert list((tmp_path / "run").rglob("test/mistakes_*.table.json"))
 
 
+@pytest.mark.slow
 def test_a_log_that_is_cut_anywhere_gets_no_mark(tmp_path: Path) -> None:
     assert train_mirrored(tmp_path / "run", log__every="1") == 0
     [log] = tmp_path.glob("run/wandb/offline-run-*/*.wandb")

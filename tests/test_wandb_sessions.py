@@ -161,10 +161,8 @@ SESSIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [SESSIONS[0], *(pytest.param(words, marks=pytest.mark.slow) for words in SESSIONS[1:])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("words", SESSIONS)
 def test_each_line_is_there_once_after_any_sessions(tmp_path: Path, words: str) -> None:
     """Sessions online and offline, whole, torn or killed, and uploads at any time between them."""
     run_dir = tmp_path / "run"
