@@ -276,6 +276,7 @@ def test_stopped_at_every_evaluation_it_decides_alike(early: Path, tmp_path: Pat
     assert same_end(tmp_path, early)
 
 
+@pytest.mark.slow
 def test_two_processes_decide_alike(tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     run_ranks(2, train_on_rank, straight, IMPATIENT)

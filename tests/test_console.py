@@ -182,9 +182,8 @@ def test_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\r" not in notebook.text
 
 
-@pytest.mark.parametrize(
-    "closed", ["<&- >&- 2>&-", *(pytest.param(c, marks=pytest.mark.slow) for c in (">&-", "2>&-"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
 def test_closed_streams_stop_nothing(closed: str, tmp_path: Path) -> None:
     """The numbers of closed streams are free: a file of the run could get one, and C's output."""
     run = tmp_path / "run"

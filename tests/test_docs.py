@@ -194,6 +194,7 @@ def test_a_command_runs(
     assert main([*words, *(shortened if words[0] == "train" else [])]) == 0
 
 
+@pytest.mark.slow
 def test_a_launcher_runs(tmp_path: Path) -> None:
     done = launch(*LAUNCHED.split(), *SMOKE, tmp_path)
     assert done.returncode == 0, done.stderr

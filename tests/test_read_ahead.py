@@ -138,6 +138,7 @@ def test_a_full_disk_ends_a_run_that_reads_ahead(
     assert read_status(tmp_path / "run").state == "failed"
 
 
+@pytest.mark.slow
 def test_a_users_mistake_after_the_start_ends_a_command(tmp_path: Path) -> None:
     settings = {"data.workers": 2, "train.steps": 1000, "optim.lr": 1e38, "optim.clip": None}
     flags = tiny_flags(settings, run_dir=tmp_path / "run", train__max_skipped=3, log__every=5)

@@ -138,6 +138,7 @@ def test_shares_of_sequences_are_rounded_up_to_a_step() -> None:
             torch.testing.assert_close(chances[row, place], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_result_is_read_by_its_newest_checkpoint(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -296,6 +297,7 @@ def test_a_run_ends_with_its_page(digits: Path, tmp_path: Path) -> None:
     assert not (run_dir / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_nothing_to_do_leaves_the_page_alone(tmp_path: Path) -> None:
     run_dir = train(tmp_path / "run", WITH_PAGE)
     (run_dir / "report.html").write_text("mine")

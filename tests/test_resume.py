@@ -33,7 +33,7 @@ from seqclf.run.resume import Stored, check_steps_done
 SMALL = {**EVERYTHING_ON, "train.steps": 10, "model.hidden_size": 8, "model.num_layers": 1}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_stopped_and_resumed_equals_uninterrupted(world_size: int, tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert set(run_ranks(world_size, train_tiny, straight, EVERYTHING_ON)) == {0}

@@ -94,7 +94,8 @@ def race(out: Path, text: str, delay_s: float, overwrite: bool) -> None:
     os._exit(0)
 
 
-@pytest.mark.parametrize("overwrite", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_of_two_writers_one_wins_and_the_other_is_told(tmp_path: Path, overwrite: bool) -> None:
     fork = multiprocessing.get_context("fork")
     for number in range(30):

@@ -89,7 +89,9 @@ def test_where_it_lies_does_not_matter(run: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["report.html", "report-figures/accuracy.svg"])
+@pytest.mark.parametrize(
+    "name", ["report.html", pytest.param("report-figures/accuracy.svg", marks=pytest.mark.slow)]
+)
 def test_a_page_is_not_written_through_a_link_or_into_a_pipe(run: Path, name: str) -> None:
     names = sorted((run / "report-figures").glob("*.svg"))
     file = run / name if name == "report.html" else names[0]
@@ -112,6 +114,7 @@ def test_somebody_elses_page_is_left_alone(run: Path) -> None:
         write_report([run], None, {})
 
 
+@pytest.mark.slow
 def test_the_command_that_trained_the_run_writes_its_page_again(tmp_path: Path) -> None:
     settings = {"train.steps": 4, "log.every": 2, "report": True}
     assert train_tiny(tmp_path, settings) == 0

@@ -149,9 +149,8 @@ def stop_one(folder: Path, place: str, who: str, launcher: tuple[int, int] | Non
             rank.join()
 
 
-@pytest.mark.parametrize(
-    "place", ["step", *(pytest.param(p, marks=pytest.mark.slow) for p in PLACES if p != "step")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
 def test_rank_0_is_stopped(place: str, tmp_path: Path) -> None:
     stop_one(tmp_path, place, "0", None)
 
