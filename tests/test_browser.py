@@ -6,8 +6,6 @@ import itertools
 import json
 import math
 import random
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from helpers.data import write_rows
 from helpers.files import change_json
 from helpers.pages import BROKEN, FOCUS, LOOK, SCHEMES, opened
 from helpers.training import train_tiny
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from seqclf.cli.main import main
 from seqclf.report.page import write_report
@@ -30,19 +28,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "digits"
     assert train_tiny(path, SETTINGS, report=True) == 0
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *quiet])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("kind", ["series", "text"])

@@ -36,6 +36,7 @@ PROGRAMS = (
 )
 PLACEHOLDERS = {"configs/RECIPE.yaml": "configs/digits.yaml", "S": "1", "R": "0", "IP": "127.0.0.1"}
 PLACEHOLDERS |= {"RUN": "runs/mine", "FILE": "labelled.csv", "ONE_WAY_RUN": "runs/one-way"}
+PLACEHOLDERS |= {"runs/digits": "runs/mine"}  # what `make train` makes
 PLACEHOLDERS |= {f"RUN_{number}": f"runs/mine-{number}" for number in range(1, 5)}
 NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"} | {
     "torchrun --standalone",
@@ -44,6 +45,7 @@ NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"}
     "seqclf prepare",
     "seqclf describe",
     "seqclf export",
+    "seqclf demo",
     "seqclf baselines",
 }
 SHORT = ["--train.steps", "2", "--tracking.wandb", "disabled", "--report", "false", "--run-dir"]
@@ -110,6 +112,7 @@ def test_the_commands_are_found() -> None:
         "train",
         "evaluate",
         "predict",
+        "demo",
         "report",
         "export",
         "prepare",

@@ -15,7 +15,7 @@ from helpers.launching import ROOT
 STORY = (
     "errors metrics config data conv model prefixes stepwise loss optim console processes step "
     "evaluate calibrate settle run step_log tally predict average counts inputs stream classifier "
-    "predictions measure export terminal baselines report tracking training examples fit "
+    "predictions measure export demo terminal baselines report tracking training examples fit "
     "estimator channels aeon sktime cli __main__ __init__"
 )
 WINGS = STORY.split()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from seqclf.cli.demonstrating import demo_command
 from seqclf.cli.exporting import export_command
 from seqclf.cli.options import check_run, data_folders, read_options, split_names
 from seqclf.cli.parser import build_parser
@@ -191,6 +192,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "predict": predict_command,
     "report": report_command,
     "export": export_command,
+    "demo": demo_command,
     "prepare": prepare_command,
     "baselines": baselines_command,
     "describe": describe_command,

@@ -52,6 +52,7 @@ def build_parser(*, completing: bool = False) -> ArgumentParser:
     _add_predict(commands)
     _add_report(commands)
     _add_export(commands)
+    _add_demo(commands)
     _add_prepare(commands)
     _add_describe(commands)
     _add_baselines(commands)
@@ -241,6 +242,21 @@ def _add_export(commands: _Commands) -> None:
         "--state", action="store_true", help="a model of one time step, with its state in and out"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+DEMO = """\
+The page is one file with the model inside. It opens from disk, needs no server
+and makes no request.
+"""
+
+
+def _add_demo(commands: _Commands) -> None:
+    summary = "write a page that runs a trained model in the browser"
+    parser = commands.add("demo", summary, usage="RUN_DIR [options]", description=DEMO)
+    parser.add_argument("run_dir", type=Path, help="directory of a run, or its folder model/")
+    _add_data_folders(parser)
+    parser.add_argument("--out", type=Path, default=Path("demo.html"), help="the page [demo.html]")
+    parser.add_argument("--overwrite", action="store_true", help="replace a page that is there")
 
 
 def _add_data_folders(parser: ArgumentParser) -> None:
