@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import os
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from seqclf import hub
 from seqclf.average import Member, load_members, predict_rows_together
 from seqclf.data.readers.rows import BadRow, RowError, parse_name, quote
 from seqclf.errors import UserError, printable_lines
@@ -48,8 +50,9 @@ def load(
 ) -> Classifier:
     """Load a trained model, ready to predict; of a list of them, the mean of their probabilities.
 
-    `path` is the directory of a run, its folder model/, or one of its checkpoints. Of a run that
-    has no result yet, the newest checkpoint is taken, and a warning says so. `device` is `auto`
+    `path` is the directory of a run, its folder model/, or one of its checkpoints; or a model of
+    the Hugging Face Hub, `hf://ORG/NAME` or `hf://ORG/NAME@REVISION`, which is downloaded. Of a run
+    without a result the newest checkpoint is taken, and a warning says so. `device` is `auto`
     (the GPU if there is one, else the CPU), or what torch calls a device, such as `cpu` or
     `cuda:1`. A token that the training data did not have is an error; with
     `unknown_tokens="keep"` it is read as an unknown token, as `seqclf predict` does. `raw` leaves
@@ -67,7 +70,19 @@ def load(
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
         raise UserError("an empty list of models; name one or more")
-    members, loaded = load_members([Path(each) for each in paths], device, raw=raw)
+    with tempfile.TemporaryDirectory() as folder:
+        names = {}  # of the models of the Hub, by their folders
+        places = []
+        for number, each in enumerate(paths):
+            if isinstance(each, str) and each.startswith(hub.PREFIX):
+                place = Path(folder) / str(number)
+                hub.fetch(hub.parse_name(each), place)
+                names[str(place)] = each
+            else:
+                place = Path(each)
+            places.append(place)
+        members, loaded = load_members(places, device, raw=raw)
+    members = [one._replace(name=names.get(one.name, one.name)) for one in members]
     for where, saved in loaded:
         is_chosen = os.path.realpath(saved.file.parent) == os.path.realpath(where)
         if saved.step is not None and not is_chosen:

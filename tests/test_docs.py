@@ -46,6 +46,7 @@ NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"}
     "seqclf describe",
     "seqclf export",
     "seqclf demo",
+    "seqclf push",
     "seqclf baselines",
 }
 SHORT = ["--train.steps", "2", "--tracking.wandb", "disabled", "--report", "false", "--run-dir"]
@@ -113,6 +114,7 @@ def test_the_commands_are_found() -> None:
         "evaluate",
         "predict",
         "demo",
+        "push",
         "report",
         "export",
         "prepare",

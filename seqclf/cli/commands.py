@@ -16,6 +16,7 @@ from seqclf.cli.exporting import export_command
 from seqclf.cli.options import check_run, data_folders, read_options, split_names
 from seqclf.cli.parser import build_parser
 from seqclf.cli.predicting import evaluate_command, predict_command
+from seqclf.cli.pushing import push_command
 from seqclf.config.load import load_config
 from seqclf.config.recipes import FOR_PREPARED_DATA
 from seqclf.config.reference import STARTER, commented_yaml
@@ -193,6 +194,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "report": report_command,
     "export": export_command,
     "demo": demo_command,
+    "push": push_command,
     "prepare": prepare_command,
     "baselines": baselines_command,
     "describe": describe_command,

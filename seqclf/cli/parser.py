@@ -53,6 +53,7 @@ def build_parser(*, completing: bool = False) -> ArgumentParser:
     _add_report(commands)
     _add_export(commands)
     _add_demo(commands)
+    _add_push(commands)
     _add_prepare(commands)
     _add_describe(commands)
     _add_baselines(commands)
@@ -257,6 +258,23 @@ def _add_demo(commands: _Commands) -> None:
     _add_data_folders(parser)
     parser.add_argument("--out", type=Path, default=Path("demo.html"), help="the page [demo.html]")
     parser.add_argument("--overwrite", action="store_true", help="replace a page that is there")
+
+
+PUSH = """\
+The weights go as safetensors, with the card of the model. You must be logged in
+(hf auth login); --dry-run sends nothing.
+"""
+
+
+def _add_push(commands: _Commands) -> None:
+    summary = "upload a trained model to the Hugging Face Hub"
+    parser = commands.add("push", summary, usage="RUN_DIR ORG/NAME [options]", description=PUSH)
+    parser.add_argument("run_dir", type=Path, help="directory of a run, or its folder model/")
+    parser.add_argument("name", metavar="ORG/NAME", help="the model's name on the Hub")
+    parser.add_argument("--private", action="store_true", help="if it is made: for you alone")
+    parser.add_argument(
+        "--dry_run", type=Path, metavar="DIR", help="write the files into a folder, send nothing"
+    )
 
 
 def _add_data_folders(parser: ArgumentParser) -> None:

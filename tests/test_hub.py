@@ -1,0 +1,221 @@
+"""`seqclf push` and `seqclf.load("hf://...")`, against a stand-in of the Hub on this machine."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from helpers.commands import Capture, call, refusal
+from helpers.launching import launch
+from helpers.training import train_tiny
+
+import seqclf
+from seqclf import UserError, hub
+
+COMMIT = "a" * 40
+LOAD = """
+import sys, seqclf
+classifier = seqclf.load(sys.argv[1])
+print(classifier.title, file=sys.stderr)
+print(classifier.predict_proba([[[9] * 8] * 8]).tolist())
+"""
+
+
+class StandIn(ThreadingHTTPServer):
+    """Holds the files of one model, and what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.asked: list[tuple[str, str]] = []
+        self.tokens: set[str | None] = set()
+        self.status = 200
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        path = self.path.partition("?")[0]
+        self.server.asked.append((self.command, path))
+        self.server.tokens.add(self.headers.get("authorization"))
+        if self.server.status != 200:
+            return self._send({"error": "no"}, status=self.server.status)
+        if path == "/api/repos/create":
+            return self._send({"url": f"{self.server.url}/me/digits"})
+        if path == "/api/validate-yaml":
+            return self._send({"errors": [], "warnings": []})
+        if path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            modes = [{"uploadMode": "regular", "shouldIgnore": False} | one for one in files]
+            return self._send({"files": modes})
+        if path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.server.files[line["value"]["path"]] = content
+            url = f"{self.server.url}/me/digits/commit/{COMMIT}"
+            return self._send({"success": True, "commitOid": COMMIT, "commitUrl": url})
+        if "/resolve/" in path:
+            return self._send_file(self.server.files[path.rpartition("/")[2]])
+        if "/tree/" in path:
+            return self._send(
+                [
+                    {"type": "file", "path": name, "size": len(one), "oid": _sha(one)}
+                    for name, one in self.server.files.items()
+                ]
+            )
+        if "/revision/" in path or path == "/api/models/me/digits":
+            names = [{"rfilename": name} for name in self.server.files]
+            return self._send({"id": "me/digits", "sha": COMMIT, "siblings": names})
+        return self._send({}, status=404)
+
+    do_GET = do_POST = do_HEAD = _answer  # noqa: N815
+
+    def _send(self, answer: Any, status: int = 200) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self._end("application/json", content)
+
+    def _send_file(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("etag", f'"{_sha(content)}"')
+        self.send_header("x-repo-commit", COMMIT)
+        self._end("application/octet-stream", content)
+
+    def _end(self, kind: str, content: bytes) -> None:
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    server = StandIn()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("hub") / "run"
+    assert train_tiny(run, {"train.steps": 10, "data.root": "/home/somebody/data"}) == 0
+    return run
+
+
+def test_what_was_pushed_is_loaded(run: Path, server: StandIn, tmp_path: Path) -> None:
+    place = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret"}
+    done = launch("python", "-m", "seqclf", "push", run, "me/digits", **place)
+    assert done.returncode == 0, done.stderr
+    assert f"sent        {server.url}/me/digits" in done.stdout
+    assert {*server.files} == {*hub.FILES}
+    assert server.files["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+    assert server.tokens - {None} == {"Bearer hf_secret"}
+    assert not any(b"hf_secret" in content for content in server.files.values())
+    server.asked.clear()
+    loaded = launch("python", "-c", LOAD, "hf://me/digits", **place)
+    assert loaded.returncode == 0, loaded.stderr
+    expected = seqclf.load(run).predict_proba([[[9] * 8] * 8])
+    assert np.allclose(json.loads(loaded.stdout), expected)
+    assert "hf://me/digits: 666 parameters" in loaded.stderr
+    assert {path.rpartition("/")[2] for _, path in server.asked} >= {"model.safetensors"}
+
+
+def test_a_hub_that_refuses_is_a_users_error(run: Path, server: StandIn, tmp_path: Path) -> None:
+    place = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret"}
+    for status in (401, 403, 404):
+        server.status = status
+        for words in (("-m", "seqclf", "push", run, "me/digits"), ("-c", LOAD, "hf://me/digits")):
+            done = launch("python", *words, **place)
+            assert done.returncode == (2 if words[0] == "-m" else 1)
+            assert "is the name right, the network there, and are you logged in" in done.stderr
+            assert done.stderr.count("Traceback") == (words[0] == "-c")
+    place["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens
+    done = launch("python", "-m", "seqclf", "push", run, "me/digits", **place)
+    assert done.returncode == 2
+    assert "hf://me/digits: cannot push it" in done.stderr
+
+
+def test_a_dry_run_writes_the_folder_and_sends_nothing(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    code, said, _ = call(capsys, "push", run, "me/digits", "--dry-run", out)
+    assert code == 0
+    assert "nothing was sent" in said
+    assert "note: data.root: left out of card.json, as a place on this machine" in said
+    assert "note: no licence: write one into " in said
+    assert {file.name for file in out.iterdir()} == {*hub.FILES}
+    card = json.loads((out / "card.json").read_text())
+    assert card["settings"]["data.root"] is None
+    assert "/home/somebody" in (run / "model" / "card.json").read_text()
+    assert not any("/home/somebody" in file.read_text("latin-1") for file in out.iterdir())
+    readme = (out / "README.md").read_text()
+    _, front, text = readme.split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "seqclf", "tags": list(hub.TAGS)}
+    assert 'seqclf.load("hf://me/digits")' in text
+    assert len(seqclf.load(out).classes_) == 10
+    assert "not empty" in refusal(capsys, "push", run, "me/digits", "--dry-run", out)
+
+
+def test_a_model_without_a_card_has_a_readme_and_a_licence_is_told(
+    run: Path, tmp_path: Path
+) -> None:
+    seqclf.load(run).save(tmp_path / "bare")
+    notes = hub.gather(tmp_path / "bare", tmp_path / "a", hub.parse_name("me/x"))
+    assert notes[0] == "no card: the model was not saved by a run"
+    assert (tmp_path / "a" / "README.md").read_text().endswith("# A model of seqclf\n")
+    (tmp_path / "bare" / "card.json").write_text('{"licence": "mit: \\"or\\" so"}')
+    assert hub.gather(tmp_path / "bare", tmp_path / "b", hub.parse_name("me/x")) == []
+    front = (tmp_path / "b" / "README.md").read_text().split("---\n")[1]
+    assert yaml.safe_load(front)["license"] == 'mit: "or" so'
+
+
+@pytest.mark.parametrize("name", ["digits", "me/", "a/b/c", "../x", "me/x y", "https://x/y", ""])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="no name of the Hugging Face Hub, which is ORG/NAME"):
+        hub.parse_name(name)
+
+
+def test_names_may_have_a_revision() -> None:
+    assert hub.parse_name("hf://me/x@v1.0") == ("me/x", "v1.0")
+    assert hub.parse_name("me/x") == ("me/x", None)
+
+
+def test_a_path_is_never_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("asked the Hub"))
+    with pytest.raises(UserError, match="neither a trained model nor a whole checkpoint"):
+        seqclf.load("me/digits")
+
+
+def test_only_a_result_is_pushed(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert train_tiny(tmp_path / "run", {"train.steps": 10, "checkpoint.every": 5}) == 0
+    (tmp_path / "run" / "model" / "model.safetensors").unlink()
+    said = refusal(capsys, "push", tmp_path / "run", "me/x", "--dry-run", tmp_path / "out")
+    assert "no result yet, only a checkpoint of step 10; let the run finish" in said
