@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from seqclf.model import LSTMClassifier
 from seqclf.prefixes import classify_prefixes, decided_at, probabilities, token_lines
 from seqclf.report.figures import in_blocks
 from seqclf.report.intervals import macro_f1_interval, wilson
-from seqclf.report.page import write_report
+from seqclf.report.page import page_of_run, render, write_report
 from seqclf.report.reading import choose_evenly, classify_shares
 from seqclf.report.run_record import read_run
 from seqclf.run.weights import load_model
@@ -102,6 +103,16 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
     assert f"{found['test/macro_f1']:.4f}" in page
     assert "test accuracy, n = 359" in page
     assert "Over 359 of 359 test examples" in page
+    low, high = wilson(round(359 * found["test/accuracy"]), 359)
+    assert (
+        "Of 359 examples that it was not trained on, it names "
+        f"{100 * found['test/accuracy']:.1f} % rightly "
+        f"(95 % interval {100 * low:.1f} to {100 * high:.1f})."
+    ) in page
+    anchors = set(re.findall(r'<li><a href="#([^"]+)"', page))
+    assert anchors == {"reading", "predictions", "curves", "test", "run", "next"}
+    assert all(page.count(f' id="{name}"') == 1 for name in anchors)
+    assert f"<code>seqclf demo {digits.name}</code>" in page
     drawn = {file.stem for file in (digits / "report-figures").iterdir()}
     assert {"train-loss", "test-accuracy", "test-confusion", "test-reliability"} < drawn
     assert {"reading-share", "reading-decided", "reading-example-0"} < drawn
@@ -110,6 +121,20 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
     assert len(page) < 3e6
     identifiers = re.findall(r' id="([^"]*)"', page)
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_test_split_comes_first_and_a_perfect_score_has_no_interval(digits: Path) -> None:
+    record = read_run(digits)
+    test = record.evaluations["test"]
+    perfect = test.model_copy(update={"confusion": [[9, 0], [0, 7]], "classes": ("a", "b")})
+    metrics = {name.replace("test/", "val/"): value for name, value in test.metrics.items()}
+    evaluations = {"val": test.model_copy(update={"metrics": metrics}), "test": perfect}
+    page = page_of_run(replace(record, evaluations=evaluations), {})
+    assert list(page.evaluations) == ["test", "val"]
+    text = render(page)
+    assert text.count("no mistake, so no interval") == 1
+    assert text.count("watched in training, so no result") == 1
+    assert text.index("test accuracy, n = 16") < text.index("val accuracy, n = 359")
 
 
 def test_the_last_share_of_the_reading_is_the_accuracy(digits: Path) -> None:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,8 @@ class EvaluationSection:
     """The temperature of the result, and the calibration error and the loss with it."""
     doubt: str | None
     """Why the numbers are no result."""
+    is_perfect: bool
+    """Whether there is no mistake."""
     classes: list[tuple[ClassRow, tuple[float, float]]]
     """Each with the interval of its recall."""
     pairs: list[tuple[int, str, str]]
@@ -105,6 +108,9 @@ class Page:
     curves: dict[str, str]
     state: str | None = None
     error: str | None = None
+    headline: str | None = None
+    commands: list[tuple[str, str]] = field(default_factory=list)
+    """What to do next, and what it is for."""
     overview: list[tuple[str, str]] = field(default_factory=list)
     comparison: Comparison | None = None
     together: Together | None = None
@@ -191,11 +197,17 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
         state=run.state,
         error=None if run.status is None else run.status.error,
         overview=overview(run),
+        commands=next_commands(run.path.name),
         evaluations={
             split: show_evaluation(evaluation, split)
-            for split, evaluation in run.evaluations.items()
+            # The result comes first.
+            for split, evaluation in sorted(
+                run.evaluations.items(), key=lambda one: one[0] != "test"
+            )
         },
     )
+    if "test" in page.evaluations:
+        page = replace(page, headline=headline(page.evaluations["test"]))
     try:
         saved = find_weights(run.path)
         model = saved.build()
@@ -252,6 +264,27 @@ def first_predictions(model: LSTMClassifier, test: Sequences) -> list[Prediction
             picture=take_picture(test, index),
         )
         for index in range(count)
+    ]
+
+
+def headline(test: EvaluationSection) -> str | None:
+    """Return the result in a sentence; None if there is none."""
+    if test.doubt is not None:
+        return None
+    low, high = (100 * bound for bound in test.accuracy_interval)
+    return (
+        f"Of {test.n:,} examples that it was not trained on, it names {100 * test.accuracy:.1f} % "
+        f"rightly (95 % interval {low:.1f} to {high:.1f})."
+    )
+
+
+def next_commands(name: str) -> list[tuple[str, str]]:
+    """Return what people do with a run."""
+    run = shlex.quote(name)
+    return [
+        (f"seqclf predict {run} FILE", "name the sequences of a file"),
+        (f"seqclf demo {run}", "a page that runs the model in the browser"),
+        (f"seqclf export {run} --out model.onnx", "a file for onnxruntime"),
     ]
 
 
@@ -313,6 +346,7 @@ def show_evaluation(evaluation: Evaluation, split: str) -> EvaluationSection:
         calibration_error=calibration_error(evaluation.calibration),
         calibrated=calibrated,
         doubt=why_no_result(evaluation, split) if split == "test" else None,
+        is_perfect=sum(hits) == n,
         classes=[(row, wilson(h, row.support)) for row, h in zip(table, hits, strict=True)],
         pairs=sorted(pairs, key=lambda pair: -pair[0])[:MOST_PAIRS],
         mistakes=evaluation.mistakes,
