@@ -147,6 +147,7 @@ def test_what_was_pushed_is_loaded(run: Path, server: StandIn, tmp_path: Path) -
     assert {path.rpartition("/")[2] for _, path in server.asked} >= {"model.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_hub_that_refuses_is_a_users_error(run: Path, server: StandIn, tmp_path: Path) -> None:
     place = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret"}
     for status in (401, 403, 404):
