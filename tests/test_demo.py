@@ -21,7 +21,6 @@ from playwright.sync_api import Browser, Page
 import seqclf
 from seqclf import UserError
 from seqclf.classifier import Classifier
-from seqclf.cli.demonstrating import load_test
 from seqclf.cli.main import main
 from seqclf.config.load import load_config
 from seqclf.data.reading import Reading
@@ -31,6 +30,7 @@ from seqclf.demo.page import find_kind, make_page
 from seqclf.export.check import example_batches
 from seqclf.model import Architecture
 from seqclf.prefixes import probabilities
+from seqclf.run.data import load_data
 from seqclf.training import train
 
 TOLERANCE = 1e-5
@@ -223,8 +223,7 @@ def test_each_digit_that_is_drawn_is_named(digits: Path, browser: Browser, tmp_p
         page.locator("#undo").click()
         assert page.locator("#answer").inner_text() == "Draw something."
         # The whole test split, against torch.
-        test = load_test(digits, {})
-        assert test is not None
+        test = load_data(digits, {})[1].test
         expected_NC = probabilities(seqclf.load_model(digits)[0], test.values)
         script = "images => images.map(image => model.probabilities(stepsOf(image)))"
         found_NC = page.evaluate(script, test.values.tolist())
@@ -344,6 +343,15 @@ def test_tokens_and_texts_are_typed(browser: Browser, tmp_path: Path) -> None:
         assert page.evaluate("sequence") == [1, 0, 2]
         page.locator("#position").fill("0")
         assert page.locator("#so-far").inner_text() == "up"
+    blanks = simple(num_tokens=4, tokens=("log in", "?", "out"))
+    values = torch.tensor([1, 0, 2, 3, 1])
+    architecture = blanks._architecture
+    example = demo.raw(values, architecture)
+    assert example == "log in\n??\n?\nout\nlog in"
+    with opened(browser, write_page(blanks, tmp_path)) as page:
+        page.locator("#text").fill(str(example))
+        wait_until(page, "found.length === 5")
+        assert page.evaluate("sequence") == values.tolist()
     text = simple(num_tokens=256)
     with opened(browser, write_page(text, tmp_path)) as page:
         page.locator("#text").fill("Grüße 🙂")

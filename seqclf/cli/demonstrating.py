@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from seqclf.cli.options import data_folders
 from seqclf.errors import UserError, printable, printable_lines
-from seqclf.run.records import CHECKPOINTS, CONFIG, FACTS, MODEL, STATUS, Status, find_record
+from seqclf.run.records import CHECKPOINTS, MODEL, STATUS, Status, find_record
 
 if TYPE_CHECKING:
     from seqclf.data.sequences import Sequences
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def demo_command(arguments: Namespace) -> int:
     """Write a page that runs a trained model."""
     from seqclf.demo.page import make_page
+    from seqclf.run.data import load_data
     from seqclf.run.files import replace_file
     from seqclf.run.weights import find_weights
 
@@ -29,9 +30,9 @@ def demo_command(arguments: Namespace) -> int:
     if saved.step is not None:
         lines.append(f"note: no result yet; the weights are of step {saved.step}")
     run_dir = home_of(saved.file)
-    test = None
+    test: Sequences | None = None
     try:
-        test = load_test(run_dir, data_folders(arguments))
+        test = load_data(run_dir, data_folders(arguments))[1].test
     except UserError as error:
         lines.append(f"note: no examples to try: {error}")
     architecture = saved.architecture
@@ -40,7 +41,7 @@ def demo_command(arguments: Namespace) -> int:
     accuracy = None if status is None else status.metrics.get("test/accuracy")
     if test is not None and accuracy is not None and saved.step is None:
         facts.append(f"It names {accuracy:.1%} of {len(test):,} test examples rightly.")
-    title = printable(run_dir.name or "model")
+    title = printable(os.path.basename(os.path.abspath(run_dir)))
     page, notes = make_page(saved.build(), architecture, test, title=title, facts=facts)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -60,21 +61,3 @@ def home_of(weights: Path) -> Path:
     if folder.parent.name == CHECKPOINTS:
         return folder.parent.parent
     return folder.parent if folder.name == MODEL else folder
-
-
-def load_test(run_dir: Path, flags: dict[str, str]) -> Sequences | None:
-    """Return the test split of a run; None if it has no example.
-
-    Raises UserError if the run's config is not there, or its data are not, or are others now.
-    """
-    from seqclf.config.load import load_config_of_run
-    from seqclf.data import sources
-    from seqclf.run.records import Facts, read_record
-
-    if not os.path.isfile(run_dir / CONFIG):
-        raise UserError(f"{run_dir}: no {CONFIG} of a run")
-    config = load_config_of_run(run_dir / CONFIG, flags)
-    splits = sources.load(config.data, seed=config.seed)
-    if splits.fingerprint() != read_record(run_dir / FACTS, Facts).data_fingerprint:
-        raise UserError(f"the data of {run_dir} are others now; name its own")
-    return splits.test if len(splits.test) else None

@@ -373,7 +373,7 @@ function readText(note = "") {
     if (page.kind === "series") read(parseSeries(text), note);
     else if (page.kind === "text") read([...new TextEncoder().encode(text)], note);
     else {
-      const words = text.split(/\s+/).filter(Boolean);
+      const words = wordsOf(text);
       const unknown = words.filter((word) => !(numbers.has(word)));
       if (unknown.length) note += ` Not in the training data, and read as an unknown token: ${unknown.slice(0, 5).join(", ")}.`;
       read(words.map((word) => numbers.get(word) ?? 0), note);
@@ -385,9 +385,13 @@ function readText(note = "") {
 
 const numbers = new Map(page.tokens.map((name, index) => [name, index + 1]));
 
+function wordsOf(text) {
+  return page.by_line ? text.split(/\r?\n/).filter((line) => line !== "") : text.split(/\s+/).filter(Boolean);
+}
+
 function soFar() {
   const end = ends[position] ?? 0;
-  if (page.kind === "tokens") return at("text").value.split(/\s+/).filter(Boolean).slice(0, end).join(" ");
+  if (page.kind === "tokens") return wordsOf(at("text").value).slice(0, end).join(page.by_line ? "\n" : " ");
   return new TextDecoder().decode(new Uint8Array(sequence.slice(0, end)));
 }
 

@@ -40,6 +40,7 @@ INVITATIONS: dict[Kind, str] = {
     "tokens": "Type tokens, separated by blanks.",
     "text": "Type a text.",
 }
+BY_LINE = "Type tokens, one a line."
 
 
 def make_page(
@@ -117,9 +118,10 @@ def payload_of(
         "classes": architecture.classes,
         "features": named_features(architecture) or (),
         "tokens": architecture.tokens,
+        "by_line": is_by_line(architecture),
         "lengths": None if kind == "image" or reading.window else architecture.lengths,
         "unit": unit_of(architecture),
-        "invitation": INVITATIONS[kind],
+        "invitation": BY_LINE if is_by_line(architecture) else INVITATIONS[kind],
         "examples": [] if test is None else list(examples_of(test, architecture)),
         "tensors": {name: value.detach() for name, value in model.state_dict().items()},
     }
@@ -149,6 +151,11 @@ def find_kind(architecture: Architecture) -> Kind:
     if kind != "features":
         return kind
     return "image" if architecture.scale != 1 or architecture.read != "rows" else "series"
+
+
+def is_by_line(architecture: Architecture) -> bool:
+    """Return whether tokens are typed one a line, because blanks stand within them."""
+    return any(len(token.split()) != 1 for token in architecture.tokens)
 
 
 def unit_of(architecture: Architecture) -> str:
@@ -212,8 +219,12 @@ def examples_of(test: Sequences, architecture: Architecture) -> Iterator[dict[st
 def raw(value: Tensor, architecture: Architecture) -> object:
     """Return an example of a data set as files had it."""
     if architecture.tokens:
-        names = ("?", *architecture.tokens)
-        return " ".join(names[token] for token in value.tolist())
+        unknown = "?"
+        while unknown in architecture.tokens:
+            unknown += "?"
+        names = (unknown, *architecture.tokens)
+        separator = "\n" if is_by_line(architecture) else " "
+        return separator.join(names[token] for token in value.tolist())
     if architecture.num_tokens:
         return bytes(value.tolist()).decode("utf-8", "replace")
     if not value.is_floating_point():

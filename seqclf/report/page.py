@@ -20,9 +20,7 @@ from markupsafe import Markup
 from matplotlib.image import imsave
 
 from seqclf.baselines import TITLES, find_baselines
-from seqclf.config.load import load_config_of_run
 from seqclf.config.settings import Config
-from seqclf.data import sources
 from seqclf.data.pictures import Picture, draw_picture, take_picture
 from seqclf.data.sequences import Sequences
 from seqclf.data.sources import Splits
@@ -37,9 +35,9 @@ from seqclf.report.reading import ReadingSection, watch_reading
 from seqclf.report.run_record import RunRecord, read_run
 from seqclf.report.stamp import stamped
 from seqclf.report.together import Together, measure_together
+from seqclf.run.data import load_data
 from seqclf.run.files import check_regular, replace_file
 from seqclf.run.records import (
-    CONFIG,
     MODEL,
     REPORT,
     ClassRow,
@@ -211,10 +209,7 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
     try:
         saved = find_weights(run.path)
         model = saved.build()
-        config = load_config_of_run(run.path / CONFIG, flags)
-        splits = sources.load(config.data, seed=config.seed)
-        if splits.fingerprint() != run.facts.data_fingerprint:
-            raise UserError(f"the data of {run.path} are others now; name its own")
+        config, splits = load_data(run.path, flags)
     except UserError as error:
         return replace(page, no_reading_because=str(error))
     name = saved.file.parent.name
