@@ -29,6 +29,7 @@ from seqclf.data.readers.rows import Row
 from seqclf.data.reading import Reading
 from seqclf.inputs import Reader, as_rows, rows_one_by_one
 from seqclf.model import Architecture
+from seqclf.predict import fit_row, to_values
 
 LENGTHS = [2 + number % 5 for number in range(N)]
 RAGGED = [values[:length] for values, length in zip(VALUES, LENGTHS, strict=True)]
@@ -290,6 +291,42 @@ def test_images_are_read_as_in_training(tmp_path: Path, capsys: Capture) -> None
         assert metrics.loss == pytest.approx(-np.log(found[np.arange(len(truths)), truths]).mean())
         with pytest.warns(UserWarning, match="all pixels lie in 0 to 1"):
             classifier.predict(images.values[:2] / 16)
+
+
+def test_what_was_measured_follows_the_features_in_another_order() -> None:
+    reading = Reading(measured=("x",), fill_missing=True)
+    names = ("x", "y", "x measured")
+    architecture = bare(input_size=3, features=names, reading=reading, mean=(0.0,) * 3)
+    x_is_missing = np.array([[False, True], [True, True]])
+    row = Row("a", np.array([[1.0, 2.0], [3.0, 4.0]]), "", features=("x", "y"))
+    row = row._replace(measured=x_is_missing)
+    turned = row._replace(
+        steps=row.steps[:, ::-1],  # type: ignore[call-overload]
+        measured=x_is_missing[:, ::-1],
+        features=("y", "x"),
+    )
+    values = []
+    for one in (row, turned):
+        fitted = fit_row(one, architecture)
+        assert isinstance(fitted, Row)
+        values.append(to_values([fitted], architecture, {}).tolist())
+    assert values == [[[1.0, 2.0, 0.0], [3.0, 4.0, 1.0]]] * 2
+
+
+def test_no_more_numbers_than_memory_has_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = []
+    classifier = in_memory()
+    sequences = [np.full((length, 2), 0.5) for length in (3, 1, 2, 4, 1, 1)]
+    expected = classifier.predict_proba(sequences)
+
+    def count(rows: list[Row], *others: Any) -> torch.Tensor:
+        together.append(len(rows))
+        return to_values(rows, *others)
+
+    monkeypatch.setattr("seqclf.predict.to_values", count)
+    monkeypatch.setattr("seqclf.predict.MAX_NUMBERS", 7)
+    assert np.allclose(classifier.predict_proba(sequences), expected, atol=1e-6)
+    assert together == [2, 2, 2]
 
 
 @pytest.mark.parametrize("read", ["pixels", "columns"])

@@ -238,6 +238,41 @@ def a_page_of_images(folder: Path, **changes: Any) -> Path:
     return write_page(classifier, folder, as_split(images, classifier._architecture))
 
 
+def test_a_drawing_gets_the_place_the_size_and_the_ink_of_the_data(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with opened(browser, a_page_of_images(tmp_path)) as page:
+        page.evaluate("page.box = [1, 1, 7, 5], page.ink = 0.2")
+        script = "lines => { strokes = lines; return rasterise(); }"
+        lines = np.array([[[0.2, 0.1], [0.3, 0.5], [0.2, 0.9]]])
+        pixels = np.array(page.evaluate(script, lines.tolist()))
+        for moved in (lines + np.array([0.4, 0.05]), lines * 0.5 + np.array([0.1, 0.3])):
+            np.testing.assert_array_equal(page.evaluate(script, moved.tolist()), pixels)
+        assert pixels.mean() / 16 == pytest.approx(0.2, abs=0.01)
+        rows, columns = np.nonzero(pixels > 2)
+        assert (rows.min(), rows.max()) == (1, 6)
+        assert columns.min() >= 1
+        assert columns.max() <= 4
+
+
+@pytest.mark.parametrize("read", ["rows", "columns", "pixels"])
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_an_image_is_cut_before_it_is_read(
+    read: str, keep: str, browser: Browser, tmp_path: Path
+) -> None:
+    size = {"rows": 6, "columns": 3, "pixels": 1}[read]
+    shape = {"input_size": size, "read": read, "scale": 16.0, "lengths": (18, 18)}
+    classifier = simple(**shape, max_length=3, keep=keep)
+    images = [np.random.default_rng(seed).uniform(0, 16, (8, 6)).round() for seed in range(2)]
+    cut = [image[:3] if keep == "first" else image[-3:] for image in images]
+    test = as_split(images, classifier._architecture)
+    with opened(browser, write_page(classifier, tmp_path, test)) as page:
+        script = "images => images.map(image => model.probabilities(stepsOf(image)))"
+        found = page.evaluate(script, [image.tolist() for image in images])
+        expected = probabilities(classifier._members[0].model, torch.tensor(np.array(cut)))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
 def test_a_keyboard_draws_too(browser: Browser, tmp_path: Path) -> None:
     with opened(browser, a_page_of_images(tmp_path)) as page:
         page.emulate_media(reduced_motion="reduce")

@@ -28,7 +28,7 @@ from seqclf.model import LSTMClassifier
 from seqclf.prefixes import classify_prefixes, decided_at, probabilities, token_lines
 from seqclf.report.figures import in_blocks
 from seqclf.report.intervals import macro_f1_interval, wilson
-from seqclf.report.page import page_of_run, render, write_report
+from seqclf.report.page import headline, page_of_run, render, write_report
 from seqclf.report.reading import choose_evenly, classify_shares
 from seqclf.report.run_record import read_run
 from seqclf.run.weights import load_model
@@ -135,6 +135,20 @@ def test_the_test_split_comes_first_and_a_perfect_score_has_no_interval(digits: 
     assert text.count("no mistake, so no interval") == 1
     assert text.count("watched in training, so no result") == 1
     assert text.index("test accuracy, n = 16") < text.index("val accuracy, n = 359")
+
+
+def test_what_is_no_result_is_no_headline(digits: Path) -> None:
+    section = page_of_run(read_run(digits), {}).evaluations["test"]
+    assert headline(section) is not None
+    assert headline(replace(section, doubt="all predictions are one class")) is None
+
+
+def test_the_data_must_be_those_of_the_run(digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "run")
+    change_json(tmp_path / "run" / "run.json", data_fingerprint="0" * 64)
+    page = page_of_run(read_run(tmp_path / "run"), {})
+    assert page.no_reading_because == f"the data of {tmp_path / 'run'} are others now; name its own"
+    assert page.reading is None
 
 
 def test_the_last_share_of_the_reading_is_the_accuracy(digits: Path) -> None:
