@@ -1,6 +1,6 @@
 """A small convolution branch beside the LSTM, which sees shapes wherever they stand.
 
-Shapes: B batch, R reference rows, T steps, F features, C channels.
+Shapes: B batch, R reference rows, T steps, F features, C channels, and D of them, the first half.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 # Three layers, as in Wang, Yan and Oates, "Time series classification from scratch with deep
 # neural networks", IJCNN 2017. The middle one is twice as wide.
 KERNEL_SIZES = (8, 5, 3)
-EPSILON = 1e-3  # added to variances
+EPSILON, ROW_EPSILON = 1e-3, 1e-5  # added to variances: over the reference rows, over one row
 # Training examples over which the layers are normalised; of very long ones fewer are enough.
 REFERENCE, LEAST_REFERENCE, REFERENCE_STEPS = 32, 8, 2**16
 
@@ -37,7 +37,7 @@ def _widths(num_features: int, channels: int) -> list[tuple[int, int]]:
 
 
 class Moments(NamedTuple):
-    """Mean and variance of each channel, [C, 1]."""
+    """Mean and variance of channels: [D, 1] over reference rows, [B, C - D, 1] of each row."""
 
     mean: Tensor
     variance: Tensor
@@ -46,10 +46,13 @@ class Moments(NamedTuple):
 class ConvBranch(nn.Module):
     """Three convolutions, and the mean over the steps of what the last one finds.
 
-    Each layer is normalised by the mean and variance of its channels over reference rows, which are
-    the same training examples in every step: Salimans et al., "Improved Techniques for Training
+    Half of a layer's channels are normalised by their mean and variance over reference rows, which
+    are the same training examples in every step: Salimans et al., "Improved Techniques for Training
     GANs", NeurIPS 2016 (virtual batch normalisation). With the batch's own statistics, as in the
-    paper above, a row's logits would depend on the other rows, and on the number of processes.
+    paper above, a row's logits would depend on the other rows, and on the number of processes. The
+    other half are normalised over the steps of each row alone, so that they see a shape at any
+    scale: Pan et al., "Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net",
+    ECCV 2018. docs/recipes.md compares the two.
     """
 
     def __init__(self, num_features: int, channels: int) -> None:
@@ -80,23 +83,22 @@ class ConvBranch(nn.Module):
     def measure(self, values_RTF: Tensor, lengths: Tensor | None) -> list[Moments]:
         """Return the moments of each layer over reference rows [R, T, F]."""
         output_RCT, valid_R1T = values_RTF.mT, _valid(values_RTF, lengths)
-        count = len(values_RTF) * values_RTF.shape[1] if lengths is None else lengths.sum()
         found = []
         for layer in self._all_layers:
-            found.append(layer.measure(output_RCT, valid_R1T, count))
+            found.append(layer.measure(output_RCT, valid_R1T))
             output_RCT = layer(output_RCT, valid_R1T, found[-1])
         return found
 
     @torch.no_grad()
     def store(self, moments: list[Moments]) -> None:
         """Keep the moments of the weights as they are, for whoever has no reference rows."""
-        for layer, (mean_C1, variance_C1) in zip(self._all_layers, moments, strict=True):
-            layer.mean.copy_(mean_C1)
-            layer.variance.copy_(variance_C1)
+        for layer, (mean_D1, variance_D1) in zip(self._all_layers, moments, strict=True):
+            layer.mean.copy_(mean_D1)
+            layer.variance.copy_(variance_D1)
 
 
 class Layer(nn.Module):
-    """A convolution, normalised by given moments, and a rectifier."""
+    """A convolution, normalised, and a rectifier."""
 
     mean: Tensor
     variance: Tensor
@@ -107,30 +109,48 @@ class Layer(nn.Module):
         self.conv = nn.Conv1d(num_inputs, channels, size, bias=False)
         self.scale = nn.Parameter(torch.ones(channels, 1))
         self.shift = nn.Parameter(torch.zeros(channels, 1))
-        self.register_buffer("mean", torch.zeros(channels, 1))
-        self.register_buffer("variance", torch.ones(channels, 1))
+        self.num_by_reference = -(-channels // 2)
+        self.register_buffer("mean", torch.zeros(self.num_by_reference, 1))
+        self.register_buffer("variance", torch.ones(self.num_by_reference, 1))
         self.pad = ((size - 1) // 2, size // 2)  # as many steps come out as go in
 
     def forward(
         self, input_BFT: Tensor, valid_B1T: Tensor | None, moments: Moments | None = None
     ) -> Tensor:
-        """Return [B, C, T]; without moments the stored ones count."""
-        mean_C1, variance_C1 = moments or Moments(self.mean, self.variance)
-        normal_BCT = (self._find(input_BFT, valid_B1T) - mean_C1) * (variance_C1 + EPSILON).rsqrt()
+        """Return [B, C, T]; without moments of the reference rows the stored ones count."""
+        found_BCT = self._find(input_BFT, valid_B1T)
+        by_reference_BDT, by_row_BCT = found_BCT.tensor_split([self.num_by_reference], dim=1)
+        mean_D1, variance_D1 = moments or Moments(self.mean, self.variance)
+        mean_BC1, variance_BC1 = _moments(by_row_BCT, valid_B1T, dims=(2,))
+        normal_BCT = torch.cat(
+            [
+                (by_reference_BDT - mean_D1) * (variance_D1 + EPSILON).rsqrt(),
+                (by_row_BCT - mean_BC1) * (variance_BC1 + ROW_EPSILON).rsqrt(),
+            ],
+            dim=1,
+        )
         return (normal_BCT * self.scale + self.shift).relu()
 
-    def measure(self, input_RFT: Tensor, valid_R1T: Tensor | None, count: Tensor | int) -> Moments:
-        """Return the moments of what the convolution finds in `count` steps, the valid ones."""
-        found_RCT = self._find(input_RFT, valid_R1T)
-        # Half precision would lose the digits of a sum over thousands of steps.
-        found_RCT = found_RCT.to(torch.promote_types(found_RCT.dtype, torch.float32))
-        mean_C1 = _keep(found_RCT, valid_R1T).sum((0, 2))[:, None] / count
-        centred_RCT = _keep(found_RCT - mean_C1, valid_R1T)
-        return Moments(mean_C1, centred_RCT.square().sum((0, 2))[:, None] / count)
+    def measure(self, input_RFT: Tensor, valid_R1T: Tensor | None) -> Moments:
+        """Return the moments of the first channels over all valid steps of reference rows."""
+        found_RDT = self._find(input_RFT, valid_R1T)[:, : self.num_by_reference]
+        mean_1D1, variance_1D1 = _moments(found_RDT, valid_R1T, dims=(0, 2))
+        return Moments(mean_1D1[0], variance_1D1[0])
 
     def _find(self, input_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
         found_BCT: Tensor = self.conv(F.pad(_keep(input_BFT, valid_B1T), self.pad))
         return found_BCT
+
+
+def _moments(found_BCT: Tensor, valid_B1T: Tensor | None, *, dims: tuple[int, ...]) -> Moments:
+    """Return the moments over the valid steps, along these dimensions, which stay as ones."""
+    # Half precision would lose the digits of a sum over thousands of steps.
+    found_BCT = found_BCT.to(torch.promote_types(found_BCT.dtype, torch.float32))
+    of_steps = torch.ones_like(found_BCT[:, :1]) if valid_B1T is None else valid_B1T
+    count = of_steps.sum(dims, keepdim=True)
+    mean = _keep(found_BCT, valid_B1T).sum(dims, keepdim=True) / count
+    centred_BCT = _keep(found_BCT - mean, valid_B1T)
+    return Moments(mean, centred_BCT.square().sum(dims, keepdim=True) / count)
 
 
 def _valid(values_BTF: Tensor, lengths: Tensor | None) -> Tensor | None:

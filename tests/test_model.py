@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seqclf.conv import EPSILON, Layer
+from seqclf.conv import EPSILON, ROW_EPSILON, Layer
 from seqclf.model import (
     Architecture,
     ImageOrder,
@@ -319,8 +319,10 @@ def test_stacked_steps_are_read_side_by_side() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [None, torch.tensor([20, 3, 11])])
-def test_convolutions_are_normalised_over_the_reference(lengths: Tensor | None) -> None:
-    """torch's own batch normalisation of the reference rows, each cut at its length."""
+def test_convolutions_are_normalised_over_the_reference_and_over_each_row(
+    lengths: Tensor | None,
+) -> None:
+    """torch's own normalisation of the reference rows, each cut at its length, and of each row."""
     model = ragged_model("last", True, 1, conv=4).train()
     assert model.conv is not None
     values, reference = torch.randn(2, 20, 3), torch.randn(3, 20, 3)
@@ -334,17 +336,31 @@ def test_convolutions_are_normalised_over_the_reference(lengths: Tensor | None) 
         pad = ((size - 1) // 2, size // 2)
         rows = [F.conv1d(F.pad(row, pad), layer.conv.weight) for row in rows]
         found = F.conv1d(F.pad(found, pad), layer.conv.weight)
-        steps = torch.cat(rows, 2)
+        steps = torch.cat(rows, 2)[:, : found.shape[1] // 2]
         moments = steps.mean((0, 2)), steps.var((0, 2), correction=0)
-        rows = [F.relu(F.batch_norm(row, *moments, eps=EPSILON)) for row in rows]
-        found = F.relu(F.batch_norm(found, *moments, eps=EPSILON))
+        rows = [normalise_halves(row, *moments) for row in rows]
+        found = normalise_halves(found, *moments)
     state = run_lstm(model.rnn, model.embed(values), None)[1]
     expected = model.out(torch.cat([state, found.mean(2)], 1))
     torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-5)
-    model.eval().reference = (
-        None  # from here on the stored moments count, as in a model that is loaded
-    )
+    model.eval().reference = None  # the stored moments count, as in a model that is loaded
     torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-5)
+
+
+def normalise_halves(found: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Normalise half the channels of a row by given moments, the others by the row's own."""
+    first, second = found.chunk(2, dim=1)
+    by_reference = F.batch_norm(first, mean, variance, eps=EPSILON)
+    return F.relu(torch.cat([by_reference, F.instance_norm(second, eps=ROW_EPSILON)], 1))
+
+
+def test_half_the_convolutions_see_a_shape_at_any_scale() -> None:
+    model = ragged_model("last", True, 1, conv=4).eval()
+    assert model.conv is not None
+    values = torch.randn(2, 30, 3)
+    small, large = (model.conv.layers[0](values.mT * factor, None) for factor in (1, 50))
+    torch.testing.assert_close(small[:, 2:], large[:, 2:], rtol=1e-3, atol=1e-3)
+    assert (small[:, :2] - large[:, :2]).abs().max() > 1
 
 
 def test_gradients_go_through_the_reference() -> None:

@@ -86,6 +86,10 @@ function makeModel(spec, weights) {
     return pooled;
   }
 
+  function average(steps, get) {
+    return steps.reduce((sum, step) => sum + get(step), 0) / steps.length;
+  }
+
   function convolve(steps) {
     if (!spec.conv) return [];
     let inputs = steps; // [T][channels]
@@ -94,17 +98,25 @@ function makeModel(spec, weights) {
         .map((name) => weights[`conv.layers.${number}.${name}`]);
       const before = inputs[0].length, after = scale.length, size = weight.length / (before * after);
       const left = Math.floor((size - 1) / 2);
-      inputs = inputs.map((_, t) => Float64Array.from(scale, (factor, c) => {
+      const found = inputs.map((_, t) => Float64Array.from(scale, (_, c) => {
         let sum = 0;
         for (let k = 0; k < size; k++) {
           const input = inputs[t + k - left];
           if (!input) continue;
           for (let f = 0; f < before; f++) sum += weight[(c * before + f) * size + k] * input[f];
         }
-        return Math.max(0, ((sum - mean[c]) / Math.sqrt(variance[c] + spec.epsilon)) * factor + shift[c]);
+        return sum;
       }));
+      // The first channels are normalised by the training examples, the others over this sequence.
+      const moments = Array.from(scale, (_, c) => {
+        if (c < mean.length) return [mean[c], variance[c] + spec.epsilon];
+        const center = average(found, (step) => step[c]);
+        return [center, average(found, (step) => (step[c] - center) ** 2) + spec.row_epsilon];
+      });
+      inputs = found.map((step) => step.map((x, c) =>
+        Math.max(0, ((x - moments[c][0]) / Math.sqrt(moments[c][1])) * scale[c] + shift[c])));
     }
-    return inputs[0].map((_, c) => inputs.reduce((sum, input) => sum + input[c], 0) / inputs.length);
+    return inputs[0].map((_, c) => average(inputs, (input) => input[c]));
   }
 
   function toProbabilities(pooled) {

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
-from seqclf.conv import EPSILON
+from seqclf.conv import EPSILON, ROW_EPSILON
 from seqclf.data.sequences import Sequences
 from seqclf.errors import UserError
 from seqclf.inputs import num_features_of, what_is_read
@@ -110,6 +110,7 @@ def payload_of(
         "window": reading.window,
         "stride": reading.stride,
         "epsilon": EPSILON,
+        "row_epsilon": ROW_EPSILON,
         "streams": reason_against(architecture) is None and architecture.stack == 1,
     }
     found: dict[str, Any] = {

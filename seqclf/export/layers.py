@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from seqclf.conv import EPSILON, ConvBranch, Layer
+from seqclf.conv import EPSILON, ROW_EPSILON, ConvBranch, Layer
 from seqclf.export.graph import Graph, ints, number, weights
 from seqclf.model import LSTMClassifier
 
@@ -154,9 +154,31 @@ def convolve(graph: Graph, branch: ConvBranch, steps: Steps) -> str:
         # Zeros stand before and after each row, where the convolution reaches beyond it.
         found_BCT = keep(graph, found_BCT, valid_B1T)
         found_BCT = graph.op("Conv", found_BCT, weights(layer.conv.weight), pads=list(layer.pad))
-        spread_C1 = weights((layer.variance + EPSILON).rsqrt())
-        normal_BCT = graph.op("Mul", graph.op("Sub", found_BCT, weights(layer.mean)), spread_C1)
+        normal_BCT = normalise(graph, layer, found_BCT, valid_B1T, count)
         scaled_BCT = graph.op("Mul", normal_BCT, weights(layer.scale))
         found_BCT = graph.op("Relu", graph.op("Add", scaled_BCT, weights(layer.shift)))
     sum_BC = graph.op("ReduceSum", keep(graph, found_BCT, valid_B1T), ints(2), keepdims=0)
     return graph.op("Div", sum_BC, count)
+
+
+def normalise(graph: Graph, layer: Layer, found: str, valid: str | None, count: str) -> str:
+    """Normalise the first channels by the reference rows, the others over each row, [B, C, T].
+
+    `valid` is bool [B, 1, T] or None, `count` the number of valid steps, [B, 1] or [1].
+    """
+    num_channels = len(layer.scale)
+    sizes = ints(layer.num_by_reference, num_channels - layer.num_by_reference)
+    by_reference, by_row = graph.ops("Split", 2, found, sizes, axis=1)
+    centred = graph.op("Sub", by_reference, weights(layer.mean))
+    spread_D1 = weights((layer.variance + EPSILON).rsqrt())
+    by_reference = graph.op("Mul", centred, spread_D1)
+    count = graph.op("Unsqueeze", count, ints(-1))
+
+    def mean(values: str) -> str:
+        total = graph.op("ReduceSum", keep(graph, values, valid), ints(2))
+        return graph.op("Div", total, count)
+
+    centred = graph.op("Sub", by_row, mean(by_row))
+    variance = graph.op("Add", mean(graph.op("Mul", centred, centred)), number(ROW_EPSILON))
+    by_row = graph.op("Div", centred, graph.op("Sqrt", variance))
+    return graph.op("Concat", by_reference, by_row, axis=1)
