@@ -33,7 +33,7 @@ from seqclf.processes.runtime import Runtime
 
 NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data set
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
-LONG, VERY_LONG = 150, 500  # steps from which convolutions pay, with few examples and with many
+LONG = 500  # steps from which convolutions pay with many examples
 CHANNELS = 64  # of convolutions, where they pay
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
 FEW = 50  # validation examples; fewer are too few to choose by
@@ -226,12 +226,13 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
 
 
 def choose_conv(examples: Sequences, *, longest: int) -> int:
-    """Return how many channels of convolutions there are: none for tokens and short sequences.
+    """Return how many channels of convolutions there are: none for tokens.
 
-    They make a step up to ten times as long, so many examples need longer sequences to have them.
+    They make a step up to ten times as long, so many examples need long sequences to have them.
+    Images have them if they are as long: nobody has measured smaller ones.
     """
-    long = LONG if len(examples) < MANY_EXAMPLES else VERY_LONG
-    return CHANNELS if longest >= long and not examples.num_tokens else 0
+    is_small = len(examples) < MANY_EXAMPLES and bool(examples.std)
+    return CHANNELS if (is_small or longest >= LONG) and not examples.num_tokens else 0
 
 
 def choose_stack(examples: Sequences, *, longest: int) -> int:

@@ -111,12 +111,10 @@ def test_workers_change_nothing(dataset: str, tmp_path: Path) -> None:
     ("row", "length", "count", "expected"),
     [
         ([0.5, 1.0], 256, 60, (4, 0.0, 64)),
-        ([0.5, 1.0], 150, 60, (3, 0.0, 64)),  # long
-        ([0.5, 1.0], 149, 60, (3, 0.2, 0)),
-        ([0.5, 1.0], 20, 60, (1, 0.2, 0)),
+        ([0.5, 1.0], 20, 60, (1, 0.0, 64)),
         ([0.5, 1.0], 100, 2600, (2, 0.0, 0)),  # many
         ([0.5, 1.0], 499, 2600, (6, 0.0, 0)),
-        ([0.5, 1.0], 500, 2600, (6, 0.0, 64)),  # many, and very long
+        ([0.5, 1.0], 500, 2600, (6, 0.0, 64)),  # many, and long
         ("ab ", 256, 60, (1, 0.0, 0)),  # bytes of text
     ],
 )
@@ -340,7 +338,7 @@ def test_prepare_train_predict_by_command(
     done = launch("accelerate", "launch", "launch/train.py", *flags.split())
     assert done.returncode == 0, done.stderr
     assert "padding" in done.stdout
-    assert "auto        noise 0.2, hidden_size 64, stack 1, conv 0, batch_size " in done.stdout
+    assert "auto        noise 0.0, hidden_size 64, stack 1, conv 64, batch_size " in done.stdout
     words = [str(run), f"{tmp_path}/x.jsonl", "--out", f"{tmp_path}/p.csv"]
     assert main.main(["predict", *words]) == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 151

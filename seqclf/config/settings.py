@@ -165,8 +165,8 @@ class Model(Settings):
     faster to read. auto: a quarter of the root of the usual length; of tokens 1."""
     conv: Literal["auto"] | NonNegativeInt = 0
     """Channels of a convolution branch beside the LSTM, which finds shapes wherever they stand. 0:
-    no branch. auto: 64 if a training sequence of numbers has 150 steps or more (500 with 2,000
-    training examples or more), else 0."""
+    no branch. auto: 64 with numbers of fewer than 2,000 training examples, or if a training
+    sequence of numbers or image has 500 steps or more; else 0."""
     init: Literal["orthogonal", "chrono", "tutorial"] = "orthogonal"
     """orthogonal: recurrent weights orthogonal, forget-gate bias 1. chrono: and gates that remember
     from one step up to the longest sequence, for long ones. tutorial: torch's defaults."""
