@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SETTINGS = {
     "distributed.timeout_s": TIMEOUT_S,
     "data.workers": 2,  # threads that must not keep a process that fails
 }
+HOST = socket.gethostname()
 AT = 9  # the last checkpoint is that of step 7
 
 
@@ -91,8 +93,8 @@ def test_torchrun_starts_the_workers_again_and_they_go_on(tmp_path: Path) -> Non
     [
         pytest.param("raises", "what went wrong first", 0, marks=pytest.mark.slow),
         ("raises", "what went wrong first", 1),
-        ("dies", "gloo", 0),
-        pytest.param("dies", "gloo", 1, marks=pytest.mark.slow),
+        ("dies", "lost: rank 0, which keeps the store: no answer", 0),
+        pytest.param("dies", f"lost: rank 1 on {HOST}: no answer", 1, marks=pytest.mark.slow),
         ("sleeps", "in misbehave", 0),
         pytest.param("hangs in C with Python's lock", "no answer", 1, marks=pytest.mark.slow),
         pytest.param("sleeps", "in misbehave", 1, marks=pytest.mark.slow),
@@ -108,6 +110,7 @@ def test_all_leave_and_say_why(kind: str, told: str, only: int, tmp_path: Path) 
     status = read_status(tmp_path / "run")
     assert (status.state, status.step) == ("failed", AT)
     assert told in str(status.error)
+    assert ("lost: " in str(status.error)) is (kind == "dies")
     if "hangs" in kind:
         assert "in stay_in_c" in (tmp_path / f"stderr-{only}").read_text()
     if kind in ("raises", "dies"):

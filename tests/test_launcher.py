@@ -13,7 +13,7 @@ from helpers.training import TINY, tiny_flags, train_tiny
 
 from seqclf.config.settings import Config
 from seqclf.errors import UserError
-from seqclf.processes.launcher import check_launcher, is_set
+from seqclf.processes.launcher import check_launcher, is_set, join_pods
 from seqclf.processes.start import start_runtime
 
 # What `accelerate config` writes into the user's home if one says yes to dynamo.
@@ -110,6 +110,59 @@ def test_what_asks_for_nothing_starts(
     runtime = start_runtime(Config())
     assert [decision for decision in runtime.decisions if decision.subject == "note"] == []
     assert runtime.precision == "fp32"
+
+
+POD = {
+    "PET_NNODES": "3",
+    "PET_NPROC_PER_NODE": "1",
+    "PET_NODE_RANK": "2",
+    "PET_MASTER_ADDR": "job-node-0-0.job",
+    "PET_MASTER_PORT": "29400",
+}
+PLACE = {
+    "RANK": "2",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "3",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "job-node-0-0.job",
+    "MASTER_PORT": "29400",
+}
+
+
+def in_pod(patch: pytest.MonkeyPatch, **variables: str | None) -> dict[str, str]:
+    """Join the pods with these variables besides a pod's; return what a launcher would set."""
+    for name in PLACE:
+        patch.delenv(name, raising=False)
+    for name, value in {**POD, **variables}.items():
+        patch.setenv(name, value) if value else patch.delenv(name, raising=False)
+    join_pods()
+    return {name: os.environ[name] for name in PLACE if name in os.environ}
+
+
+def test_plain_python_takes_its_place_among_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_pod(monkeypatch) == PLACE
+    assert in_pod(monkeypatch, PET_NPROC_PER_NODE=None) == PLACE
+    # A launcher has given the place already, or there is one pod, or none.
+    assert in_pod(monkeypatch, RANK="5") == {"RANK": "5"}
+    for nodes in ("1", None):
+        assert in_pod(monkeypatch, PET_NNODES=nodes, PET_NPROC_PER_NODE="8") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PET_NPROC_PER_NODE", "8", "'8', but plain python starts one process"),
+        ("PET_NPROC_PER_NODE", "auto", "'auto', but plain python starts one process"),
+        ("PET_MASTER_ADDR", None, "'3', but PET_MASTER_ADDR is missing"),
+        ("PET_NODE_RANK", None, "'3', but PET_NODE_RANK is missing"),
+        ("PET_NNODES", "1:4", "'1:4', but it must be one number"),
+    ],
+)
+def test_pods_that_plain_python_cannot_join_are_refused(
+    name: str, value: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=told):
+        in_pod(monkeypatch, **{name: value})
 
 
 def test_sagemaker_without_its_own_way_to_distribute_is_plain(

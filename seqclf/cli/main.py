@@ -26,7 +26,7 @@ from seqclf.errors import (
     not_installed,
     printable_lines,
 )
-from seqclf.processes.launcher import forget_empty_variables
+from seqclf.processes.launcher import forget_empty_variables, join_pods
 
 PLAIN_LETTERS = {"█": "#", "±": "+-"}
 
@@ -40,6 +40,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = parse(sys.argv[1:] if words is None else words)
+            if arguments.command in ("train", "doctor"):  # what runs in all pods at once
+                join_pods()
             return COMMANDS[arguments.command](arguments)
         finally:
             sys.stdout.flush()  # here, where a failure can be reported

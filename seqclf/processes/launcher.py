@@ -11,6 +11,14 @@ import os
 
 from seqclf.errors import UserError
 
+# torchrun's options as variables, which Kubeflow Trainer gives each pod, and what they become
+# where plain python starts the one process of a pod.
+PODS = {
+    "PET_NODE_RANK": "RANK",
+    "PET_NNODES": "WORLD_SIZE",
+    "PET_MASTER_ADDR": "MASTER_ADDR",
+    "PET_MASTER_PORT": "MASTER_PORT",
+}
 YES = {"1", "true", "t", "yes", "y", "on"}
 NO = {"0", "false", "f", "no", "n", "off"}
 # Other ways to train than torch's DDP.
@@ -33,7 +41,7 @@ READ = {
 }
 FAMILIES = (
     *("ACCELERATE_", "TORCHELASTIC_", "WANDB_", "SLURM_", "OMP_", "GOMP_", "KMP_"),
-    *("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "TQDM_"),
+    *("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "TQDM_", "PET_"),
 )
 
 
@@ -42,6 +50,31 @@ def forget_empty_variables() -> None:
     for name in [name for name, text in os.environ.items() if not text]:
         if name in READ or name.startswith(FAMILIES):
             del os.environ[name]
+
+
+def join_pods() -> None:
+    """Take the place of this process among those of other pods, if no launcher has given it one.
+
+    torchrun reads PET_NNODES and its like by itself. Under plain python they would be without
+    effect: each pod would train alone. Raises UserError for what plain python cannot start.
+    """
+    if "RANK" in os.environ or os.environ.get("PET_NNODES", "1") == "1":
+        return
+    if os.environ.get("PET_NPROC_PER_NODE", "1") != "1":
+        raise UserError(
+            f"the variable PET_NPROC_PER_NODE is '{os.environ['PET_NPROC_PER_NODE']}', but plain "
+            "python starts one process: start this with torchrun, or ask for one process in each "
+            "pod (numProcPerNode: 1)"
+        )
+    missing = [name for name in PODS if name not in os.environ]
+    if missing or not os.environ["PET_NNODES"].isdecimal():
+        problem = f"{missing[0]} is missing" if missing else "it must be one number"
+        raise UserError(
+            f"the variable PET_NNODES is '{os.environ['PET_NNODES']}', but {problem}: start this "
+            "with torchrun, or unset PET_NNODES"
+        )
+    os.environ |= {name: os.environ[pet] for pet, name in PODS.items()}
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 def is_set(name: str) -> bool:

@@ -32,6 +32,7 @@ from seqclf.processes.device import (
 )
 from seqclf.processes.launcher import check_launcher
 from seqclf.processes.memory import keep_memory
+from seqclf.processes.network import choose_interface
 from seqclf.processes.rendezvous import meet
 from seqclf.processes.runtime import Runtime
 from seqclf.processes.signals import Signals
@@ -94,7 +95,7 @@ def start_runtime(
     )
     _check_world_size(runtime, config.train.shards)
     if runtime.world_size > 1:
-        runtime.agreement = Agreement(timeout)
+        runtime.agreement = Agreement(timeout, runtime.rank)
     runtime.decisions += _describe_world(runtime)
     runtime.decisions += [Decision("note", text, remedy=remedy) for text, remedy in notes]
     return runtime
@@ -151,6 +152,9 @@ def _join_processes(device: str, timeout: timedelta) -> PartialState:
     """Join the process group. Collective. Raises UserError if the processes do not meet."""
     # Accelerate keeps its state for the life of the process: a second run starts anew.
     AcceleratorState._reset_state(reset_partial_state=True)
+    choose_interface()
+    # Else accelerate warns that it chooses a number; set_threads does.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         processes = PartialState(cpu=device == "cpu", timeout=timeout, **meet(timeout))
     except (RuntimeError, ValueError) as error:  # a port in use, a variable missing, nobody there
@@ -158,7 +162,8 @@ def _join_processes(device: str, timeout: timedelta) -> PartialState:
         raise UserError(
             f"the processes cannot meet at {where}: {str(error).partition(chr(10))[0]}; start them "
             "with a launcher (docs/launching.md); if the port is taken, with another one "
-            "(--main_process_port or --master_port)"
+            "(--main_process_port or --master_port); if it is another network than that between "
+            "the hosts, GLOO_SOCKET_IFNAME names the right one"
         ) from None
     except ImportError as error:  # nvidia-ml-py, if the launcher should choose the cores
         raise UserError(f"the launcher asks for what accelerate cannot do: {error}") from None

@@ -331,10 +331,10 @@ def open_run(path: Path, setup: Setup, runtime: Runtime, console: Console) -> It
             mendable = error if isinstance(error, UserError) else remedy_for(error, path)
             text = str(mendable or traceback.format_exc())
             # One failure often makes the other ranks fail, too: status.json gets the first one.
-            first = first_failure(runtime, text)
+            first = first_failure(runtime, text, mendable=mendable is not None)
             run.fail(first)
             if first not in (None, text):
-                console.say(f"the first failure was that of {first}")
+                console.say(f"the first failure: {str(first).removesuffix(text)}")
             if mendable is not None and mendable is not error:
                 raise mendable from None
             raise
