@@ -28,6 +28,7 @@ class Host(NamedTuple):
     switch: str
     """The namespace that has the other end of the host's cable."""
     address: str
+    started: list[subprocess.Popen[str]]
 
     def start(
         self, *words: str | Path, log: Path, cwd: Path = ROOT, **variables: str
@@ -39,7 +40,7 @@ class Host(NamedTuple):
         environment = clean_environment(*launchers)
         environment |= {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", **variables}
         with log.open("a") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*entered, AS_HOST, self.name, *program],
                 cwd=cwd,
                 env=environment,
@@ -47,6 +48,8 @@ class Host(NamedTuple):
                 stderr=file,
                 text=True,
             )
+        self.started.append(process)
+        return process
 
     def unplug(self) -> None:
         """Take the cable out: packets get lost, and nobody is told."""
@@ -56,6 +59,8 @@ class Host(NamedTuple):
         """Kill all processes of the host."""
         for process in _ip("netns", "pids", self.namespace).split():
             os.kill(int(process), signal.SIGKILL)
+        for started in self.started:
+            started.wait()
 
     def slow_down(self, *words: str) -> None:
         """Have the host's packets delayed or lost, in the words of netem. May skip the test."""
@@ -82,7 +87,9 @@ def connected_hosts(count: int) -> Iterator[list[Host]]:
     # The bridge is in a namespace, too: nothing is left in that of the machine.
     prefix = f"seqclf-{os.getpid()}"
     switch = f"{prefix}-switch"
-    hosts = [Host(f"host{n}", f"{prefix}-{n}", switch, f"10.77.0.{n + 1}") for n in range(count)]
+    hosts = [
+        Host(f"host{n}", f"{prefix}-{n}", switch, f"10.77.0.{n + 1}", []) for n in range(count)
+    ]
     with ExitStack() as undo:
         for namespace in (switch, *(host.namespace for host in hosts)):
             _add_namespace(namespace, undo)
