@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch as a job would run it, with a stand-in for `scontrol`."""
+"""launch/slurm*.sbatch as a job would run them, with stand-ins for Slurm's commands."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from helpers.launching import PROGRAMS, ROOT, clean_environment, wait_for
 from seqclf.cli.main import main
 
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
+MULTI = ROOT / "launch" / "slurm-multi.sbatch"
 LONG = ("--config", "configs/debug.yaml", "--train.steps", "1000", "--train.threads", "1")
 # Answers the code it was told to at a SIGTERM, or at once if it is a failure of its own.
 STAND_IN = """\
@@ -33,6 +34,30 @@ trap "" TERM
 touch started
 for _ in {1..6000}; do [ -e leave ] && break; sleep 0.01; done
 exit 143
+"""
+# Both nodes are this host. srun starts a task for each, and scancel signals the tasks alone.
+SCONTROL = """\
+#!/bin/bash
+if [ "$1" = show ]; then printf 'localhost\\nother\\n'; else echo "$*" >> requeued; fi
+"""
+SRUN = """\
+#!/bin/bash
+for node in 0 1; do SLURM_NODEID=$node "$@" & tasks+=($!); done
+echo "${tasks[@]}" > tasks
+for task in "${tasks[@]}"; do wait "$task" || code=$?; done
+exit "${code:-0}"
+"""
+SCANCEL = """\
+#!/bin/bash
+echo "$*" >> scancelled
+kill -TERM $(cat tasks)
+"""
+ON_NODE = """\
+#!/bin/bash
+trap "exit $CODE" TERM
+echo "$* cpu=${ACCELERATE_USE_CPU:-}" > "started-$SLURM_NODEID"
+[ "$WHEN" = at_once ] && exit "$CODE"
+for _ in {1..6000}; do sleep 0.01; done
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
@@ -54,13 +79,22 @@ def stub(job: Path, name: str, text: str) -> None:
     program.chmod(0o755)
 
 
+@pytest.fixture
+def two_nodes(job: Path) -> Path:
+    """A job of two nodes."""
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN), ("scancel", SCANCEL)):
+        stub(job, name, text)
+    return job
+
+
 def start(job: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
     """Start the batch script as slurmd does: by bash, in the directory of the sbatch command."""
+    is_multi = "SLURM_JOB_NUM_NODES" in variables
     path = f"{job / 'bin'}:{PROGRAMS}:{os.environ['PATH']}"
     environment = clean_environment("SLURM") | {"PATH": path, "PYTHONPATH": str(ROOT)}
     with (job / "log").open("a") as log:
         return subprocess.Popen(
-            ["bash", str(SCRIPT), *words],
+            ["bash", str(MULTI if is_multi else SCRIPT), *words],
             cwd=job,
             env=environment | {"SLURM_JOB_ID": "7"} | variables,
             stdout=log,
@@ -182,7 +216,66 @@ def test_a_process_is_started_for_each_gpu(
     assert (job / "started").read_text().strip() == started
 
 
+TWO_NODES = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[0-1]"}
+
+
+@pytest.mark.slow
+def test_two_nodes_save_at_the_time_limit(two_nodes: Path) -> None:
+    run_dir = two_nodes / "runs" / "debug-train.steps=1000-train.threads=1"
+    stop_and_go_on(two_nodes, run_dir, "requeue 7", 1, **TWO_NODES)
+    assert (two_nodes / "scancelled").read_text() == "--signal=TERM 7\n"
+    assert read_facts(run_dir)["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "cpu"), [({}, "1", "true"), ({"SLURM_GPUS_ON_NODE": "8"}, "8", "")]
+)
+def test_a_launcher_is_started_on_each_node(
+    gpus: dict[str, str], processes: str, cpu: str, two_nodes: Path
+) -> None:
+    stub(two_nodes, "torchrun", ON_NODE)
+    process = start(two_nodes, "--seed", "2", WHEN="at_once", CODE="0", **TWO_NODES, **gpus)
+    assert process.wait(30) == 0
+    for node in (0, 1):
+        assert (two_nodes / f"started-{node}").read_text().strip() == (
+            f"--nnodes 2 --node-rank {node} --nproc-per-node {processes} --master-addr localhost "
+            f"--master-port 20007 launch/train.py --seed 2 cpu={cpu}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("when", "code", "restarts", "signals", "told"),
+    [
+        ("at_once", 1, 0, [], []),  # a failure
+        ("later", 1, 0, [signal.SIGUSR1], ["requeue 7"]),
+        ("later", 1, 49, [signal.SIGUSR1], []),  # not for ever
+        ("later", 0, 0, [signal.SIGUSR1], []),  # it had just finished
+        ("later", 1, 0, [signal.SIGUSR1, signal.SIGTERM], []),  # cancelled meanwhile
+    ],
+)
+def test_only_the_time_limit_requeues_several_nodes(
+    two_nodes: Path, when: str, code: int, restarts: int, signals: list[int], told: list[str]
+) -> None:
+    stub(two_nodes, "torchrun", ON_NODE)
+    stopping = signal.SIGTERM in signals
+    if stopping:  # the tasks take their time
+        stub(two_nodes, "scancel", '#!/bin/bash\necho "$*" >> scancelled\n')
+    variables = TWO_NODES | {"SLURM_RESTART_COUNT": str(restarts)}
+    process = start(two_nodes, WHEN=when, CODE=str(code), **variables)
+    wait_for(lambda: all((two_nodes / f"started-{node}").read_text() for node in (0, 1)))
+    for signum in signals:
+        process.send_signal(signum)
+        if stopping and signum == signal.SIGUSR1:
+            wait_for((two_nodes / "scancelled").exists)
+    if stopping:  # Slurm's own comes to the tasks, too
+        stub(two_nodes, "scancel", SCANCEL)
+        subprocess.run([two_nodes / "bin/scancel"], cwd=two_nodes, check=True)
+    assert process.wait(30) == code
+    assert requeued(two_nodes) == told
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_the_script_is_clean() -> None:
-    done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("script", [SCRIPT, MULTI], ids=["one node", "several"])
+def test_the_script_is_clean(script: Path) -> None:
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
