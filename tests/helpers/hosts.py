@@ -16,6 +16,7 @@ import pytest
 
 from helpers.launching import PROGRAMS, ROOT, clean_environment
 
+WIRE = Path(__file__).with_name("slow_wire.py")
 # As `hostname` does it, but without that program.
 AS_HOST = 'echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
 
@@ -29,6 +30,7 @@ class Host(NamedTuple):
     """The namespace that has the other end of the host's cable."""
     address: str
     started: list[subprocess.Popen[str]]
+    wires: list[subprocess.Popen[bytes]]
 
     def start(
         self, *words: str | Path, log: Path, cwd: Path = ROOT, **variables: str
@@ -62,13 +64,22 @@ class Host(NamedTuple):
         for started in self.started:
             started.wait()
 
-    def slow_down(self, *words: str) -> None:
-        """Have the host's packets delayed or lost, in the words of netem. May skip the test."""
-        try:
-            _ip("netns", "exec", self.namespace, "tc", "qdisc", "add", "dev", "eth0", "root",
-                "netem", *words)  # fmt: skip
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"this kernel has no netem: {error.stderr.strip()}")
+    def leave(self) -> None:
+        """End all that runs for the host."""
+        for wire in self.wires:
+            wire.kill()
+            wire.wait()
+        self.kill()
+
+    def slow_down(self, delay_s: float, loss: float) -> None:
+        """Have each packet from and to this host arrive later, or with a probability never."""
+        wire, far = f"{self.name}-wire", f"{self.name}-far"
+        _ip("netns", "exec", self.namespace, sys.executable, str(WIRE), "eth0")
+        _ip("-n", self.switch, "link", "add", wire, "up", "type", "veth", "peer", "name", far)
+        _ip("-n", self.switch, "link", "set", self.name, "nomaster")
+        _ip("-n", self.switch, "link", "set", far, "up", "master", "bridge")
+        words = [sys.executable, str(WIRE), self.name, wire, str(delay_s), str(loss)]
+        self.wires.append(subprocess.Popen(["ip", "netns", "exec", self.switch, *words]))
 
 
 def _ip(*words: str) -> str:
@@ -88,7 +99,7 @@ def connected_hosts(count: int) -> Iterator[list[Host]]:
     prefix = f"seqclf-{os.getpid()}"
     switch = f"{prefix}-switch"
     hosts = [
-        Host(f"host{n}", f"{prefix}-{n}", switch, f"10.77.0.{n + 1}", []) for n in range(count)
+        Host(f"host{n}", f"{prefix}-{n}", switch, f"10.77.0.{n + 1}", [], []) for n in range(count)
     ]
     with ExitStack() as undo:
         for namespace in (switch, *(host.namespace for host in hosts)):
@@ -121,4 +132,4 @@ def _connect(host: Host, hosts: Sequence[Host], undo: ExitStack) -> None:
     others = [f"{other.address} {other.name}" for other in hosts if other != host]
     lines = ["127.0.0.1 localhost", f"127.0.1.1 {host.name}", *others]
     (folder / "hosts").write_text("".join(f"{line}\n" for line in lines))
-    undo.callback(host.kill)
+    undo.callback(host.leave)
