@@ -39,24 +39,22 @@ def runtime() -> Runtime:
 
 def make_sequences(architecture: Architecture, *, on_device: bool) -> Sequences:
     """Return sequences of unequal lengths that an architecture reads; images are all alike."""
-    longest = architecture.lengths[1]
+    longest = architecture.lengths[1] if architecture.lengths else 1
     labels = torch.arange(COUNT) % len(architecture.classes)
-    kinds = {"classes": architecture.classes, "scale": architecture.scale}
+    classes, width = architecture.classes, architecture.input_size
     if architecture.scale != 1:
-        shape = {"rows": (longest, architecture.input_size)}.get(
-            architecture.read, (architecture.input_size, longest)
-        )
+        shape = (longest, width) if architecture.read == "rows" else (width, longest)
         values = torch.zeros(COUNT, *shape, dtype=torch.uint8)
-        sequences = Sequences(values, labels, **kinds)
+        sequences = Sequences(values, labels, classes, architecture.scale)
     else:
         lengths = torch.arange(COUNT) % longest + 1
         starts = lengths.cumsum(0) - lengths
-        shape = (int(lengths.sum()),)
-        values = torch.zeros(shape, dtype=torch.int64)
-        if not architecture.num_tokens:
-            values = torch.zeros(*shape, architecture.input_size)
+        num_steps = int(lengths.sum())
+        values = torch.zeros(num_steps, width)
+        if architecture.num_tokens:
+            values = torch.zeros(num_steps, dtype=torch.int64)
         std = architecture.std
-        sequences = Sequences(values, labels, **kinds, std=std, starts=starts, lengths=lengths)
+        sequences = Sequences(values, labels, classes, std=std, starts=starts, lengths=lengths)
     return sequences.to(CUDA) if on_device else sequences
 
 

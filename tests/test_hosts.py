@@ -77,7 +77,8 @@ def start(
         words = [*launcher(way, rank, len(hosts)), "launch/train.py"]
         flags = as_words(tiny_flags(settings, run_dir=run_dir))
         variables = pod if way == "python" else {}
-        processes.append(host.start(*words, *flags, log=log_of(host, run_dir), **variables))
+        log = log_of(host, run_dir)
+        processes.append(host.start(*words, *flags, log=log, variables=variables))
     return processes
 
 

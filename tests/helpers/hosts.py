@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -33,18 +33,19 @@ class Host(NamedTuple):
     wires: list[subprocess.Popen[bytes]]
 
     def start(
-        self, *words: str | Path, log: Path, cwd: Path = ROOT, **variables: str
+        self, *words: str | Path, log: Path, variables: Mapping[str, str]
     ) -> subprocess.Popen[str]:
         """Start a program of the virtual environment on this host."""
         entered = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c"]
         program = [str(PROGRAMS / words[0]), *map(str, words[1:])]
         launchers = ("GLOO", "NCCL", "PET", "MASTER", "WORLD", "RANK", "LOCAL")
         environment = clean_environment(*launchers)
-        environment |= {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", **variables}
+        environment |= {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+        environment |= variables
         with log.open("a") as file:
             process = subprocess.Popen(
                 [*entered, AS_HOST, self.name, *program],
-                cwd=cwd,
+                cwd=ROOT,
                 env=environment,
                 stdout=file,
                 stderr=file,
