@@ -17,6 +17,7 @@ from helpers.launching import as_words, wait_for
 from helpers.training import CONSTANT_RATE, Settings, tiny_flags, train_tiny
 
 PORT = "29500"
+START_S = 150  # for several hosts to start on a busy machine, at most
 SETTINGS: Settings = {
     **CONSTANT_RATE,
     "data.augment.shift": 1,
@@ -130,7 +131,7 @@ def test_a_cut_cable_ends_the_run_and_the_host_is_named(hosts: list[Host], tmp_p
     run_dirs = apart(tmp_path, hosts)
     settings = {**LONG, "train.steps": 100_000, "distributed.timeout_s": 8}
     processes = start(hosts, "python", run_dirs, settings)
-    wait_for(lambda: last_step(run_dirs[0]) > 20)
+    wait_for(lambda: last_step(run_dirs[0]) > 20, START_S)
     hosts[1].unplug()
     assert exit_codes(processes) == [1, 1, 1]
     status = read_status(run_dirs[0])
@@ -145,14 +146,14 @@ def test_a_killed_host_is_named_and_two_and_three_hosts_go_on_with_the_same_bits
 ) -> None:
     run_dir = tmp_path / "run"
     processes = start(hosts, "python", [run_dir] * 3, LONG)
-    wait_for(lambda: last_step(run_dir) > 40)
+    wait_for(lambda: last_step(run_dir) > 40, START_S)
     hosts[2].kill()
     assert exit_codes(processes) == [1, 1, -signal.SIGKILL]
     status = read_status(run_dir)
     assert status.state == "failed"
     assert str(status.error).startswith("lost: rank 2 on host2: no answer")
     processes = start(hosts[:2], "python", [run_dir] * 2, LONG)
-    wait_for(lambda: len(starts_of(run_dir)) == 2)
+    wait_for(lambda: len(starts_of(run_dir)) == 2, START_S)
     again_at = starts_of(run_dir)[1]
     wait_for(lambda: last_step(run_dir) > again_at + 40)
     processes[1].send_signal(signal.SIGTERM)
