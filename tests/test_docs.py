@@ -94,9 +94,9 @@ COMMANDS = sorted(set(read_commands()))
 def seqclf_words(command: str) -> tuple[str, ...]:
     """Return what a command hands to seqclf, if it does."""
     command = re.sub(r'eval "\$\((.*)\)"', r"\1", command)
-    _, script, flags = re.sub(r"launch/(train.py|slurm.sbatch)", "SCRIPT", command).partition(
-        "SCRIPT"
-    )
+    _, script, flags = re.sub(
+        r"launch/(train|slurm(-multi)?)\.(py|sbatch)", "SCRIPT", command
+    ).partition("SCRIPT")
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(flags if script else command)]
     if script:
         return ("train", *words)
