@@ -131,12 +131,10 @@ PLACE = {
 
 def in_pod(patch: pytest.MonkeyPatch, **variables: str | None) -> dict[str, str]:
     """Join the pods with these variables besides a pod's; return what a launcher would set."""
-    for name in PLACE:
-        patch.delenv(name, raising=False)
-    for name, value in {**POD, **variables}.items():
-        patch.setenv(name, value) if value else patch.delenv(name, raising=False)
+    environment = {name: value for name, value in {**POD, **variables}.items() if value}
+    patch.setattr("os.environ", environment)
     join_pods()
-    return {name: os.environ[name] for name in PLACE if name in os.environ}
+    return {name: environment[name] for name in PLACE if name in environment}
 
 
 def test_plain_python_takes_its_place_among_pods(monkeypatch: pytest.MonkeyPatch) -> None:
