@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.architectures import architectures, make
-from helpers.commands import Capture, call, refusal
+from helpers.commands import Capture, call, predict, refusal
 from helpers.pages import LOOK, SCHEMES, opened
 from helpers.training import train_tiny
 from hypothesis import HealthCheck, given, settings
@@ -34,6 +35,7 @@ from seqclf.run.data import load_data
 from seqclf.training import train
 
 TOLERANCE = 1e-5
+SURE = "at('until').value = 0.5, decide(), at('decision').textContent"
 READ = "([steps, ends]) => [model.probabilities(steps), [...model.prefixes(steps, ends)]]"
 HOSTILE = '"></script><script>alert(1)</script><img src=x onerror=alert(2)>'
 
@@ -343,10 +345,14 @@ def test_a_series_is_pasted(browser: Browser, tmp_path: Path) -> None:
         "without": "0.5;-1\r\n2;0.001\r\n\r\n0.25;3",
     }
     mistakes = {
-        "1,2\n3": "Line 2: 1 numbers, where a step has 2 (x, y).",
+        "1,2\n3": "Line 2: 1 cell, where a step has 2 (x, y).",
+        "x,y\n": "No steps: the header line stands alone.",
+        "x;y\n1,5;2.5": "Line 2: '2.5' has another decimal mark than '1,5'.",
+        "x,y\n0x10,1": "Line 2: '0x10' is no number.",
+        "x,y\n1e39,1": "Line 2: '1e39' is too large.",
         "x,z\n1,2": "Line 1: no column y, which the model reads.",
         "1,2\n3,oops": "Line 2: 'oops' is no number.",
-        "1,2\nnan,1": "Line 2: 'nan' is no number.",
+        "1,2\nnan,1": "Line 2: a missing value, where the training data had none.",
     }
     with opened(browser, write_page(classifier, tmp_path)) as page:
         for text in texts.values():
@@ -367,6 +373,93 @@ def test_a_series_is_pasted(browser: Browser, tmp_path: Path) -> None:
         page.locator("#file").set_input_files(tmp_path / "new.csv")
         wait_until(page, "found.length === 3")
         assert page.locator("#note").inner_text() == "Read: new.csv."
+
+
+# Tables whose recordings a page must find as `seqclf predict` finds them, and by which model.
+TABLES = {
+    "order": "y,label,when,id,x\n2,u,3,a,1\n1,u,1,a,7\n5,v,9,b,0.5\n",
+    "quoted": '"id","when","x","y"\n"a,1","2024-01-02","1","2"\n"a,1","2024-01-01T23:00","3","4"\n',
+    "commas": "id;when;x;y\na;2.1.2024 9:05;1,5;2\na;2.1.2024 9:04:59,5;3,25;−4\n",
+    "clock": "id\twhen\tx\ty\na\t12:00:05\t1\t2\na\t9:59\t3\t4\n",
+    "zone": "id,when,x,y\na,2024-01-01T00:30+01:00,1,2\na,2024-01-01T00:00Z,3,4\n",
+    "nanoseconds": "id,when,x,y\na,1700000000000000002,1,2\na,1700000000000000001,3,4\n",
+    "gaps": "id,when,x,y\na,1,,4\na,2,1,?\na,4,2,NaN\na,5,n/a,9\nb,1,,1\nb,2,,2\nc,1,1,1\nc,2,,\n",
+}
+
+
+@pytest.mark.parametrize("is_far", [False, True])
+def test_a_table_is_read_as_predict_reads_it(
+    is_far: bool, browser: Browser, tmp_path: Path, capsys: Capture
+) -> None:
+    reading = Reading(id="id", time="when", label="label", fill_missing=True)
+    if is_far:
+        reading = reading.model_copy(update={"offset": (0.5, -3.0)})
+    classifier = simple(features=("x", "y"), mean=(0.25, 1.0), std=(2.0, 3.0), reading=reading)
+    classifier.save(tmp_path / "model")
+    script = """text => {
+        readTable(text, "");
+        return [table.names, table.sequences.map(model.probabilities)];
+    }"""
+    with opened(browser, write_page(classifier, tmp_path)) as page:
+        for name, text in TABLES.items():
+            (tmp_path / f"{name}.csv").write_text(text)
+            lines = predict(capsys, tmp_path / "model", tmp_path / f"{name}.csv")
+            names, found = page.evaluate(script, text)
+            assert names == [line["id"] for line in lines], name
+            expected = [[float(line[f"p({one})"]) for one in ("walk", "run")] for line in lines]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_each_recording_of_a_dropped_table_can_be_chosen(browser: Browser, tmp_path: Path) -> None:
+    classifier = simple(features=("x", "y"), reading=Reading(id="id"))
+    files = {"two.csv": b"id,x,y\n<b>,1,2\n<b>,3,4\nc,5,6\n", "empty.csv": b"\n"}
+    files |= {"large.csv": b"1,2\n" * 1_300_000, "model.npz": b"PK\3\4\0", "none.csv": b"x,y\n1,2"}
+    notes = {
+        "empty.csv": "empty.csv is empty.",
+        "large.csv": "large.csv has 6 MB, of which this page takes 5; use seqclf predict.",
+        "model.npz": "model.npz is no text in UTF-8; use seqclf predict.",
+        "two.csv": "Read: two.csv. Recording \u2068<b>\u2069, one of 2.",
+        "none.csv": "Read: none.csv. The table has no column \u2068id\u2069, "
+        "so all its lines are one recording.",
+    }
+    with opened(browser, write_page(classifier, tmp_path)) as page:
+        page.emulate_media(reduced_motion="reduce")
+        devtools = page.context.new_cdp_session(page)
+        for name, note in notes.items():
+            (tmp_path / name).write_bytes(files[name])
+            data = {"items": [], "files": [str(tmp_path / name)], "dragOperationsMask": 1}
+            for kind in ("dragEnter", "dragOver", "drop"):  # beside the field
+                event = {"type": kind, "x": 900, "y": 700, "data": data}
+                devtools.send("Input.dispatchDragEvent", event)
+            wait_until(page, f"at('note').textContent === {json.dumps(note)}")
+            assert page.locator("#choice").is_visible() == (name == "two.csv")
+            assert page.locator("#result").is_visible() == (name in ("two.csv", "none.csv"))
+            if name == "two.csv":
+                assert page.evaluate("sequence") == [[1, 2], [3, 4]]
+                page.locator("#recording").select_option("c")
+                wait_until(page, "sequence.length === 1")
+                assert page.evaluate("sequence") == [[5, 6]]
+                assert "Recording \u2068c\u2069, one of 2." in page.locator("#note").inner_text()
+
+
+def test_odd_names_are_seen_and_leave_a_sentence_in_order(browser: Browser, tmp_path: Path) -> None:
+    names = ("\u200b", "עברית")
+    with opened(browser, write_page(simple(classes=names), tmp_path)) as page:
+        page.emulate_media(reduced_motion="reduce")
+        page.locator("#text").fill("1 2\n3 4")
+        wait_until(page, "found.length === 2")
+        bars = page.locator("#bars .name").all_inner_texts()
+        assert bars == ["\\u200b", "עברית"]
+        assert page.locator("#answer bdi").inner_text() in bars
+        assert re.fullmatch(r"After step \d of 2 .* of \u2068.*\u2069\.", page.evaluate(SURE))
+        # A screen reader hears where a slider stands, and not each step of the animation.
+        sliders = page.get_by_role("slider").all()
+        assert [one.evaluate("one => one.ariaValueText") for one in sliders] == [
+            "step 2 of 2",
+            "50.0 %",
+        ]
+        live = page.locator("output").evaluate_all("all => all.map((one) => one.ariaLive)")
+        assert live == ["off", "off"]
 
 
 def test_tokens_and_texts_are_typed(browser: Browser, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 "use strict";
-// The page around model.js: what a person draws, pastes or types becomes a sequence; bars and curves
+// The page around model.js and table.js: what a person draws, pastes or types becomes a sequence; bars and curves
 // show what the model says after each step. Text from data is only ever set as text.
 
 const page = JSON.parse(document.getElementById("payload").textContent);
@@ -11,6 +11,10 @@ const MOST_BARS = 10, MOST_LINES = 6; // classes that are shown, the most probab
 const COLOURS = ["#3b7dd8", "#d9822b", "#3a9a5b", "#b85ac0", "#c2493d", "#7d7a2c"];
 const WORK = 1.5e9; // multiplications of one reading, a second or two; if need be steps are skipped
 
+const MOST_BYTES = 5e6; // of a file; a field for text holds no more at ease
+const MOST_CHOICES = 1000; // recordings of a table
+
+let table = { names: [] }; // what table.js made of the text
 let sequence = [], ends = [], found = [], position = 0, playing = 0, reading = 0;
 
 // ---- reading: what the model says after each step, a few prefixes at a time
@@ -40,11 +44,12 @@ function read(steps, note = "") {
     note += ` ${count(steps.length)} steps, where training had ${count(lengths[0])} to ${count(lengths[1])}: do not trust it.`;
   }
   if (stride > 1) note += ` The model was asked after every ${count(stride)} steps.`;
-  const last = model.probabilities(steps);
+  let last;
   const prefixes = model.prefixes(steps, ends.slice(0, -1));
   at("position").max = ends.length - 1;
   const goOn = () => {
     if (number !== reading) return;
+    last ??= model.probabilities(steps);
     const until = performance.now() + 30;
     for (let one; performance.now() < until && !(one = prefixes.next()).done; ) found.push(one.value);
     if (found.length < ends.length - 1) {
@@ -58,7 +63,9 @@ function read(steps, note = "") {
     show(note);
     if (page.kind !== "text" && page.kind !== "tokens" && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();
   };
-  goOn();
+  if (stride === 1) return goOn();
+  show(`Reading ${count(steps.length)} steps.`); // the page stands still while the model reads a long sequence
+  setTimeout(goOn, 50);
 }
 
 // ---- showing
@@ -75,9 +82,13 @@ function show(note) {
   at("rest").textContent = page.classes.length > MOST_BARS ? `${count(page.classes.length - MOST_BARS)} other classes: ${percent(rest)}` : "";
   at("position").value = position;
   const end = ends[position];
-  at("where").textContent = end === undefined ? "" : `${page.unit} ${count(end)} of ${count(sequence.length)}`;
+  at("where").textContent = at("position").ariaValueText = end === undefined ? "" : `${page.unit} ${count(end)} of ${count(sequence.length)}`;
   // A screen reader is told of the end only, not of each step of the animation.
-  if (!playing) at("answer").textContent = `${page.classes[order[0]]}: ${percent(chances[order[0]])}`;
+  if (!playing) {
+    const name = document.createElement("bdi"); // written from right to left, it would move the number
+    name.textContent = page.classes[order[0]];
+    at("answer").replaceChildren(name, `: ${percent(chances[order[0]])}`);
+  }
   decide();
 }
 
@@ -95,11 +106,12 @@ function bar(c, chance, isBest) {
 function decide() {
   const least = Number(at("until").value);
   at("least").textContent = percent(least);
+  at("until").ariaValueText = percent(least);
   const index = found.findIndex((chances) => Math.max(...chances) >= least);
   if (found.length < ends.length) return;
   const chances = found[index];
   at("decision").textContent = chances
-    ? `After ${page.unit} ${count(ends[index])} of ${count(sequence.length)} the model is that sure, of ${page.classes[chances.indexOf(Math.max(...chances))]}.`
+    ? `After ${page.unit} ${count(ends[index])} of ${count(sequence.length)} the model is that sure, of ${isolated(page.classes[chances.indexOf(Math.max(...chances))])}.`
     : "The model is never that sure.";
 }
 
@@ -202,10 +214,10 @@ page.examples.forEach((example) => {
     if (page.kind === "image") {
       strokes = [];
       image = example.values;
-      read(stepsOf(image), `Shown: ${example.title}, truth ${example.truth}.`);
+      read(stepsOf(image), `Shown: ${example.title}, truth ${isolated(example.truth)}.`);
     } else {
       at("text").value = page.kind === "series" ? example.values.map((row) => row.join(",")).join("\n") : example.values;
-      readText(`Shown: ${example.title}, truth ${example.truth}.`);
+      readText(`Shown: ${example.title}, truth ${isolated(example.truth)}.`);
     }
   });
   at("examples").append(button);
@@ -370,7 +382,7 @@ function listenToDrawing() {
 function readText(note = "") {
   const text = at("text").value;
   try {
-    if (page.kind === "series") read(parseSeries(text), note);
+    if (page.kind === "series") readTable(text, note);
     else if (page.kind === "text") read([...new TextEncoder().encode(text)], note);
     else {
       const words = wordsOf(text);
@@ -379,8 +391,14 @@ function readText(note = "") {
       read(words.map((word) => numbers.get(word) ?? 0), note);
     }
   } catch (error) {
-    read([], error.message);
+    refuse(error.message);
   }
+}
+
+function refuse(reason) {
+  table = { names: [] };
+  if (page.kind === "series") at("choice").hidden = true;
+  read([], reason);
 }
 
 const numbers = new Map(page.tokens.map((name, index) => [name, index + 1]));
@@ -395,29 +413,27 @@ function soFar() {
   return new TextDecoder().decode(new Uint8Array(sequence.slice(0, end)));
 }
 
-function parseSeries(text) {
-  const names = page.features, wanted = names.length || page.spec.width;
-  const cells = text.split(/\r?\n/).map((one) => one.trim()).map((one, i) => [i + 1, one ? one.split(/\s*[,;\t]\s*|\s+/) : []]);
-  const lines = cells.filter(([, row]) => row.length);
-  if (!lines.length) return [];
-  let columns = null;
-  if (lines[0][1].some((cell) => cell === "" || isNaN(Number(cell)))) {
-    const header = lines.shift()[1];
-    columns = names.map((name) => header.indexOf(name));
-    const missing = names.filter((_, i) => columns[i] < 0);
-    if (!names.length) columns = null;
-    else if (missing.length) throw Error(`Line 1: no column ${missing.join(", ")}, which the model reads.`);
-  }
-  return lines.map(([number, row]) => {
-    if (!columns && row.length !== wanted) {
-      throw Error(`Line ${number}: ${row.length} numbers, where a step has ${wanted}${names.length ? ` (${names.join(", ")})` : ""}.`);
-    }
-    return (columns ?? row.map((_, i) => i)).map((i) => {
-      const value = Number(row[i]);
-      if (row[i] === undefined || row[i] === "" || !Number.isFinite(value)) throw Error(`Line ${number}: '${row[i] ?? ""}' is no number.`);
-      return value;
-    });
+function readTable(text, note) {
+  table = parseTable(text, page.table);
+  const options = table.names.slice(0, MOST_CHOICES).map((name) => {
+    const option = document.createElement("option");
+    option.textContent = name;
+    return option;
   });
+  at("recording").replaceChildren(...options);
+  at("choice").hidden = options.length < 2;
+  readRecording(0, note);
+}
+
+function readRecording(index, note = "") {
+  const { names, sequences, numFilled, hasHeader } = table;
+  if (names.length > 1) note += ` Recording ${isolated(names[index])}, one of ${count(names.length)}.`;
+  if (names.length > MOST_CHOICES) note += ` The first ${count(MOST_CHOICES)} can be chosen.`;
+  if (hasHeader && names[0] === null && page.table.id !== null) {
+    note += ` The table has no column ${isolated(page.table.id)}, so all its lines are one recording.`;
+  }
+  if (numFilled[index]) note += ` Missing values that were filled: ${count(numFilled[index])}.`;
+  read(sequences[index] ?? [], note.trim());
 }
 
 function listenToText() {
@@ -429,11 +445,22 @@ function listenToText() {
   });
   const take = async (file) => {
     if (!file) return;
-    text.value = await file.text();
+    text.value = "";
+    if (file.size > MOST_BYTES) {
+      return refuse(`${file.name} has ${count(Math.ceil(file.size / 1e6))} MB, of which this page takes ${MOST_BYTES / 1e6}; use seqclf predict.`);
+    }
+    const content = await file.text();
+    if (/[\0\ufffd]/.test(content)) return refuse(`${file.name} is no text in UTF-8; use seqclf predict.`);
+    if (!content.trim()) return refuse(`${file.name} is empty.`);
+    text.value = content;
     readText(`Read: ${file.name}.`);
   };
+  at("file").addEventListener("click", (event) => (event.target.value = "")); // the same file again is read again
   at("file").addEventListener("change", (event) => take(event.target.files[0]));
-  text.addEventListener("drop", (event) => {
+  at("recording")?.addEventListener("change", (event) => readRecording(event.target.selectedIndex));
+  // A file that is dropped beside the text would else take the place of the page.
+  document.addEventListener("dragover", (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
+  document.addEventListener("drop", (event) => {
     if (!event.dataTransfer.files.length) return;
     event.preventDefault();
     take(event.dataTransfer.files[0]);

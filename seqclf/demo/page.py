@@ -19,9 +19,11 @@ from markupsafe import Markup
 from torch import Tensor
 
 from seqclf.conv import EPSILON, ROW_EPSILON
+from seqclf.data.readers.numbers import MISSING
+from seqclf.data.readers.rows import count_of
 from seqclf.data.sequences import Sequences
-from seqclf.errors import UserError
-from seqclf.inputs import num_features_of, what_is_read
+from seqclf.errors import UserError, printable
+from seqclf.inputs import num_features_of
 from seqclf.model import Architecture, LSTMClassifier, permutation
 from seqclf.predict import kind_of, named_features, predict_split
 from seqclf.stepwise import reason_against
@@ -30,13 +32,15 @@ Kind = Literal["image", "series", "tokens", "text"]
 MOST_BYTES = 20_000_000  # of a page; mail and browsers take as much
 MOST_EXAMPLES = 30
 MOST_NUMBERS = 60_000  # in all examples
+MOST_NAMED = 8  # features in the page's head
 TAKEN = (  # of an architecture, under the same names
     *("hidden_size", "num_layers", "bidirectional", "pooling", "stack", "conv"),
     *("scale", "read", "max_length", "keep", "temperature", "mean", "std"),
 )
 INVITATIONS: dict[Kind, str] = {
     "image": "Draw something.",
-    "series": "Paste a sequence: a step in a line, numbers separated by commas, blanks or tabs.",
+    "series": "Paste a sequence: a step in a line, numbers separated by commas, blanks or tabs; "
+    "or a table with a header line.",
     "tokens": "Type tokens, separated by blanks.",
     "text": "Type a text.",
 }
@@ -116,8 +120,8 @@ def payload_of(
     found: dict[str, Any] = {
         "kind": kind,
         "spec": spec,
-        "classes": architecture.classes,
-        "features": named_features(architecture) or (),
+        "classes": [printable(name) for name in architecture.classes],
+        "table": table_of(architecture) if kind == "series" else None,
         "tokens": architecture.tokens,
         "by_line": is_by_line(architecture),
         "lengths": None if kind == "image" or reading.window else architecture.lengths,
@@ -137,10 +141,34 @@ def payload_of(
     return found
 
 
+def table_of(architecture: Architecture) -> dict[str, Any]:
+    """Return how table.js reads a table of sequences."""
+    reading = architecture.reading
+    return {
+        "features": named_features(architecture) or (),
+        "num_features": num_features_of(architecture),
+        "missing": sorted(MISSING),
+        "mean": architecture.mean,
+        "offset": reading.offset,
+        "id": reading.id,
+        "time": reading.time,
+        "fill_missing": reading.fill_missing,
+        "pad_value": reading.pad_value,
+    }
+
+
 def in_words(architecture: Architecture, parts: dict[str, Any]) -> str:
     """Return what the model reads."""
-    if parts["kind"] != "image":
-        return what_is_read(architecture)
+    if parts["kind"] == "text":
+        return "texts, byte by byte"
+    if parts["kind"] == "tokens":
+        return f"sequences of tokens, of which it knows {len(architecture.tokens):,}"
+    if parts["kind"] == "series":
+        num_features = num_features_of(architecture)
+        names = [printable(name) for name in named_features(architecture) or ()]
+        more = ", …" * (len(names) > MOST_NAMED)
+        of_names = f": {', '.join(names[:MOST_NAMED])}{more}" * bool(names)
+        return f"sequences of steps, each of {count_of(num_features, 'number')}{of_names}"
     rows, columns = parts["shape"]
     permuted = " in a fixed random order" * (architecture.read == "permuted")
     return f"images of {rows} x {columns} pixels, {parts['unit']} by {parts['unit']}{permuted}"
@@ -214,7 +242,11 @@ def examples_of(test: Sequences, architecture: Architecture) -> Iterator[dict[st
         if num_numbers > MOST_NUMBERS and index != turns[0]:
             return
         truth = test.classes[int(test.labels[index])]
-        yield {"title": test.title(index), "truth": truth, "values": raw(value, architecture)}
+        yield {
+            "title": test.title(index),
+            "truth": printable(truth),
+            "values": raw(value, architecture),
+        }
 
 
 def raw(value: Tensor, architecture: Architecture) -> object:
@@ -248,7 +280,7 @@ def render(parts: dict[str, Any], *, is_half: bool, title: str, facts: list[str]
     payload = json.dumps(parts | {"tensors": places, "weights": weights, "half": is_half})
     folder = Path(__file__).parent
     script = "\n".join(
-        (folder / name).read_text(encoding="utf-8") for name in ("model.js", "page.js")
+        (folder / name).read_text(encoding="utf-8") for name in ("model.js", "table.js", "page.js")
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
