@@ -9,10 +9,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import numpy as np
 import pytest
 from helpers.commands import Capture, call, train
 from helpers.launching import ROOT
+from playwright.sync_api import Browser
 
 from seqclf import load
 
@@ -60,6 +64,67 @@ def test_the_page_is_true(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     np.testing.assert_allclose(names["found"], expected[:1], rtol=0, atol=1e-6)
     printed = capsys.readouterr().out
     assert str(classifier.predict(sequences).tolist()) in printed
+
+
+@pytest.mark.slow  # Chromium compiles 14 MB
+def test_the_blocks_of_the_browser_say_what_predict_says(
+    place: Path, browser: Browser, capsys: Capture
+) -> None:
+    npm = shutil.which("npm")
+    packages = npm and subprocess.run([npm, "root", "-g"], capture_output=True, text=True).stdout
+    package = Path((packages or "").strip()) / "onnxruntime-web"
+    if not package.is_dir():
+        pytest.skip("no onnxruntime-web on this machine")
+    blocks = [
+        re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.M | re.S)[0] for kind in ("html", "js")
+    ]
+    for name, words in (("model", []), ("small", ["--int8"])):
+        out = place / "web" / name
+        shutil.copytree(package / "dist", out / "node_modules" / "onnxruntime-web" / "dist")
+        assert (
+            call(capsys, "export", place / "runs" / "mine", "--out", out / "model.onnx", *words)[0]
+            == 0
+        )
+        page_text = (
+            f"<link rel=icon href=data:,>{blocks[0]}<script type=module>{blocks[1]}</script>"
+        )
+        (out / "index.html").write_text(page_text)
+    handler = partial(Quiet, directory=str(place / "web"))
+    expected = load(place / "runs" / "mine").predict_proba([WALK, [[1.02, 8.11], [1.35, 8.79]]])
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, tolerance in (("model", 1e-6), ("small", 0.05)):
+            page = browser.new_page()
+            with page.expect_console_message() as message:
+                page.goto(f"http://127.0.0.1:{server.server_address[1]}/{name}/index.html")
+            found = np.array(json.loads(message.value.text)).reshape(expected.shape)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+            page.close()
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_triton_would_read_its_config(place: Path, tmp_path: Path, capsys: Capture) -> None:
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    from google.protobuf import text_format
+
+    assert call(capsys, "export", place / "runs" / "mine", "--triton", tmp_path)[0] == 0
+    text = (tmp_path / "mine" / "config.pbtxt").read_text()
+    found = text_format.Parse(text, schema.ModelConfig())
+    assert (found.name, found.backend, found.max_batch_size) == ("mine", "onnxruntime", 64)
+    inputs = {one.name: (schema.DataType.Name(one.data_type), [*one.dims]) for one in found.input}
+    assert inputs == {"values": ("TYPE_FP32", [-1, 2]), "lengths": ("TYPE_INT64", [1])}
+    reshaped = {one.name: [*one.reshape.shape] for one in found.input if one.HasField("reshape")}
+    assert reshaped == {"lengths": []}
+    outputs = {one.name: ([*one.dims], one.label_filename) for one in found.output}
+    assert outputs == {"probabilities": ([2], "labels.txt"), "logits": ([2], "")}
+    assert found.WhichOneof("scheduling_choice") == "dynamic_batching"
 
 
 @pytest.fixture(scope="module")
