@@ -81,7 +81,13 @@ def load(
             else:
                 place = Path(each)
             places.append(place)
-        members, loaded = load_members(places, device, raw=raw)
+        try:
+            members, loaded = load_members(places, device, raw=raw)
+        except UserError as error:
+            message = str(error)
+            for folder_name, name in names.items():
+                message = message.replace(folder_name, name)
+            raise UserError(message) from None
     members = [one._replace(name=names.get(one.name, one.name)) for one in members]
     for where, saved in loaded:
         is_chosen = os.path.realpath(saved.file.parent) == os.path.realpath(where)

@@ -12,13 +12,14 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from seqclf.errors import UserError
+from seqclf.errors import UserError, printable
 from seqclf.run.checkpoint import MODEL_FILE
 from seqclf.run.weights import ARCHITECTURE_FILE
 
 PREFIX = "hf://"
 CARD, README = "card.json", "README.md"
 FILES = (MODEL_FILE, ARCHITECTURE_FILE, CARD, README)
+NO_LICENCE = "- Licence: not stated"  # a line of README.md
 TAGS = ("lstm", "sequence-classification")
 
 
@@ -27,6 +28,9 @@ class Name(NamedTuple):
 
     repository: str  # ORG/NAME
     revision: str | None = None  # a branch, a tag or a commit; None: the newest
+
+    def __str__(self) -> str:
+        return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
 
 
 def parse_name(text: str) -> Name:
@@ -59,13 +63,18 @@ def gather(model_dir: Path, folder: Path, name: Name) -> list[str]:
             (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
         else:
             notes.append("no card: the model was not saved by a run")
-        if not card.get("licence"):
+        licence = card.get("licence")
+        if not isinstance(licence, str | None):
+            raise UserError(f"{model_dir / CARD}: licence {licence!r}: expected a text such as mit")
+        if not licence:
             notes.append(f"no licence: write one into {model_dir / CARD} before you publish")
         readme = model_dir / README
         text = readme.read_text(encoding="utf-8") if readme.is_file() else "# A model of seqclf\n"
         there = f'seqclf.load("{PREFIX}{name.repository}")'
         text = text.replace('seqclf.load("model")  # this folder', there)
-        (folder / README).write_text(front_matter(card.get("licence")) + text, encoding="utf-8")
+        if licence:
+            text = text.replace(NO_LICENCE, f"- Licence: {printable(licence)}")
+        (folder / README).write_text(front_matter(licence) + text, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot write the files: {error}") from None
     return notes
@@ -80,7 +89,7 @@ def front_matter(licence: str | None) -> str:
     """Return the lines of a README that the Hub reads. JSON is YAML, and escapes what it must."""
     lines = ["library_name: seqclf", f"tags: {json.dumps(TAGS)}"]
     if licence:
-        lines.append(f"license: {json.dumps(licence)}")
+        lines.append(f"license: {json.dumps(licence.lower())}")  # as all ids of the Hub are
     return "\n".join(["---", *lines, "---", "", ""])
 
 
@@ -120,6 +129,11 @@ def fetch(name: Name, folder: Path) -> None:
         shutil.copytree(found, folder)  # what is kept are links, which no model may be
     except Exception as error:
         raise _refusal(name, "load", error) from None
+    if not all((folder / file).is_file() for file in (MODEL_FILE, ARCHITECTURE_FILE)):
+        raise UserError(
+            f"{PREFIX}{name}: no model of seqclf, which has {ARCHITECTURE_FILE} and {MODEL_FILE}; "
+            "is it another library's, or was its download cut short (is the network there)?"
+        )
 
 
 def _refusal(name: Name, what: str, error: Exception) -> Exception:
@@ -137,6 +151,6 @@ def _refusal(name: Name, what: str, error: Exception) -> Exception:
         return error
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return UserError(
-        f"{PREFIX}{name.repository}: cannot {what} it ({reason}); "
+        f"{PREFIX}{name}: cannot {what} it ({reason}); "
         "is the name right, the network there, and are you logged in (hf auth login)?"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.commands import Capture, call, refusal
+from helpers.commands import Capture, call, refusal, train
 from helpers.files import read_metrics
 from helpers.training import train_tiny
 
@@ -43,6 +43,17 @@ def test_the_card_says_what_the_run_knows(run: Path) -> None:
     assert "- Classes: 0, 1, 2" in page
     probabilities = load(run / "model").predict_proba([card["example"]])
     assert np.isfinite(probabilities).all()
+
+
+def test_the_card_says_which_classes_no_test_example_has(tmp_path: Path) -> None:
+    lines = [f"{i},{t},{i % 3},{'abc'[i % 3]},{'test' if i % 4 == i % 3 else 'train'}"
+             for i in range(24) if (i % 4 != i % 3 or i % 3 != 1) for t in range(2)]  # fmt: skip
+    (tmp_path / "new.csv").write_text("\n".join(["id,t,x,label,split", *lines]))
+    run = train(tmp_path, tmp_path / "new.csv", "--time", "t", steps=2)
+    card = json.loads((run / "model" / "card.json").read_text())
+    assert card["classes_without_test"] == ["b"]
+    page = (run / "model" / "README.md").read_text()
+    assert "\nNo test example is of the class b.\nThe figures hold" in page
 
 
 def test_a_hostile_name_is_shown_as_it_is() -> None:

@@ -552,6 +552,12 @@ def test_the_command_writes_a_page_of_a_run_or_a_bare_model(
     )
     assert call(capsys, "demo", tmp_path / "run", "--out", out, "--overwrite")[0] == 0
     assert "neither a trained model" in refusal(capsys, "demo", tmp_path, "--out", "x.html")
+    assert "is not finished" not in out.read_text()
+    assert train_tiny(tmp_path / "stopped", {"train.steps": 4, "checkpoint.every": 2}) == 0
+    (tmp_path / "stopped" / "model" / "model.safetensors").unlink()
+    assert call(capsys, "demo", tmp_path / "stopped", "--out", out, "--overwrite")[0] == 0
+    fact = "<p>Its training is not finished: these are the weights of step 4.</p>"
+    assert fact in out.read_text()
     (tmp_path / "run" / "model").rename(tmp_path / "alone")
     said = refusal(capsys, "demo", tmp_path / "alone", "--out", tmp_path / "x.html")
     assert "without the images of the run nobody knows where drawings belong" in said

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,9 +19,11 @@ import yaml
 from helpers.commands import Capture, call, refusal
 from helpers.launching import launch
 from helpers.training import train_tiny
+from huggingface_hub import ModelCard
 
 import seqclf
 from seqclf import UserError, hub
+from seqclf.run.weights import find_weights
 
 COMMIT = "a" * 40
 LOAD = """
@@ -58,6 +62,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers.get("authorization"))
         if self.server.status != 200:
             return self._send({"error": "no"}, status=self.server.status)
+        if "/me/private" in path:
+            return self._send({"error": "no"}, status=401)
+        if "/revision/wrong" in path:
+            self.send_response(404)
+            self.send_header("x-error-code", "RevisionNotFound")
+            return self._end("application/json", b"{}")
+        if "/me/empty" in path:
+            self.server.files = {"README.md": b"# Something else", "model.bin": b"weights"}
+        if "/me/damaged" in path:
+            self.server.files = dict.fromkeys(hub.FILES, b"{}")
         if path == "/api/repos/create":
             return self._send({"url": f"{self.server.url}/me/digits"})
         if path == "/api/validate-yaml":
@@ -147,6 +161,49 @@ def test_what_was_pushed_is_loaded(run: Path, server: StandIn, tmp_path: Path) -
     assert {path.rpartition("/")[2] for _, path in server.asked} >= {"model.safetensors"}
 
 
+LOAD_ALL = """
+import sys, seqclf
+for name in sys.argv[1:]:
+    try:
+        print(name, seqclf.load("hf://me/" + name).classes_.tolist())
+    except seqclf.UserError as error:
+        print(name, error)
+"""
+
+
+@pytest.mark.slow
+def test_what_is_no_model_is_named_and_nothing_else_is_fetched(
+    run: Path, server: StandIn, tmp_path: Path
+) -> None:
+    model = {name: (run / "model" / name).read_bytes() for name in hub.FILES}
+    others = ("pickle.bin", "pytorch_model.bin", "../evil.json", "sub/config.json", "seqclf.py")
+    server.files = {**dict.fromkeys(others, b"evil"), **model}
+    place = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+    done = launch("python", "-c", LOAD_ALL, "digits", **place)
+    assert done.stdout.startswith("digits ['0', '1', '2'"), done.stderr
+    fetched = {path.rpartition("/resolve/")[2] for _, path in server.asked if "/resolve/" in path}
+    assert {one.partition("/")[2] for one in fetched} == {*hub.FILES}
+    assert not [*tmp_path.rglob("evil*"), *tmp_path.rglob("*.bin"), *tmp_path.rglob("*.py")]
+    names = ("digits@wrong", "private", "empty", "damaged")
+    done = launch("python", "-c", LOAD_ALL, *names, **place)
+    lines = done.stdout.splitlines()
+    wrong, private, empty, damaged = (
+        next(line for line in lines if line.startswith(name)) for name in names
+    )
+    assert str(Path(tempfile.gettempdir())) not in done.stdout
+    assert wrong.startswith("digits@wrong hf://me/digits@wrong: cannot load it (")
+    assert private.startswith("private hf://me/private: cannot load it (")
+    assert "are you logged in (hf auth login)?" in private
+    assert empty.startswith("empty hf://me/empty: no model of seqclf, which has config.json and ")
+    assert damaged.startswith("damaged hf://me/damaged/config.json: ")
+    # Without a network, what was once downloaded loads, and all else is named.
+    place["HF_HUB_OFFLINE"] = "1"
+    done = launch("python", "-c", LOAD_ALL, "digits", "other", **place)
+    here, gone = done.stdout.splitlines()
+    assert here.startswith("digits ['0', '1', '2'")
+    assert gone.startswith("other hf://me/other: cannot load it (")
+
+
 @pytest.mark.slow
 def test_a_hub_that_refuses_is_a_users_error(run: Path, server: StandIn, tmp_path: Path) -> None:
     place = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret"}
@@ -185,6 +242,25 @@ def test_a_dry_run_writes_the_folder_and_sends_nothing(
     assert "not empty" in refusal(capsys, "push", run, "me/digits", "--dry-run", out)
 
 
+def test_a_licence_stands_in_the_card_as_in_the_lines_of_the_hub(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "model", tmp_path / "model")
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    (tmp_path / "model" / "card.json").write_text(json.dumps(card | {"licence": "Apache-2.0"}))
+    notes = hub.gather(tmp_path / "model", tmp_path / "out", hub.parse_name("me/x"))
+    assert not [note for note in notes if "licence" in note]
+    page = ModelCard.load(tmp_path / "out" / "README.md")
+    assert page.data.to_dict() == {
+        "library_name": "seqclf",
+        "license": "apache-2.0",
+        "tags": ["lstm", "sequence-classification"],
+    }
+    assert "- Licence: Apache-2.0\n" in page.text
+    assert "not stated" not in page.text
+    (tmp_path / "model" / "card.json").write_text(json.dumps(card | {"licence": ["mit"]}))
+    with pytest.raises(UserError, match=r"licence \['mit'\]: expected a text such as mit"):
+        hub.gather(tmp_path / "model", tmp_path / "out2", hub.parse_name("me/x"))
+
+
 def test_a_model_without_a_card_has_a_readme_and_a_licence_is_told(
     run: Path, tmp_path: Path
 ) -> None:
@@ -194,7 +270,8 @@ def test_a_model_without_a_card_has_a_readme_and_a_licence_is_told(
     assert (tmp_path / "a" / "README.md").read_text().endswith("# A model of seqclf\n")
     (tmp_path / "bare" / "card.json").write_text('{"licence": "mit: \\"or\\" so"}')
     assert hub.gather(tmp_path / "bare", tmp_path / "b", hub.parse_name("me/x")) == []
-    front = (tmp_path / "b" / "README.md").read_text().split("---\n")[1]
+    text = (tmp_path / "b" / "README.md").read_text()
+    front = text.split("---\n")[1]
     assert yaml.safe_load(front)["license"] == 'mit: "or" so'
 
 
@@ -213,6 +290,8 @@ def test_a_path_is_never_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("asked the Hub"))
     with pytest.raises(UserError, match="neither a trained model nor a whole checkpoint"):
         seqclf.load("me/digits")
+    with pytest.raises(UserError, match=r'seqclf.load\("hf://me/digits"\).save\("model"\)'):
+        find_weights(Path("hf://me/digits"))
 
 
 def test_only_a_result_is_pushed(run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -112,8 +112,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 def test_triton_would_read_its_config(place: Path, tmp_path: Path, capsys: Capture) -> None:
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    from google.protobuf import text_format
-
+    text_format = pytest.importorskip("google.protobuf.text_format")
     assert call(capsys, "export", place / "runs" / "mine", "--triton", tmp_path)[0] == 0
     text = (tmp_path / "mine" / "config.pbtxt").read_text()
     found = text_format.Parse(text, schema.ModelConfig())

@@ -37,10 +37,12 @@ def demo_command(arguments: Namespace) -> int:
         lines.append(f"note: no examples to try: {error}")
     architecture = saved.architecture
     facts = [f"An LSTM of {architecture.num_parameters:,} parameters, trained by seqclf."]
+    if saved.step is not None:
+        facts.append(f"Its training is not finished: these are the weights of step {saved.step:,}.")
     status = find_record(run_dir / STATUS, Status)
     accuracy = None if status is None else status.metrics.get("test/accuracy")
     if test is not None and accuracy is not None and saved.step is None:
-        facts.append(f"It names {accuracy:.1%} of {len(test):,} test examples rightly.")
+        facts.append(f"It names {accuracy:.1%} of {len(test):,} test examples correctly.")
     title = printable(os.path.basename(os.path.abspath(run_dir)))
     page, notes = make_page(saved.build(), architecture, test, title=title, facts=facts)
     try:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from seqclf.config.settings import settings_by_name
+from seqclf.data.sequences import Sequences
 from seqclf.errors import printable
+from seqclf.hub import NO_LICENCE
 from seqclf.inputs import num_features_of, what_is_read
 from seqclf.model import Architecture
 from seqclf.predict import kind_of
@@ -21,7 +24,6 @@ from seqclf.run.records import Facts, finite_or_null
 from seqclf.settle import Setup
 
 MOST_CLASSES = 50  # that README.md names
-LICENCE = None  # whoever publishes the model writes it here: seqclf cannot know it
 
 
 def make_card(setup: Setup, facts: Facts, metrics: dict[str, float]) -> dict[str, Any]:
@@ -40,14 +42,23 @@ def make_card(setup: Setup, facts: Facts, metrics: dict[str, float]) -> dict[str
         "reads": what_is_read(setup.architecture),
         "classes": setup.architecture.classes,
         "test_accuracy": accuracy,
+        "classes_without_test": _without_examples(setup.splits.test),
         "metrics": finite_or_null(metrics),
         "num_parameters": facts.num_parameters,
         "versions": facts.versions,
         "date": datetime.now(UTC).date().isoformat(),
-        "licence": LICENCE,
+        "licence": None,  # whoever publishes the model writes it there
         "settings": settings_by_name(setup.config.model_copy(update={"run_dir": None})),
         "example": example_of(setup.architecture),
     }
+
+
+def _without_examples(split: Sequences | None) -> list[str]:
+    """Return the classes of which a split has no example; none if there is no split."""
+    if not split:
+        return []
+    counts = split.labels.bincount(minlength=len(split.classes)).tolist()
+    return [name for name, count in zip(split.classes, counts, strict=True) if not count]
 
 
 def example_of(architecture: Architecture) -> object:
@@ -77,12 +88,16 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+.!|~>:@-])", r"\\\1", shown)
 
 
+def name_some(classes: Sequence[str]) -> str:
+    """Return the first names of classes, and how many more there are."""
+    num_more = len(classes) - MOST_CLASSES
+    more = f" and {num_more:,} more" * (num_more > 0)
+    return ", ".join(map(escape, classes[:MOST_CLASSES])) + more
+
+
 def to_markdown(card: dict[str, Any]) -> str:
     """Return the card for people."""
     data, accuracy = card["data"], card["test_accuracy"]
-    names = [escape(name) for name in card["classes"][:MOST_CLASSES]]
-    num_more = len(card["classes"]) - MOST_CLASSES
-    more = f" and {num_more:,} more" * (num_more > 0)
     result = "not measured"
     if accuracy:
         low, high = accuracy["interval_95"]
@@ -94,17 +109,20 @@ def to_markdown(card: dict[str, Any]) -> str:
         f"| {escape(name)} | {value if value is None else format(value, '.6g')} |\n"
         for name, value in card["metrics"].items()
     )
-    versions = ", ".join(f"{escape(n)} {escape(v)}" for n, v in card["versions"].items())
+    versions = ", ".join(f"{n} {v}" for n, v in card["versions"].items())
     counts = ", ".join(f"{count:,} {split}" for split, count in data["examples"].items())
+    example = "" if card["example"] is None else "; card.json holds an example"
+    untested = card["classes_without_test"]
+    limits = f"No test example is of the class {name_some(untested)}.\n" if untested else ""
     return f"""# A sequence classifier
 
 Trained with seqclf on {card["date"]}, {card["num_parameters"]:,} parameters.
 
 - Reads: {escape(card["reads"])}
-- Classes: {", ".join(names)}{more}
+- Classes: {name_some(card["classes"])}
 - Data: {escape(data["name"])} ({counts} examples), sha256 {data["fingerprint"]}
 - Accuracy: {result}
-- Licence: not stated
+{NO_LICENCE}
 - Versions: {versions}
 
 | metric | value |
@@ -116,14 +134,14 @@ Trained with seqclf on {card["date"]}, {card["num_parameters"]:,} parameters.
 import seqclf
 
 classifier = seqclf.load("model")  # this folder
-classifier.predict(sequences)  # a list of what the model reads; card.json holds an example
+classifier.predict(sequences)  # a list of what the model reads{example}
 ```
 
 ## Limits
 
-The figures hold for sequences like those of the data above. The model gives each sequence one of
-its classes, also a sequence that is of none of them. Of sequences of quite another length or scale
-it may say anything. Nobody has checked whether it treats people alike.
+{limits}The figures hold for sequences like those of the data above. The model gives each sequence
+one of its classes, also a sequence that is of none of them. Of sequences of quite another length
+or scale it may say anything. Nobody has checked whether it treats people alike.
 
 card.json holds the settings of the training.
 """

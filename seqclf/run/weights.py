@@ -208,6 +208,11 @@ def find_weights(run_dir: Path) -> SavedWeights:
     `run_dir` may also be a run's folder model/, or one checkpoint of a run. Raises UserError if
     there is none of these.
     """
+    if run_dir.parts[:1] == ("hf:",):
+        raise UserError(
+            f"{run_dir}: a command takes a folder; download the model of the Hugging Face Hub in "
+            f'Python: seqclf.load("hf://{Path(*run_dir.parts[1:])}").save("model")'
+        )
     if os.path.isfile(run_dir / MANIFEST_FILE):
         checkpoint = read_checkpoint(run_dir)
         return _weights_of(checkpoint, Path(os.path.abspath(run_dir)).parent.parent)
