@@ -12,15 +12,22 @@ from pydantic import BaseModel, Field
 
 import seqclf
 
-MOST_SEQUENCES, MOST_BYTES = 256, 2**22  # of a request
+MOST_SEQUENCES, MOST_STEPS, MOST_BYTES = 256, 10_000, 2**22  # of a request, a sequence, a request
 classifier = seqclf.load(sys.argv[1])
 app = FastAPI()
+
+
+# Of two sequences with as many numbers the longer takes longer: its steps follow each other.
+Steps = (
+    Annotated[str, Field(max_length=MOST_STEPS)]
+    | Annotated[list[Any], Field(max_length=MOST_STEPS)]
+)
 
 
 class Question(BaseModel):
     """Sequences as `predict_proba` takes them: lists of steps, of tokens, or texts."""
 
-    sequences: Annotated[list[Any], Field(min_length=1, max_length=MOST_SEQUENCES)]
+    sequences: Annotated[list[Steps], Field(min_length=1, max_length=MOST_SEQUENCES)]
 
 
 @app.middleware("http")

@@ -173,6 +173,8 @@ def test_the_server_says_what_predict_says(place: Path, server: str) -> None:
         ({"sequences": [[]]}, 422, "X[0]: an empty sequence"),
         ({"sequences": []}, 422, "too_short"),
         ({"sequences": [WALK] * 257}, 422, "too_long"),
+        ({"sequences": [[[1.0, 2.0]] * 10_001]}, 422, "too_long"),
+        ({"sequences": [{"x": 1}]}, 422, "list_type"),
         ({}, 422, "missing"),
     ],
 )
