@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 import seqclf
@@ -17,17 +19,10 @@ classifier = seqclf.load(sys.argv[1])
 app = FastAPI()
 
 
-# Of two sequences with as many numbers the longer takes longer: its steps follow each other.
-Steps = (
-    Annotated[str, Field(max_length=MOST_STEPS)]
-    | Annotated[list[Any], Field(max_length=MOST_STEPS)]
-)
-
-
 class Question(BaseModel):
     """Sequences as `predict_proba` takes them: lists of steps, of tokens, or texts."""
 
-    sequences: Annotated[list[Steps], Field(min_length=1, max_length=MOST_SEQUENCES)]
+    sequences: Annotated[list[Any], Field(min_length=1, max_length=MOST_SEQUENCES)]
 
 
 @app.middleware("http")
@@ -39,9 +34,19 @@ async def limit_size(request: Request, call_next: Any) -> Any:
     return await call_next(request)
 
 
+@app.exception_handler(RequestValidationError)
+async def refuse(request: Request, error: RequestValidationError) -> Response:
+    """Say what is wrong, without the input: it may be large, or hold what JSON cannot."""
+    problems = [{name: one[name] for name in ("type", "loc", "msg")} for one in error.errors()]
+    return JSONResponse({"detail": problems}, 422)
+
+
 @app.post("/predict")
 def predict(question: Question) -> list[dict[str, float]]:
     """Return the probability of each class by its name, for each sequence."""
+    # The steps of a sequence follow each other, so a long one holds the server.
+    if any(isinstance(one, str | list) and len(one) > MOST_STEPS for one in question.sequences):
+        raise HTTPException(422, f"a sequence has at most {MOST_STEPS:,} steps")
     try:
         found = classifier.predict_proba(question.sequences)
     except seqclf.UserError as error:

@@ -172,9 +172,11 @@ def test_the_server_says_what_predict_says(place: Path, server: str) -> None:
         ({"sequences": ["walk"]}, 422, "X[0]: a text, where numbers are expected"),
         ({"sequences": [[]]}, 422, "X[0]: an empty sequence"),
         ({"sequences": []}, 422, "too_short"),
+        ({"sequences": "\ud800"}, 422, "list_type"),
         ({"sequences": [WALK] * 257}, 422, "too_long"),
-        ({"sequences": [[[1.0, 2.0]] * 10_001]}, 422, "too_long"),
-        ({"sequences": [{"x": 1}]}, 422, "list_type"),
+        ({"sequences": [[[1.0, 2.0]] * 10_001]}, 422, "at most 10,000 steps"),
+        ({"sequences": [{"x": 1}]}, 422, "X[0]: object, where numbers are expected"),
+        ({"sequences": ["\ud800"]}, 422, "X[0]: a text, where numbers are expected"),
         ({}, 422, "missing"),
     ],
 )
