@@ -302,9 +302,9 @@ class _Console(Console):
         self._says = verbose > 1
         self.warnings: list[str] = []
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, if_quiet: str = "") -> None:
         """Print lines, or keep a warning for Python's own warnings."""
         if text.startswith("warning: "):
             self.warnings.append(text.removeprefix("warning: "))
         elif self._says:
-            super().say(text)
+            super().say(text, if_quiet=if_quiet)

@@ -324,6 +324,8 @@ def choose_run_dir(
 def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) -> str:
     """Name a run: the config file's stem, or the data set, plus the flags that change the result.
 
+    Threads only round otherwise, and belong to the machine: they are not in the name.
+
     >>> run_name(Config(), "configs/mnist.yaml", [])
     'mnist'
     """
@@ -335,7 +337,7 @@ def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) ->
     parts = [
         f"{name}={_plain(values[name])}"
         for name in sorted(flagged)
-        if name not in NEUTRAL and not (path is None and name == "data.name")
+        if name not in {*NEUTRAL, "train.threads"} and not (path is None and name == "data.name")
     ]
     suffix = "".join(f"-{part}" for part in parts)
     if len(suffix) > MOST_OF_A_NAME or re.search(r"[^\w.=+,-]", suffix):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import wrap
 
 import torch
 from torch import Tensor
@@ -11,10 +14,10 @@ from torch import Tensor
 from seqclf.config.settings import settings_by_name
 from seqclf.data.batches import padding_fraction
 from seqclf.data.readers.rows import quote
-from seqclf.data.sequences import Sequences
+from seqclf.data.sequences import Sequences, spread_over_classes
 from seqclf.evaluate import Metrics
 from seqclf.measure import Measured
-from seqclf.model import LSTMClassifier
+from seqclf.model import Architecture, LSTMClassifier
 from seqclf.prefixes import (
     classify_prefixes,
     image_lines,
@@ -27,22 +30,33 @@ from seqclf.run.records import find_evaluation, finite_or_null
 from seqclf.run.verdict import why_no_result
 from seqclf.settle import FEW, Setup
 
-WIDTH = 80  # columns of a terminal
+WIDTH = 80  # columns of what is no terminal; a wider terminal is not filled
 MOST_LINES = 32  # of a sequence that is drawn
-MOST_FEATURES = 28  # on a line
+MOST_FEATURES = 8  # of a series, a line each
+MOST_LETTERS = 12  # of a feature's name
+MOST_CHANGES = 8  # of the guess
 SHADES = " .:-=+*#%@"  # dark to bright
+SPARKS = "▁▂▃▄▅▆▇█"  # low to high
 ERROR_COLUMNS = ("truth", "guess", "errors")
 BAR_WIDTH = 20  # of probability 1, where the line has room for it
 
 
+def terminal_width() -> int:
+    """Return how many columns a line may have: those of the terminal, at most WIDTH."""
+    isatty = getattr(sys.stdout, "isatty", None)
+    if isatty is None or not isatty():
+        return WIDTH
+    return min(WIDTH, get_terminal_size((WIDTH, 24)).columns)
+
+
 def predictions_text(model: LSTMClassifier, sequences: Sequences, count: int) -> str:
-    """Return the first predictions over the true classes, as the tutorial prints them.
+    """Return predictions over the true classes, as the tutorial prints them, of all classes.
 
     A mark stands under each error.
     """
-    count = min(count, len(sequences))
-    guesses = probabilities(model, *sequences.rows(slice(count))).argmax(1).tolist()
-    truths = sequences.labels[:count].tolist()
+    ids = spread_over_classes(sequences.labels, count)
+    guesses = probabilities(model, *sequences.rows(ids)).argmax(1).tolist()
+    truths = sequences.labels.cpu()[ids].tolist()
     names = sequences.classes
     width = max(len(names[number]) for number in (*guesses, *truths))
     rows = {
@@ -50,9 +64,9 @@ def predictions_text(model: LSTMClassifier, sequences: Sequences, count: int) ->
         "truth      ": [names[number] for number in truths],
         "           ": ["" if g == t else "^" for g, t in zip(guesses, truths, strict=True)],
     }
-    per_line = max(1, (WIDTH - len("prediction ")) // (width + 1))
+    per_line = max(1, (terminal_width() - len("prediction ")) // (width + 1))
     lines = []
-    for start in range(0, count, per_line):
+    for start in range(0, len(ids), per_line):
         for title, words in rows.items():
             row = " ".join(word.rjust(width) for word in words[start : start + per_line])
             lines.append(f"{title} {row}".rstrip())
@@ -60,49 +74,105 @@ def predictions_text(model: LSTMClassifier, sequences: Sequences, count: int) ->
 
 
 def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str:
-    """Draw one image or sequence, and beside each line the model's guess up to there.
-
-    A line is a step; of single pixels it is a row of the image, and of a sequence of more than
-    MOST_LINES steps it is several.
-    """
+    """Draw one image or sequence, and beside it the model's guess after each part of it."""
+    if sequences.starts is not None and not sequences.num_tokens:
+        return _series_text(model, sequences, index)
     value = sequences[index][0].cpu()
     per_line, ends = line_ends(model, sequences, value, MOST_LINES)
-    probabilities_EC = classify_prefixes(model, value[None], torch.tensor([ends]))[0]
-    # The probabilities of a model that has diverged are NaN, and it is drawn all the same.
-    best_E, guesses_E = probabilities_EC.nan_to_num(0).max(1)
-    names = [sequences.classes[guess] for guess in guesses_E.tolist()]
+    best_E, names = _guesses(model, sequences, value, ends)
     name_width = max(map(len, names))
     if sequences.num_tokens:
         drawings = token_lines(sequences, value, ends)
     else:
-        drawings = _shaded_lines(model, sequences, value, ends)
+        most = terminal_width() - name_width - len("||    100% ")
+        drawings = _shaded_lines(model, sequences, value, ends, most)
     width = max(map(len, drawings))
-    bar_width = max(0, min(BAR_WIDTH, WIDTH - width - name_width - len("||    100% ")))
+    bar_width = terminal_width() - width - name_width - len("||    100% ")
+    bar_width = max(0, min(BAR_WIDTH, bar_width))
     unit = step_name(model, sequences)
     if per_line > 1:
         unit = f"{per_line} {unit}s"
     unit += " in permuted order" * (model.read == "permuted")
-    truth = sequences.classes[int(sequences.labels[index])]
-    text = [
-        f"reading test {sequences.title(index)} (truth: {truth}), its guess after every {unit}:"
-    ]
-    for drawing, name, probability in zip(drawings, names, best_E.tolist(), strict=True):
+    text = _wrapped(f"reading {_title(sequences, index)}, its guess after every {unit}:")
+    for drawing, name, probability in zip(drawings, names, best_E, strict=True):
         guess = f"{name:<{name_width}}  {probability:4.0%} {'█' * round(probability * bar_width)}"
         text.append(f"|{drawing:<{width}}|  {guess}".rstrip())
     return "\n".join(text)
 
 
-def _shaded_lines(
+def _wrapped(line: str) -> list[str]:
+    """Break a line at blanks where the terminal ends, and nowhere within a name."""
+    return wrap(line, terminal_width(), break_long_words=False, break_on_hyphens=False)
+
+
+def _title(sequences: Sequences, index: int) -> str:
+    truth = sequences.classes[int(sequences.labels[index])]
+    return f"test {sequences.title(index)} (truth: {truth})"
+
+
+def _guesses(
     model: LSTMClassifier, sequences: Sequences, value: Tensor, ends: list[int]
+) -> tuple[list[float], list[str]]:
+    """Return the probability and the name of the guess after each end."""
+    probabilities_EC = classify_prefixes(model, value[None], torch.tensor([ends]))[0]
+    # The probabilities of a model that has diverged are NaN, and it is drawn all the same.
+    best_E, guesses_E = probabilities_EC.nan_to_num(0).max(1)
+    return best_E.tolist(), [sequences.classes[guess] for guess in guesses_E.tolist()]
+
+
+def _shaded_lines(
+    model: LSTMClassifier, sequences: Sequences, value: Tensor, ends: list[int], most: int
 ) -> list[str]:
-    """Draw features dark to bright: pixels as they are, others from -2 to 2 deviations."""
-    if sequences.starts is None:
-        lines = image_lines(model, value, ends) / sequences.scale
-    else:
-        lines = (model.cpu().embed(value[None])[0][[end - 1 for end in ends]] + 2) / 4
-    lines = lines[:, :MOST_FEATURES]
+    """Draw pixels dark to bright; of a wide image every second one, or fewer, on `most` columns."""
+    lines = image_lines(model, value, ends) / sequences.scale
+    per_pixel = 2 if 2 * lines.shape[1] <= most else 1
+    lines = lines[:, :: -(-lines.shape[1] * per_pixel // max(1, most))]
     cells = (lines.clamp(0, 1).nan_to_num(0) * (len(SHADES) - 1)).round().int().tolist()
-    return ["".join(SHADES[cell] * 2 for cell in row) for row in cells]
+    return ["".join(SHADES[cell] * per_pixel for cell in row) for row in cells]
+
+
+def _series_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str:
+    """Draw a series from left to right, a feature a line, from -2 to 2 deviations.
+
+    The last line is the probability of the guess so far, from 0 to 1; then follows how the guess
+    changed.
+    """
+    value = sequences[index][0].cpu()
+    features = sequences.features or [str(n + 1) for n in range(value.shape[1])]
+    names = [name[:MOST_LETTERS] for name in features[:MOST_FEATURES]]
+    name_width = max(len("guess"), *map(len, names))
+    class_width = max(map(len, sequences.classes))
+    most = max(8, terminal_width() - name_width - class_width - len("      100%"))
+    per_column, ends = line_ends(model, sequences, value, most)
+    best_E, guesses = _guesses(model, sequences, value, ends)
+    device = next(model.parameters()).device
+    deviations_TF = model.embed(value[None].to(device))[0].float().cpu()
+    columns = [part.mean(0) for part in deviations_TF.split(per_column)]
+    heights_FE = (torch.stack(columns, 1) + 2) / 4
+    unit = "step" if per_column == 1 else f"{per_column} steps"
+    lines = _wrapped(f"reading {_title(sequences, index)}, {len(value)} steps left to right:")
+    for name, row in zip(names, heights_FE.tolist(), strict=False):
+        lines.append(f"{name:<{name_width}}  {_sparkline(row)}")
+    if len(features) > len(names):
+        lines.append(f"and {len(features) - len(names):,} more features")
+    sure = f"{guesses[-1]} {best_E[-1]:.0%}"
+    lines.append(f"{'guess':<{name_width}}  {_sparkline(best_E)}  {sure}")
+    changes = [n for n in range(len(ends)) if n == 0 or guesses[n] != guesses[n - 1]]
+    told = [f"{guesses[n]} after {ends[n]}" for n in changes[:MOST_CHANGES]]
+    if len(changes) > MOST_CHANGES:
+        told.append(f"and {len(changes) - MOST_CHANGES} more changes")
+    return "\n".join([*lines, *_wrapped(f"its guess after every {unit}: {', '.join(told)}")])
+
+
+def _sparkline(heights: list[float]) -> str:
+    """Draw numbers from 0 to 1.
+
+    >>> _sparkline([0.0, 0.5, 1.0, 9.0])
+    '▁▅██'
+    """
+    top = len(SPARKS) - 1
+    numbers = torch.tensor(heights).nan_to_num(0).clamp(0, 1) * top
+    return "".join(SPARKS[number] for number in numbers.add(0.5).int().tolist())
 
 
 def opening(setup: Setup, path: Path) -> list[str]:
@@ -153,10 +223,20 @@ def opening(setup: Setup, path: Path) -> list[str]:
         )
     return [
         *lines,
+        f"model       {_model_text(setup.architecture)}",
         f"run         {path}",
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
     ]
+
+
+def _model_text(architecture: Architecture) -> str:
+    """Return what the model is, and how many numbers training changes."""
+    count = architecture.num_layers
+    text = f"LSTM, {count} layer{'s' * (count > 1)} of {architecture.hidden_size}"
+    text += ", both directions" * architecture.bidirectional
+    text += f", {architecture.conv} convolutions beside it" * (architecture.conv > 0)
+    return f"{text}, pooling {architecture.pooling}: {architecture.num_parameters:,} parameters"
 
 
 def measured_text(measured: Measured, classes: tuple[str, ...]) -> str:
@@ -201,7 +281,7 @@ def metrics_text(metrics: Metrics, classes: tuple[str, ...]) -> str:
     for rows, columns in ((names, names), (numbered, [*map(str, range(len(names)))])):
         width = max(map(len, rows))
         cell = max(len(text) for row in [columns, *counts] for text in row)
-        if width + (1 + cell) * len(names) > WIDTH:
+        if width + (1 + cell) * len(names) > terminal_width():
             continue
         lines.append("rows: the truth; columns: the guess")
         lines.append(" " * width + "".join(f" {name:>{cell}}" for name in columns))
@@ -245,12 +325,12 @@ def closing(
 ) -> str:
     """Return what a run ends with: result, predictions, the model reading, what to do next."""
     config, splits = setup.config, setup.splits
-    rows = [f"{'':<10} {'accuracy':>9} {'macro F1':>9} {'loss':>9} {'examples':>9}"]
+    rows = [f"{'':<4} {'accuracy':>8} {'macro F1':>8} {'loss':>8} {'examples':>8}"]
     for split, sequences in splits.measured.items():
         accuracy = metrics[f"{split}/accuracy"]
         macro_f1 = metrics[f"{split}/macro_f1"]
         loss = metrics[f"{split}/loss"]
-        rows.append(f"{split:<10} {accuracy:9.2%} {macro_f1:9.4f} {loss:9.4f} {len(sequences):9,}")
+        rows.append(f"{split:<4} {accuracy:8.2%} {macro_f1:8.4f} {loss:8.4f} {len(sequences):8,}")
     # If the file could not be written, the run has said so, and an older one is of other weights.
     evaluation = find_evaluation(path, "test")
     doubt = None
@@ -274,7 +354,10 @@ def closing(
 
 
 def _first_guesses(model: LSTMClassifier, test: Sequences) -> list[str]:
-    """Return what the model says of the first test examples; nothing if there are none."""
+    """Return what the model says of some test examples; nothing if there are none."""
     if not len(test):
         return []
-    return [predictions_text(model, test, 10), "", reading_text(model, test, 0), ""]
+    return [
+        "test examples, the first of each class in turn:",
+        *[predictions_text(model, test, 10), "", reading_text(model, test, 0), ""],
+    ]

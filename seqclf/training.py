@@ -27,7 +27,7 @@ from seqclf.processes.runtime import Runtime
 from seqclf.processes.signals import Signals
 from seqclf.processes.start import keep_precision, limited, start_runtime
 from seqclf.run.directory import Run, open_run
-from seqclf.run.records import State
+from seqclf.run.records import MODEL, State
 from seqclf.run.resume import kept_precision
 from seqclf.run.saves import restore, restore_best, save
 from seqclf.settle import Setup, choose_run_dir, config_of_main, find_data, settle
@@ -215,7 +215,10 @@ def train_in(
         decisions = [decision.line() for decision in runtime.decisions]
         console.say("\n".join([*decisions, *opening(setup, path)]))
         if run.finished():
-            console.say(f"{path} is finished: nothing to do (another --run-dir starts anew)")
+            console.say(
+                f"{path} is finished: nothing to do (another --run-dir starts anew)",
+                if_quiet=f"{path}/{MODEL}",
+            )
             runtime.from_main(lambda: _start_mirrors(mirrors, setup.config, path, is_finished=True))
             return 0
         # The run holds the same Setup: else the host would keep a second copy of the data.
@@ -235,7 +238,8 @@ def train_in(
                     lambda: run.finish(model, lambda: _card(setup, run, state))
                 )
                 if runtime.is_main:
-                    console.say(closing(setup, path, state.metrics, model, str(sha256)))
+                    text = closing(setup, path, state.metrics, model, str(sha256))
+                    console.say(text, if_quiet=f"{path}/{MODEL}")
                 return 0
         run.write_status("preempted")
         console.say(f"stopped by a signal; {where_it_goes_on(state.step, run.saved_step)}")

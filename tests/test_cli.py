@@ -36,8 +36,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "required: COMMAND (see seqclf --help)"),
-        (["trian"], "'trian'"),
+        (["trian"], "unknown command 'trian'; did you mean train? See seqclf --help"),
+        (["run"], "unknown command 'run'; did you mean train or runs? See seqclf --help"),
+        (["xyz"], "unknown command 'xyz'; see seqclf --help"),
+        (["train", "--data", "digits"], "argument --data; did you mean --data.name digits?"),
+        (["train", "--data=empty"], "argument --data; did you mean --data.path empty?"),
         (
             ["train", "--train.stpes=1"],
             "unknown argument --train.stpes; did you mean --train.steps?",
@@ -98,6 +101,16 @@ def test_other_ranks_let_rank_0_speak_first(
         "error: rank 1: --optim.lr: expected a number (found fast)\n",
     )
     assert [seconds > 0 for seconds in slept] == [True]
+
+
+def test_no_command_asks_for_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"]):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 0
+    alone, asked = capsys.readouterr().out.split("usage: ")[1:]
+    assert alone == asked
+    assert "train a classifier; the same command resumes" in alone
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"]])

@@ -277,6 +277,7 @@ NEUTRAL_FLAGS = [
         ("a.yaml", {"optim.lr": "5e-3"}, "a-optim.lr=0.005"),
         ("a.yaml", {"seed": "1", "optim.betas": "[0.5, 0.6]"}, "a-optim.betas=0.5,0.6-seed=1"),
         ("a.yaml", {"model.bidirectional": "true"}, "a-model.bidirectional=True"),
+        ("a.yaml", {"seed": "1", "train.threads": "3"}, "a-seed=1"),
         *(("a.yaml", dict([flag]), "a") for flag in NEUTRAL_FLAGS),
     ],
 )

@@ -40,6 +40,7 @@ def talk(console: Console) -> None:
     console.step()
     console.show(99_991, TEST)
     console.show(99_991, TRAINING)
+    console.show(99_992, TRAINING)
     console.close()
     console.say("the result")
 
@@ -72,7 +73,9 @@ def test_a_terminal_shows_a_bar_that_fits_and_lines_above_it(
     assert "99990/100000" in bars[0]
     assert bars[-1].endswith("left, loss 0.00123  lr 0.01  test 98.8%  123,457/s")
     assert drawn.count("step  99991/100000  test acc 98.77%  loss 0.0432") == 1
-    assert "train" not in text  # training is shown beside the bar only
+    training = "loss 0.0012  lr 9.87e-03  123,457 examples/s"
+    assert drawn.count(f"step  99991/100000  {training}") == 1  # it stays on the terminal
+    assert not any("99992/100000  loss" in line for line in drawn)  # not every one of them does
     assert drawn[0] == "device      cpu (no GPU found)"
     assert drawn[-2:] == ["the result", ""]
     assert drawn[-3].strip() == ""  # the bar is gone
@@ -93,6 +96,7 @@ def test_elsewhere_every_log_point_is_a_line(capsys: pytest.CaptureFixture[str])
         "device      cpu (no GPU found)\n"
         "step  99991/100000  test acc 98.77%  loss 0.0432\n"
         "step  99991/100000  loss 0.0012  lr 9.87e-03  123,457 examples/s\n"
+        "step  99992/100000  loss 0.0012  lr 9.87e-03  123,457 examples/s\n"
         "the result\n",
         "",
     )
@@ -125,13 +129,20 @@ def test_escape_sequences_are_shown_as_text(
     assert "a\\x1b[31m.yaml" in capsys.readouterr().out
 
 
-def test_quiet_keeps_the_decisions_and_the_result(
+def test_quiet_is_the_path_of_the_model_and_warnings_on_stderr(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoken = "device      cpu (no GPU found)\nthe result\n"
-    talk(Console(enabled=True, quiet=True))
-    assert capsys.readouterr() == (spoken, "")
-    assert on_a_terminal(lambda: talk(Console(enabled=True, quiet=True)), monkeypatch) == spoken
+    def talk_in_quiet() -> None:
+        console = Console(enabled=True, quiet=True)
+        talk(console)
+        console.say("a table\nwarning: the clock stands still")
+        console.say("stopped by a signal; saved at step 7")
+        console.say("the result and more", if_quiet="runs/x/model")
+
+    talk_in_quiet()
+    warnings = "warning: the clock stands still\nstopped by a signal; saved at step 7\n"
+    assert capsys.readouterr() == ("runs/x/model\n", warnings)
+    assert on_a_terminal(talk_in_quiet, monkeypatch) == "runs/x/model\n"
 
 
 def test_other_processes_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +189,7 @@ def test_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = Notebook()
     monkeypatch.setattr(sys, "stdout", notebook)
     talk(Console(enabled=True))
-    assert notebook.text.count("\n") == 4
+    assert notebook.text.count("\n") == 5
     assert "\r" not in notebook.text
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from seqclf.data.sequences import Sequences
+from seqclf.data.sequences import Sequences, spread_over_classes
 from seqclf.errors import UserError
 from seqclf.model import Architecture, ImageOrder, LSTMClassifier, Pooling, permutation
 from seqclf.prefixes import classify_prefixes, probabilities
@@ -75,9 +76,9 @@ def test_every_prefix_is_classified_as_if_it_were_alone(
 
 def test_predictions_stand_over_the_truth_with_the_errors_marked() -> None:
     assert predictions_text(Adder(), DATA, 4).splitlines() == [
-        "prediction  t-shirt     bag       x     bag",
-        "truth       t-shirt       x       x     bag",
-        "                          ^",
+        "prediction  t-shirt     bag     bag       x",  # the first of each class, then the second
+        "truth       t-shirt     bag       x       x",
+        "                                  ^",
     ]
     assert predictions_text(Adder(), DATA, 1) == "prediction  t-shirt\ntruth       t-shirt"
     assert predictions_text(Adder(), DATA, 99) == predictions_text(Adder(), DATA, 4)
@@ -86,10 +87,16 @@ def test_predictions_stand_over_the_truth_with_the_errors_marked() -> None:
 def test_many_predictions_are_broken_at_80_columns() -> None:
     many = DATA.select(torch.arange(4).repeat(5))
     lines = predictions_text(Adder(), many, 20).splitlines()
-    assert [len(line) for line in lines] == [75, 75, 59, 75, 75, 59, 43, 43, 27]
+    assert [len(line) for line in lines] == [75, 75, 35, 75, 75, 67, 43, 43, 27]
     words = [line.split()[1:] for line in lines]
-    assert words[0] + words[3] + words[6] == ["t-shirt", "bag", "x", "bag"] * 5
-    assert words[1] + words[4] + words[7] == ["t-shirt", "x", "x", "bag"] * 5
+    truths = [word for row in words[1::3] for word in row]
+    assert truths == ["t-shirt", "bag", "x"] * 5 + ["x"] * 5
+    # The first of each two examples of x is taken for a bag.
+    guesses = [word for row in words[0::3] for word in row]
+    assert guesses == ["t-shirt", "bag", "bag", "t-shirt", "bag", "x"] * 2 + [
+        *["t-shirt", "bag", "bag"],
+        *["x", "bag", "x", "bag", "x"],
+    ]
 
 
 def test_reading_draws_every_step_with_the_guess_so_far() -> None:
@@ -108,6 +115,59 @@ def test_reading_draws_every_step_with_the_guess_so_far() -> None:
     ]
 
 
+def test_of_files_sorted_by_class_all_classes_are_shown() -> None:
+    labels = torch.arange(4).repeat_interleave(50)
+    assert spread_over_classes(labels, 6).tolist() == [0, 50, 100, 150, 1, 51]
+    assert spread_over_classes(torch.tensor([3, 3, 9, 3]), 9).tolist() == [0, 2, 1, 3]
+    many = torch.arange(100)  # of more classes than are shown, in equal distances
+    assert spread_over_classes(many.flip(0), 4).tolist() == [99, 74, 49, 24]
+
+
+class Rising(Adder):
+    """Says right where the first feature is above 0."""
+
+    def classify_prefixes(self, steps: Tensor, ends_BE: Tensor | None) -> Tensor:
+        sums = 2 * steps[..., :1]
+        sums = sums if ends_BE is None else sums[:, ends_BE[0] - 1]
+        return torch.cat([torch.zeros_like(sums), sums], 2)
+
+
+def series() -> Sequences:
+    """Return a series of two features over 40 steps, and one that is shorter."""
+    rise = torch.arange(40.0)[:, None] / 10 - 2
+    return Sequences(
+        values=torch.cat([torch.cat([rise, -rise], 1), torch.zeros(3, 2)]),
+        labels=torch.tensor([1, 0]),
+        classes=("left", "right"),
+        features=("rate", "a name that is long"),
+        starts=torch.tensor([0, 40]),
+        lengths=torch.tensor([40, 3]),
+    )
+
+
+def test_a_series_is_a_line_a_feature_with_the_guess_under_it() -> None:
+    lines = reading_text(Rising(), series(), 0).splitlines()
+    assert lines[0].endswith("(truth: right), 40 steps left to right:")
+    rising = [round(7 * number / 40) for number in range(40)]  # from -2 to 1.9 deviations
+    falling = [round(7 * (40 - number) / 40) for number in range(40)]
+    assert lines[1] == "rate          " + "".join("▁▂▃▄▅▆▇█"[height] for height in rising)
+    assert lines[2] == "a name that   " + "".join("▁▂▃▄▅▆▇█"[height] for height in falling)
+    assert lines[3].startswith("guess         █")
+    assert lines[3].endswith(f"█  right {1 / (1 + math.exp(-3.8)):.0%}")
+    assert lines[4:] == ["its guess after every step: left after 1, right after 22"]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_drawing_fits_its_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqclf.terminal.sys.stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    image = torch.ones(1, 28, 28, dtype=torch.uint8)
+    images = Sequences(image, torch.tensor([0]), ("pullover",) * 28, scale=1.0)
+    texts = [reading_text(Adder(9.0), images, 0), reading_text(Rising(), series(), 0)]
+    texts.append(predictions_text(Rising(), series(), 2))
+    assert 36 <= max(len(line) for text in texts for line in text.splitlines()) <= columns
+
+
 ORDER = permutation(6, torch.device("cpu")).tolist()
 
 
@@ -124,7 +184,9 @@ def test_an_image_is_drawn_as_it_is_read(read: ImageOrder, unit: str, order: lis
     sequences = Sequences(image[None], torch.tensor([1]), ("zero", "one"), scale=9.0)
     model = Adder(0.1, read)
     lines = reading_text(model, sequences, 0).splitlines()
-    assert lines[0] == f"reading test example 0 (truth: one), its guess after every {unit}:"
+    title = " ".join(line for line in lines if "|" not in line)
+    assert title == f"reading test example 0 (truth: one), its guess after every {unit}:"
+    lines = [title, *(line for line in lines if "|" in line)]
     drawn = "".join(line.split("|")[1] for line in lines[1:])
     assert drawn == "".join(" .:-=+*#%@"[int(image.flatten()[i])] * 2 for i in order)
     per_line = 2 if read == "columns" else 3

@@ -131,7 +131,7 @@ def test_at_its_time_limit_a_task_of_an_array_saves_and_is_requeued(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
-    run_dir = job / "runs" / "debug-seed=3-train.steps=1000-train.threads=1"
+    run_dir = job / "runs" / "debug-seed=3-train.steps=1000"
     stop_and_go_on(job, run_dir, "requeue 7_3", 143, **task)
     monkeypatch.chdir(ROOT)
     assert main(["train", *LONG, "--seed=3", "--run-dir", str(job / "straight")]) == 0
@@ -140,7 +140,7 @@ def test_at_its_time_limit_a_task_of_an_array_saves_and_is_requeued(
 
 @pytest.mark.slow
 def test_two_processes_save_at_the_time_limit(job: Path) -> None:
-    run_dir = job / "runs" / "debug-train.steps=1000-train.threads=1"
+    run_dir = job / "runs" / "debug-train.steps=1000"
     two = {"SLURM_GPUS_ON_NODE": "2", "ACCELERATE_USE_CPU": "true"}
     stop_and_go_on(job, run_dir, "requeue 7", 1, **two)
     assert read_facts(run_dir)["world_size"] == 2

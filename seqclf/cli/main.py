@@ -14,7 +14,7 @@ from pathlib import Path
 
 from seqclf.cli.commands import COMMANDS
 from seqclf.cli.parser import build_parser
-from seqclf.config.load import closest
+from seqclf.config.load import closest, closest_word
 from seqclf.config.settings import expand_path
 from seqclf.errors import (
     DISK_ERRORS,
@@ -28,7 +28,17 @@ from seqclf.errors import (
 )
 from seqclf.processes.launcher import forget_empty_variables, join_pods
 
-PLAIN_LETTERS = {"█": "#", "±": "+-"}
+PLAIN_LETTERS = {"±": "+-", **dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True))}
+# Words that people type for a command, by habit of other tools.
+MEANT = {
+    "run": ("train", "runs"),
+    "fit": ("train",),
+    "test": ("evaluate",),
+    "eval": ("evaluate",),
+    "infer": ("predict",),
+    "list": ("runs",),
+    "ls": ("runs",),
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -123,8 +133,12 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Return a command line's arguments, of which `command` is the name of its command.
 
-    Raises UserError that names every unknown argument and the one that was probably meant.
+    Raises UserError that names every unknown argument and the one that was probably meant. No
+    words at all ask for help.
     """
+    words = words or ["--help"]
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise UserError(_unknown_command(words[0]))
     arguments, unknown = build_parser().parse_known_args(_normalise(words))
     if not unknown:
         _expand_paths(arguments)
@@ -132,15 +146,33 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     names = [name for name in vars(arguments) if name != "command"]
     mistakes = []
     follows_flag = False
-    for word in unknown:
-        flag, equals, _ = word.partition("=")
+    for word, next_word in zip(unknown, [*unknown[1:], "-"], strict=True):
+        flag, equals, value = word.partition("=")
         is_value = follows_flag and not word.startswith("-")
         if not is_value:
-            near = closest(flag.lstrip("-"), names)
+            if not equals:
+                value = "" if next_word.startswith("-") else next_word
+            near = _meant_setting(flag.lstrip("-"), value, names)
             hint = f"did you mean --{near}?" if near else f"see seqclf {arguments.command} --help"
             mistakes.append(f"unknown argument {flag}; {hint}")
         follows_flag = word.startswith("--") and not equals
     raise UserError("\n".join(mistakes))
+
+
+def _unknown_command(word: str) -> str:
+    near = closest_word(word, [*COMMANDS])
+    meant = MEANT.get(word, () if near is None else (near,))
+    hint = f"did you mean {' or '.join(meant)}? See seqclf --help" if meant else "see seqclf --help"
+    return f"unknown command '{word}'; {hint}"
+
+
+def _meant_setting(flag: str, value: str, names: Sequence[str]) -> str | None:
+    """Return the argument that was probably meant, and its value where the flag is a section."""
+    if f"{flag}.name" in names and value:
+        is_folder = os.sep in value or os.path.isdir(value)
+        setting = "path" if is_folder and f"{flag}.path" in names else "name"
+        return f"{flag}.{setting} {value}"
+    return closest(flag, names)
 
 
 def _expand_paths(arguments: argparse.Namespace) -> None:

@@ -142,6 +142,7 @@ def predict_command(arguments: Namespace) -> int:
         write_split(members, splits, arguments.out, arguments.per, early)
         return 0
     model = members[0].model
+    print(f"{arguments.split or 'test'} examples, the first of each class in turn:")
     print(printable_lines(predictions_text(model, splits[0], arguments.count or 10)))
     print(printable_lines(f"\n{reading_text(model, splits[0], 0)}"))
     return 0

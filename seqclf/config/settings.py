@@ -300,7 +300,7 @@ class Config(Settings):
     deterministic: bool = False
     """Repeat a GPU run bit for bit, at some cost in speed (CPU runs always do)."""
     quiet: bool = False
-    """Print neither progress bar nor log lines; what was decided and the result stay."""
+    """Print the path of the trained model alone, and warnings and errors on stderr."""
     report: bool = True
     """Write report.html at the end, a page of the run (not in sweeps)."""
     data: Data = Data()

@@ -230,3 +230,21 @@ class Sequences:
         for tensor in (self.values, self.labels):
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def spread_over_classes(labels: Tensor, count: int) -> Tensor:
+    """Return at most `count` examples: the first of each class in turn, then the second of each.
+
+    Of more classes than `count`, classes in equal distances have an example each.
+
+    >>> spread_over_classes(torch.tensor([7, 7, 7, 2, 2, 5]), 5).tolist()
+    [3, 5, 0, 4, 1]
+    """
+    labels = labels.cpu()
+    by_class = labels.argsort(stable=True)
+    _, sizes = labels[by_class].unique_consecutive(return_counts=True)
+    firsts = sizes.cumsum(0) - sizes
+    if len(sizes) > count:
+        return by_class[firsts[torch.arange(count) * len(sizes) // count]]
+    turns = torch.arange(len(labels)) - firsts.repeat_interleave(sizes)
+    return by_class[turns.argsort(stable=True)[:count]]
