@@ -87,7 +87,7 @@ def test_predictions_stand_over_the_truth_with_the_errors_marked() -> None:
 def test_many_predictions_are_broken_at_80_columns() -> None:
     many = DATA.select(torch.arange(4).repeat(5))
     lines = predictions_text(Adder(), many, 20).splitlines()
-    assert [len(line) for line in lines] == [75, 75, 35, 75, 75, 67, 43, 43, 27]
+    assert [len(line) for line in lines] == [75, 75, 35, 75, 75, 67, 43, 43, 35]
     words = [line.split()[1:] for line in lines]
     truths = [word for row in words[1::3] for word in row]
     assert truths == ["t-shirt", "bag", "x"] * 5 + ["x"] * 5

@@ -9,9 +9,13 @@ from typing import NamedTuple
 
 from seqclf.config.settings import NEUTRAL, settings_by_name
 from seqclf.metrics import METRICS
-from seqclf.report.figures import draw_curves
+from seqclf.report.chance import Pair, Setting, answer, pair_up
+from seqclf.report.compare_figures import draw_settings
+from seqclf.report.figures import Point, draw_curves
 from seqclf.report.run_record import RunRecord
 from seqclf.run.listing import family
+
+SPLITS = {"val": "Validation", "test": "Test"}
 
 
 class ComparedRun(NamedTuple):
@@ -38,11 +42,21 @@ class Comparison(NamedTuple):
     metrics: list[str]
     rows: list[ComparedRun]
     groups: list[SeedGroup]
+    answers: list[tuple[str, str]]
+    """By split, what each setting reached, and whether the difference is beyond chance."""
+    notes: list[str]
+    """What to mind with the answers, or why there is none."""
+    pairs: list[Pair]
+    """The best setting and each other one, on the same test examples."""
 
 
-def compare(runs: list[RunRecord]) -> Comparison:
-    """Compare runs: settings, results, and means over seeds."""
+def compare(runs: list[RunRecord], hits: list[list[bool]] | None = None) -> Comparison:
+    """Compare runs: settings, results, means over seeds, and whether settings differ by chance.
+
+    `hits` says of each run whether it names each test example rightly, if all have the same ones.
+    """
     settings, columns = differing_settings(runs)
+    answers, notes, pairs = _answers(runs, hits)
     return Comparison(
         settings=settings,
         metrics=sorted({name for run in runs for name in run.metrics}),
@@ -51,7 +65,85 @@ def compare(runs: list[RunRecord]) -> Comparison:
             for run, values in zip(runs, columns, strict=True)
         ],
         groups=seed_groups(runs),
+        answers=answers,
+        notes=notes,
+        pairs=pairs,
     )
+
+
+def _answers(
+    runs: list[RunRecord], hits: list[list[bool]] | None
+) -> tuple[list[tuple[str, str]], list[str], list[Pair]]:
+    """Return the answers by split, what to mind with them, and the pairs of runs."""
+    finished = [run for run in runs if run.state == "finished"]
+    notes = []
+    if len(finished) < len(runs):
+        count = len(runs) - len(finished)
+        notes.append(f"{count} of the runs {'has' if count == 1 else 'have'} not finished.")
+    if len(finished) < 2:
+        return [], notes, []
+    if len({run.facts.data_fingerprint for run in finished}) > 1:
+        notes.append("No test compares the runs: their data are not the same.")
+        return [], notes, []
+    if len({run.config.data.fold for run in finished}) > 1:
+        notes.append("No test compares the runs: they are folds; seqclf runs gives their mean.")
+        return [], notes, []
+    names = setting_names(runs)
+    answers, pairs = [], []
+    for split in ("val", "test"):
+        settings = _settings(runs, names, split, hits if split == "test" else None)
+        if settings:
+            answers.append((f"{SPLITS[split]} accuracy", answer(settings)))
+            pairs = pair_up(settings)
+    if [title for title, _ in answers] == ["Test accuracy"] and len(set(names)) > 1:
+        notes.append(
+            "Warning: the settings are compared on the test split. A setting that was chosen by it "
+            "looks better than it is. Choose by validation examples (--data.val_fraction 0.1), and "
+            "the test accuracy of the chosen setting is the result."
+        )
+    elif len(set(names)) > 1 and answers:
+        notes.append(
+            "Choose a setting by its validation accuracy. Warning: chosen by its test accuracy it "
+            "looks better than it is."
+        )
+    return answers, notes, pairs
+
+
+def _settings(
+    runs: list[RunRecord], names: list[str], split: str, hits: list[list[bool]] | None
+) -> list[Setting]:
+    """Return the finished runs by setting; none if one of them lacks the accuracy."""
+    settings: dict[str, Setting] = {}
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        if run.state != "finished":
+            continue
+        accuracy = run.metrics.get(f"{split}/accuracy")
+        if accuracy is None:
+            return []
+        key = family(run.config, run.facts)
+        setting = settings.setdefault(key, Setting(name, {}, {}))
+        setting.accuracies[run.config.seed] = accuracy
+        if hits is not None:
+            setting.hits[run.config.seed] = hits[number]
+    return list(settings.values())
+
+
+def setting_names(runs: list[RunRecord]) -> list[str]:
+    """Name each run by the settings that differ, but for the seed: "hidden_size 16, lr 0.01"."""
+    settings, columns = differing_settings(runs)
+    leaves = [name.rpartition(".")[2] for name in settings]
+    shown = [
+        leaf if leaves.count(leaf) == 1 else name
+        for leaf, name in zip(leaves, settings, strict=True)
+    ]
+    return [
+        ", ".join(
+            value if name == "data" else f"{name} {value.strip(chr(34))}"
+            for name, value in zip(shown, values, strict=True)
+            if name != "seed"
+        )
+        for values in columns
+    ]
 
 
 def differing_settings(runs: list[RunRecord]) -> tuple[list[str], list[list[str]]]:
@@ -97,25 +189,40 @@ def run_title(run: RunRecord, runs: list[RunRecord]) -> str:
     return name if len(runs) == 1 else f"{runs.index(run) + 1}: {name}"
 
 
-def learning_curves(runs: list[RunRecord]) -> dict[str, str]:
-    """Draw the curves of runs over each other; those of one run with its starts and its skips."""
-    resumed_at: list[int] = []
-    skipped: list[int] = []
-    if len(runs) == 1:
-        resumed_at = sorted({session.step for session in runs[0].sessions if session.step > 0})
-        counts = [(0, 0.0), *runs[0].points("train/skipped")]
-        skipped = [step for (_, before), (step, count) in pairwise(counts) if count > before]
+def learning_curves(run: RunRecord) -> dict[str, str]:
+    """Draw the curves of one run, with its starts and its skips."""
+    resumed_at = sorted({session.step for session in run.sessions if session.step > 0})
+    counts = [(0, 0.0), *run.points("train/skipped")]
+    skipped = [step for (_, before), (step, count) in pairwise(counts) if count > before]
     figures = {}
     for name in sorted(METRICS, key=lambda name: not name.endswith("/loss")):  # losses come first
         metric = METRICS[name]
-        all_points = {run_title(run, runs): run.points(name) for run in runs}
-        points = {title: of_run for title, of_run in all_points.items() if of_run}
+        points = run.points(name)
         if metric.curve and points:
             figures[name.replace("/", "-")] = draw_curves(
-                points,
+                {run.path.name: points},
                 metric.title,
                 resumed_at=resumed_at,
                 skipped=skipped,
                 log_axis=metric.log_axis,
+            )
+    return figures
+
+
+def curves_by_setting(runs: list[RunRecord]) -> dict[str, str]:
+    """Draw the curves of several runs: a colour a setting, a band over its seeds."""
+    names = setting_names(runs)
+    if len(set(names)) == 1:  # they differ in their seeds only, or in nothing
+        names = [f"n = {len(runs)}: mean and range"] * len(runs)
+    figures = {}
+    for metric_name in sorted(METRICS, key=lambda name: not name.endswith("/loss")):
+        metric = METRICS[metric_name]
+        points: dict[str, list[list[Point]]] = {}
+        for run, name in zip(runs, names, strict=True):
+            if of_run := run.points(metric_name):
+                points.setdefault(name, []).append(of_run)
+        if metric.curve and points:
+            figures[metric_name.replace("/", "-")] = draw_settings(
+                points, metric.title, log_axis=metric.log_axis
             )
     return figures

@@ -127,7 +127,7 @@ def draw_curves(
                 axes.fill_between(steps, lows, highs, color=colour, alpha=0.2, lw=0)
         if log_axis and min(value for points in runs.values() for _, value in points) > 0:
             axes.set_yscale("log")
-            _plain_log_axis(axes.yaxis)
+            plain_log_axis(axes.yaxis)
         for number, step in enumerate(resumed_at):
             axes.axvline(step, color=INK, ls=":", lw=1, label="resumed" if number == 0 else None)
         if skipped:
@@ -153,7 +153,7 @@ def in_blocks(
     return [(fmean(steps), fmean(values), min(values), max(values)) for steps, values in blocks]
 
 
-def _plain_log_axis(axis: Axis, subs: tuple[int, ...] = (1, 2, 5)) -> None:
+def plain_log_axis(axis: Axis, subs: tuple[int, ...] = (1, 2, 5)) -> None:
     """Write the numbers of a logarithmic axis plainly: 0.01, not a power of ten."""
     axis.set_major_locator(LogLocator(subs=subs, numticks=6))
     axis.set_major_formatter("{x:g}")
@@ -202,7 +202,7 @@ def draw_reliability(calibration: list[list[float]]) -> str:
         top.set_ylabel("accuracy")
         bottom.bar(edges, counts, width, color=COLOURS[1], **bars)
         bottom.set_yscale("log")
-        _plain_log_axis(bottom.yaxis, subs=(1,))
+        plain_log_axis(bottom.yaxis, subs=(1,))
         bottom.set_ylabel("examples")
         bottom.set_xlabel("confidence")
         bottom.set_xlim(0, 1)

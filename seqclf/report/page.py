@@ -27,7 +27,7 @@ from seqclf.data.sources import Splits
 from seqclf.errors import UserError
 from seqclf.model import LSTMClassifier
 from seqclf.prefixes import probabilities
-from seqclf.report.compare import Comparison, compare, learning_curves
+from seqclf.report.compare import Comparison, compare, curves_by_setting, learning_curves
 from seqclf.report.early import EarlySection, watch_decisions
 from seqclf.report.figures import INK, PAPER, draw_confusion, draw_reliability
 from seqclf.report.intervals import macro_f1_interval, wilson
@@ -178,20 +178,21 @@ def _is_ours(file: Path, content: bytes) -> bool:
 
 def page_of_runs(runs: list[RunRecord], flags: dict[str, str]) -> Page:
     """Put together a page that compares runs."""
-    page = Page(f"{len(runs)} runs", learning_curves(runs), comparison=compare(runs))
-    if any(run.state != "finished" for run in runs):
-        return replace(page, not_together_because="not all of the runs have finished")
+    page = Page(f"{len(runs)} runs", curves_by_setting(runs))
     try:
-        return replace(page, together=measure_together([run.path for run in runs], flags))
+        if any(run.state != "finished" for run in runs):
+            raise UserError("not all of the runs have finished")
+        together = measure_together([run.path for run in runs], flags)
     except UserError as error:
-        return replace(page, not_together_because=str(error))
+        return replace(page, comparison=compare(runs), not_together_because=str(error))
+    return replace(page, comparison=compare(runs, together.hits), together=together)
 
 
 def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
     """Put together the page of one run."""
     page = Page(
         run.path.name or str(run.path),
-        learning_curves([run]),
+        learning_curves(run),
         state=run.state,
         error=None if run.status is None else run.status.error,
         overview=overview(run),

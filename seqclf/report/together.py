@@ -11,6 +11,7 @@ from seqclf.data import sources
 from seqclf.data.sequences import Sequences
 from seqclf.errors import UserError
 from seqclf.measure import measure_examples
+from seqclf.predict import Prediction
 from seqclf.report.intervals import wilson
 from seqclf.report.reading import flop_of_example
 from seqclf.run.records import CONFIG
@@ -25,6 +26,8 @@ class Together(NamedTuple):
     interval: tuple[float, float]
     n: int
     of_each: dict[str, float]
+    hits: list[list[bool]]
+    """Of each run in their order, whether it names each test example rightly."""
 
 
 def measure_together(run_dirs: list[Path], flags: dict[str, str]) -> Together:
@@ -47,7 +50,8 @@ def measure_together(run_dirs: list[Path], flags: dict[str, str]) -> Together:
     )
     if flop > MOST_FLOP:
         raise UserError("it would take long; seqclf evaluate with these runs does it")
-    measured = measure_examples(members, predict_split_together(members, splits))
+    predictions = list(predict_split_together(members, splits))
+    measured = measure_examples(members, predictions)
     metrics = measured.metrics
     hits = int(metrics.confusion.diagonal().sum())
     return Together(
@@ -55,4 +59,15 @@ def measure_together(run_dirs: list[Path], flags: dict[str, str]) -> Together:
         wilson(hits, metrics.count),
         metrics.count,
         {name: single.accuracy for name, single in measured.of_each.items()},
+        _hits_of_each(predictions, members[0].architecture.classes),
     )
+
+
+def _hits_of_each(predictions: list[Prediction], classes: tuple[str, ...]) -> list[list[bool]]:
+    """Return whether each run names each example rightly, in the order of the runs."""
+    rows = [
+        [one.truth == classes[one._replace(probabilities=said).guess] for said in one.of_each]
+        for one in predictions
+        if one.truth is not None
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]
