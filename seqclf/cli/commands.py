@@ -143,7 +143,7 @@ def runs_command(arguments: Namespace) -> int:
     """List runs."""
     from seqclf.run.listing import runs_table
 
-    _print(runs_table(arguments.dir))
+    _print(runs_table(arguments.dir, arguments.sort))
     return 0
 
 

@@ -385,8 +385,11 @@ def _add_baselines(commands: _Commands) -> None:
 
 
 def _add_runs(commands: _Commands) -> None:
-    parser = commands.add("runs", "list runs: state, step, metrics, age", usage="[DIR]")
+    parser = commands.add("runs", "list runs: state, step, metrics, age", usage="[DIR] [options]")
     parser.add_argument("dir", type=Path, nargs="?", default=Path("runs"), help="where [runs]")
+    parser.add_argument(
+        "--sort", metavar="METRIC", help="the best first, by val/accuracy or another [the latest]"
+    )
 
 
 def _add_checkpoints(commands: _Commands) -> None:

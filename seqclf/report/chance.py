@@ -142,7 +142,7 @@ def answer(settings: Sequence[Setting]) -> str:
     if len(set(heads)) == 1 and heads[0] and "," not in names[0]:  # the first one says what it is
         names[1:] = [name.rpartition(" ")[2] for name in names[1:]]
     each = [f"{name}: {text}" if name else text for name, text in zip(names, shown, strict=True)]
-    line = ", ".join(each) + f", n = {counts.pop()}" * (len(counts) == 1)
+    line = ", ".join(each) + f", n = {max(counts)}" * (len(counts) == 1)
     verdict = _verdict(settings)
     return f"{line}; {verdict}." if verdict else f"{line}."
 

@@ -13,7 +13,7 @@ from seqclf.report.chance import Pair, Setting, answer, pair_up
 from seqclf.report.compare_figures import draw_settings
 from seqclf.report.figures import Point, draw_curves
 from seqclf.report.run_record import RunRecord
-from seqclf.run.listing import family
+from seqclf.run.listing import family, short_names
 
 SPLITS = {"val": "Validation", "test": "Test"}
 
@@ -131,15 +131,10 @@ def _settings(
 def setting_names(runs: list[RunRecord]) -> list[str]:
     """Name each run by the settings that differ, but for the seed: "hidden_size 16, lr 0.01"."""
     settings, columns = differing_settings(runs)
-    leaves = [name.rpartition(".")[2] for name in settings]
-    shown = [
-        leaf if leaves.count(leaf) == 1 else name
-        for leaf, name in zip(leaves, settings, strict=True)
-    ]
     return [
         ", ".join(
             value if name == "data" else f"{name} {value.strip(chr(34))}"
-            for name, value in zip(shown, values, strict=True)
+            for name, value in zip(short_names(settings), values, strict=True)
             if name != "seed"
         )
         for values in columns

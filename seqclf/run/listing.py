@@ -10,12 +10,13 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import NEUTRAL, Config, settings_by_name
 from seqclf.errors import UserError, printable
+from seqclf.metrics import best_of
 from seqclf.run.records import (
     CHECKPOINTS,
     CONFIG,
@@ -27,6 +28,8 @@ from seqclf.run.records import (
     find_record,
 )
 
+MOST_SETTINGS = 6  # columns of what differs
+HEADS = {"val/accuracy": "val acc", "test/accuracy": "test acc"}
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -49,6 +52,10 @@ class ListedRun:
     fold_family: str = ""
     fold: int = 0
     num_folds: int = 0
+    settings: dict[str, str] = field(default_factory=dict)
+    """Those that count for the result; none if another version wrote them."""
+    data: str = ""
+    data_fingerprint: str = ""
 
 
 def list_runs(root: Path) -> list[ListedRun]:
@@ -83,6 +90,7 @@ def _read_run(path: Path) -> ListedRun:
     with suppress(OSError):  # the run is deleted at this moment
         age_s = time.time() - (path / STATUS).lstat().st_mtime
     name, seed = "", -1
+    settings: dict[str, str] = {}
     fold_name, fold, num_folds = "", 0, 0
     try:
         config, _ = load_config(path / CONFIG)
@@ -90,6 +98,11 @@ def _read_run(path: Path) -> ListedRun:
         pass
     else:
         name, seed = family(config, facts or Facts()), config.seed
+        settings = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in settings_by_name(config).items()
+            if key not in NEUTRAL
+        }
         if config.data.folds is not None:
             fold_name = family(config, facts or Facts(), but_for="data.fold")
             fold, num_folds = config.data.fold or 0, config.data.folds
@@ -108,6 +121,9 @@ def _read_run(path: Path) -> ListedRun:
         fold_family=fold_name,
         fold=fold,
         num_folds=num_folds,
+        settings=settings,
+        data=facts.data,
+        data_fingerprint=facts.data_fingerprint,
     )
 
 
@@ -127,18 +143,44 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def runs_table(root: Path) -> str:
-    """Return the list of runs as text, names last, so that long ones push nothing aside."""
+def runs_table(root: Path, sort: str | None = None) -> str:
+    """Return the list of runs as text, names last, so that long ones push nothing aside.
+
+    The latest come first; with `sort` the best by that metric, and runs without it at the end.
+    Raises UserError for a metric that no run has.
+    """
     runs = list_runs(root)
     if not runs:
         return f"no runs in {printable(str(root))}"
-    lines = [f"{'state':<10}{'step':>14}{'val acc':>9}{'test acc':>10}{'age':>8}  run"]
-    for run in runs:
-        lines.append(
-            f"{run.state:<10}{f'{run.step}/{run.num_steps}':>14}{_accuracies(run.metrics)}"
-            f"{_age(run.age_s):>8}  {printable(str(run.path))}"
-        )
     finished = [run for run in runs if run.state == "finished"]
+    known = sorted({name for run in runs for name in run.metrics if best_of(name)})
+    if sort is not None:
+        if sort not in known:
+            raise UserError(f"--sort {sort}: no run there has it; they have {', '.join(known)}")
+        runs.sort(key=lambda run: _rank(run, sort))
+    by = sort or ("val/accuracy" if _have("val/accuracy", finished) else "test/accuracy")
+    best = _best(finished, by)
+    settings, num_left_out = _differing(runs)
+    columns = {"state": [run.state for run in runs]}
+    columns["step"] = [f"{run.step}/{run.num_steps}" for run in runs]
+    shown = ["val/accuracy", "test/accuracy", *([sort] if sort else [])]
+    for name in dict.fromkeys(name for name in shown if _have(name, runs)):
+        cells = [_cell(name, run.metrics.get(name)) for run in runs]
+        if name == by and best:
+            cells = [
+                f"{cell} {'*' if run.path in best else ' '}"
+                for cell, run in zip(cells, runs, strict=True)
+            ]
+        columns[HEADS.get(name, name)] = cells
+    columns["age"] = [_age(run.age_s) for run in runs]
+    columns |= settings
+    paths = [printable(os.path.relpath(run.path, root)) for run in runs]
+    lines = _aligned(columns, last=(f"run in {printable(str(root))}", paths))
+    if best:
+        several = len({run.data_fingerprint for run in finished}) > 1
+        lines.append(f"* the best {by} of the finished runs{' on the same data' * several}")
+    if num_left_out:
+        lines.append(f"{num_left_out} more settings differ: seqclf report RUN RUN shows all")
     lines += _means(
         "finished runs that differ in their seed only: mean ± standard deviation",
         [(run.family, run.seed, run) for run in finished],
@@ -148,6 +190,85 @@ def runs_table(root: Path) -> str:
         [(run.fold_family, run.fold, run) for run in finished],
     )
     return "\n".join(lines)
+
+
+def _have(name: str, runs: list[ListedRun]) -> bool:
+    return any(name in run.metrics for run in runs)
+
+
+def _rank(run: ListedRun, metric: str) -> float:
+    """Return a number that is the lower the better a run is by a metric."""
+    value = run.metrics.get(metric, math.nan)
+    if math.isnan(value):
+        return math.inf
+    return -value if best_of(metric) == "max" else value
+
+
+def _best(runs: list[ListedRun], metric: str) -> set[Path]:
+    """Return the best runs by a metric, of each data set with two runs or more that have it."""
+    by_data: dict[str, list[ListedRun]] = {}
+    for run in runs:
+        if _rank(run, metric) < math.inf:
+            by_data.setdefault(run.data_fingerprint, []).append(run)
+    return {
+        run.path
+        for group in by_data.values()
+        if len(group) > 1
+        for run in group
+        if _rank(run, metric) == min(_rank(one, metric) for one in group)
+    }
+
+
+def _differing(runs: list[ListedRun]) -> tuple[dict[str, list[str]], int]:
+    """Return the columns of what differs, and how many settings have no room there.
+
+    Of several data sets these are the settings that differ between runs on the same one.
+    """
+    by_data: dict[str, list[ListedRun]] = {}
+    for run in runs:
+        if run.settings:
+            by_data.setdefault(run.data_fingerprint, []).append(run)
+    readable = [run for group in by_data.values() for run in group]
+    names = [
+        name
+        for name in (readable[0].settings if readable else ())
+        if any(len({run.settings[name] for run in group}) > 1 for group in by_data.values())
+    ]
+    columns: dict[str, list[str]] = {}
+    if len(by_data) > 1:
+        is_named = len({run.data for run in readable}) == len(by_data)
+        columns["data"] = [
+            run.data if is_named else f"{run.data} {run.data_fingerprint[:8]}" for run in runs
+        ]
+    for name, head in zip(names, short_names(names), strict=True):
+        columns[head] = [run.settings.get(name, "") for run in runs]
+    shown = list(columns)[:MOST_SETTINGS]
+    return {head: columns[head] for head in shown}, len(columns) - len(shown)
+
+
+def short_names(settings: list[str]) -> list[str]:
+    """Return the last word of each setting's name; where two have the same, the whole name.
+
+    >>> short_names(["seed", "model.hidden_size", "data.name", "optim.name"])
+    ['seed', 'hidden_size', 'data.name', 'optim.name']
+    """
+    leaves = [name.rpartition(".")[2] for name in settings]
+    return [
+        leaf if leaves.count(leaf) == 1 else name
+        for leaf, name in zip(leaves, settings, strict=True)
+    ]
+
+
+def _aligned(columns: dict[str, list[str]], last: tuple[str, list[str]]) -> list[str]:
+    """Return a table's lines: the first column and the last are flush left, the others right."""
+    cells = [[head, *map(printable, column)] for head, column in columns.items()]
+    padded = []
+    for number, column in enumerate(cells):
+        width = max(map(len, column))
+        padded.append([cell.ljust(width) if number == 0 else cell.rjust(width) for cell in column])
+    head, paths = last
+    rows = zip(*padded, [head, *paths], strict=True)
+    return ["  ".join(row).rstrip() for row in rows]
 
 
 def _means(title: str, runs: list[tuple[str, int, ListedRun]]) -> list[str]:
@@ -207,6 +328,13 @@ def _accuracies(metrics: Mapping[str, float]) -> str:
     """Return the columns of validation and test accuracy."""
     val, test = (metrics.get(f"{split}/accuracy") for split in ("val", "test"))
     return f"{_percent(val):>9}{_percent(test):>10}"
+
+
+def _cell(name: str, value: float | None) -> str:
+    """Return a metric's value as a list shows it."""
+    if value is None or name.endswith("/accuracy"):
+        return _percent(value)
+    return f"{value:.4f}"
 
 
 def _percent(value: float | None) -> str:
