@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+WELCH = "Welch's t-test over seeds"
+MCNEMAR = "McNemar's exact test, which says nothing of other seeds"
+EQUAL = "equal results"
 LEVEL = 0.05  # of p, below which a difference is called beyond chance
 
 
@@ -60,12 +64,18 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
     None where it says nothing: of one value, and where no value differs from its group's others.
     """
     groups = (first, second)
-    if min(map(len, groups)) < 2 or not any(map(statistics.stdev, groups)):
+    if min(map(len, groups)) < 2:
         return None
-    from scipy.stats import ttest_ind  # here, because it takes a second to import
+    errors = [statistics.variance(group) / len(group) for group in groups]  # squared, of the means
+    if not any(errors):
+        return None
+    from scipy.stats import t as student  # here, because it takes a second to import
 
-    result = ttest_ind(first, second, equal_var=False)
-    return float(result.statistic), float(result.df), float(result.pvalue)
+    t = (statistics.mean(first) - statistics.mean(second)) / math.sqrt(sum(errors))
+    freedom = sum(errors) ** 2 / sum(
+        error**2 / (len(group) - 1) for error, group in zip(errors, groups, strict=True)
+    )
+    return t, freedom, float(2 * student.sf(abs(t), freedom))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -115,19 +125,21 @@ def find_difference(first: Setting, second: Setting) -> Finding | None:
 
     None where neither can be: then nothing is known of chance.
     """
+    if len({*first.accuracies.values(), *second.accuracies.values()}) == 1:
+        return Finding(1.0, EQUAL, "")
     result = welch(list(first.accuracies.values()), list(second.accuracies.values()))
     if result is not None:
         t, freedom, p = result
         numbers = f"t = {abs(t):.2f}, {freedom:.1f} degrees of freedom"
-        return Finding(p, "Welch's t-test over seeds", numbers)
+        return Finding(p, WELCH, numbers)
     if not first.hits or not second.hits:
         return None
     pair = _pairs_of_seeds(first, second)[0]
     numbers = (
-        f"{pair.only_first} of {pair.n:,} test examples named rightly by the first alone, "
-        f"{pair.only_second} by the second alone"
+        f"seed {pair.seeds}, of {pair.n:,} test examples {pair.only_first} named rightly by "
+        f"{first.name} alone, {pair.only_second} by {second.name} alone"
     )
-    return Finding(pair.p, f"McNemar's exact test, seed {pair.seeds}", numbers)
+    return Finding(pair.p, MCNEMAR, numbers)
 
 
 def answer(settings: Sequence[Setting]) -> str:
@@ -142,7 +154,9 @@ def answer(settings: Sequence[Setting]) -> str:
     if len(set(heads)) == 1 and heads[0] and "," not in names[0]:  # the first one says what it is
         names[1:] = [name.rpartition(" ")[2] for name in names[1:]]
     each = [f"{name}: {text}" if name else text for name, text in zip(names, shown, strict=True)]
-    line = ", ".join(each) + f", n = {max(counts)}" * (len(counts) == 1)
+    line = ", ".join(each) + f", n = {max(counts)} seed{'s' * (max(counts) > 1)}" * (
+        len(counts) == 1
+    )
     verdict = _verdict(settings)
     return f"{line}; {verdict}." if verdict else f"{line}."
 
@@ -150,8 +164,6 @@ def answer(settings: Sequence[Setting]) -> str:
 def _verdict(settings: Sequence[Setting]) -> str:
     if len(settings) == 1:
         return ""
-    if len({accuracy for setting in settings for accuracy in setting.accuracies.values()}) == 1:
-        return "the results are equal"
     num_pairs = len(list(combinations(settings, 2)))
     ordered = sorted(settings, key=lambda setting: -setting.mean)
     findings = {other.name: find_difference(ordered[0], other) for other in ordered[1:]}
@@ -163,6 +175,8 @@ def _verdict(settings: Sequence[Setting]) -> str:
     if num_pairs == 1:
         [finding] = findings.values()
         assert finding is not None
+        if finding.test == EQUAL:
+            return "the results are equal"
         is_beyond = finding.p < LEVEL
         seen = "beyond" if is_beyond else "within"
         return (
@@ -177,10 +191,10 @@ def _verdict(settings: Sequence[Setting]) -> str:
             continue
         p = min(1.0, num_pairs * finding.p)
         parts.append(f"from {name} {'beyond' if p < LEVEL else 'within'} chance ({p_text(p)})")
-    tests = sorted({one.test.partition(",")[0] for one in findings.values() if one is not None})
+    tests = sorted({one.test for one in findings.values() if one is not None} - {EQUAL})
     return (
         f"the best is {ordered[0].name}; it differs {', '.join(parts)} "
-        f"({' or '.join(tests)}, p times the {num_pairs} pairs of settings)"
+        f"({' or '.join(tests) or EQUAL}; p times the {num_pairs} pairs of settings)"
     )
 
 
