@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seqclf.config.settings import MANY_EXAMPLES, NEUTRAL, NOISE, Config, Value, settings_by_name
+from seqclf.config.settings import MANY_EXAMPLES, NOISE, UNNAMED, Config, Value, settings_by_name
 from seqclf.conv import count_reference
 from seqclf.data import idx
 from seqclf.data.batches import BatchPlan, count_steps, make_buckets
@@ -324,8 +324,6 @@ def choose_run_dir(
 def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) -> str:
     """Name a run: the config file's stem, or the data set, plus the flags that change the result.
 
-    Threads only round otherwise, and belong to the machine: they are not in the name.
-
     >>> run_name(Config(), "configs/mnist.yaml", [])
     'mnist'
     """
@@ -337,7 +335,7 @@ def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) ->
     parts = [
         f"{name}={_plain(values[name])}"
         for name in sorted(flagged)
-        if name not in {*NEUTRAL, "train.threads"} and not (path is None and name == "data.name")
+        if name not in UNNAMED and not (path is None and name == "data.name")
     ]
     suffix = "".join(f"-{part}" for part in parts)
     if len(suffix) > MOST_OF_A_NAME or re.search(r"[^\w.=+,-]", suffix):

@@ -26,7 +26,6 @@ SETTINGS = {
     "train.batch_size": 50,
     "checkpoint.every": 4,
     "log.every": 3,
-    "quiet": True,
 }
 NEWEST, OLDER = "checkpoints/step-00000008", "checkpoints/step-00000004"
 

@@ -29,7 +29,6 @@ SETTINGS = {
     "checkpoint.every": 10,
     "eval.every": 20,
     "log.every": 1,
-    "quiet": True,
 }
 
 

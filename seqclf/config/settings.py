@@ -351,6 +351,9 @@ NEUTRAL = frozenset(
     }
 )
 
+# What runs are neither named nor told apart by: threads belong to the machine, and only round.
+UNNAMED = NEUTRAL | {"train.threads"}
+
 
 def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, object, str]]:
     """Yield (dotted name, annotation, description) of every setting."""

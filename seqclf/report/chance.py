@@ -49,6 +49,11 @@ class Pair(NamedTuple):
     only_second: int
     p: float
 
+    @property
+    def p_text(self) -> str:
+        """How a page shows p."""
+        return p_text(self.p)
+
 
 class Finding(NamedTuple):
     """Whether two settings differ: p, and the numbers it rests on."""

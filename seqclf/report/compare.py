@@ -7,7 +7,7 @@ import statistics
 from itertools import pairwise
 from typing import NamedTuple
 
-from seqclf.config.settings import NEUTRAL, settings_by_name
+from seqclf.config.settings import UNNAMED, settings_by_name
 from seqclf.metrics import METRICS
 from seqclf.report.chance import Pair, Setting, answer, pair_up
 from seqclf.report.compare_figures import draw_settings
@@ -30,6 +30,8 @@ class ComparedRun(NamedTuple):
 class SeedGroup(NamedTuple):
     """Finished runs that differ in their seed only: mean and standard deviation of each metric."""
 
+    title: str
+    """What they set and other runs set otherwise."""
     names: list[str]
     metrics: dict[str, tuple[float, float]]
 
@@ -146,7 +148,7 @@ def differing_settings(runs: list[RunRecord]) -> tuple[list[str], list[list[str]
     settings = [settings_by_name(run.config) for run in runs]
     texts = [{name: json.dumps(value) for name, value in each.items()} for each in settings]
     names = [
-        name for name in texts[0] if name not in NEUTRAL and len({each[name] for each in texts}) > 1
+        name for name in texts[0] if name not in UNNAMED and len({each[name] for each in texts}) > 1
     ]
     columns = [[each[name] for name in names] for each in texts]
     # The same name may stand for other data, for instance files that were prepared again.
@@ -173,7 +175,10 @@ def seed_groups(runs: list[RunRecord]) -> list[SeedGroup]:
                 values = [value for run in group if (value := run.metrics.get(name)) is not None]
                 if len(values) == len(group):
                     metrics[name] = (statistics.mean(values), statistics.stdev(values))
-            groups.append(SeedGroup([run_title(run, runs) for run in group], metrics))
+            name = setting_names(runs)[runs.index(group[0])]
+            groups.append(
+                SeedGroup(name or "Seeds only", [run_title(run, runs) for run in group], metrics)
+            )
     return groups
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seqclf.config.load import load_config
-from seqclf.config.settings import NEUTRAL, Config, settings_by_name
+from seqclf.config.settings import UNNAMED, Config, settings_by_name
 from seqclf.errors import UserError, printable
 from seqclf.metrics import best_of
 from seqclf.run.records import (
@@ -101,7 +101,7 @@ def _read_run(path: Path) -> ListedRun:
         settings = {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in settings_by_name(config).items()
-            if key not in NEUTRAL
+            if key not in UNNAMED
         }
         if config.data.folds is not None:
             fold_name = family(config, facts or Facts(), but_for="data.fold")
@@ -129,7 +129,7 @@ def _read_run(path: Path) -> ListedRun:
 
 def family(config: Config, facts: Facts, *, but_for: str = "seed") -> str:
     """Return a text that is the same for runs that differ in one setting only."""
-    values = {k: v for k, v in settings_by_name(config).items() if k not in NEUTRAL | {but_for}}
+    values = {k: v for k, v in settings_by_name(config).items() if k not in UNNAMED | {but_for}}
     return json.dumps([values, facts.data_fingerprint or None])
 
 
