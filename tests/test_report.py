@@ -294,9 +294,9 @@ def test_runs_on_other_data_and_folds_get_no_test(digits: Path, tmp_path: Path) 
         ([run, with_settings(run, {"data.folds": 3, "data.fold": 2})], "they are folds"),
     ):
         found = compare(runs)
-        assert found.answers == found.pairs == []
+        assert (found.answers, found.pairs) == ([], [])
         assert reason in found.notes[0]
-    val = {"val/accuracy": 0.5, "test/accuracy": 0.25}
+    val: dict[str, float | None] = {"val/accuracy": 0.5, "test/accuracy": 0.25}
     status = Status(state="finished", step=9, metrics=val)
     one = replace(run, status=status)
     found = compare([one, with_settings(one, {"optim.lr": 0.5})])
