@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -332,15 +332,24 @@ def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) ->
     if config.data.path is not None:
         folder = Path(config.data.path).absolute().name
         base = folder if path is None or base == "files" else f"{base}-{folder}"
-    parts = [
-        f"{name}={_plain(values[name])}"
-        for name in sorted(flagged)
+    settings = {
+        name: values[name]
+        for name in flagged
         if name not in UNNAMED and not (path is None and name == "data.name")
-    ]
-    suffix = "".join(f"-{part}" for part in parts)
-    if len(suffix) > MOST_OF_A_NAME or re.search(r"[^\w.=+,-]", suffix):
-        suffix = "-" + hashlib.sha256(suffix.encode()).hexdigest()[:10]
-    return base + suffix
+    }
+    return f"{base}-{name_of(settings)}" if settings else base
+
+
+def name_of(settings: Mapping[str, Value]) -> str:
+    """Name a file after settings; a hash stands for a long name, and for letters of paths.
+
+    >>> name_of({"seed": 1, "optim.lr": 0.02})
+    'optim.lr=0.02-seed=1'
+    """
+    text = "-".join(f"{name}={_plain(settings[name])}" for name in sorted(settings))
+    if len(text) >= MOST_OF_A_NAME or re.search(r"[^\w.=+,-]", text):
+        return hashlib.sha256(f"-{text}".encode()).hexdigest()[:10]
+    return text
 
 
 def _plain(value: Value) -> str:

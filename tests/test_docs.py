@@ -15,8 +15,8 @@ from accelerate.commands.launch import launch_command_parser
 from helpers.launching import ROOT, launch
 from torch.distributed.run import get_args_parser
 
-from seqclf.cli.commands import load_settings
 from seqclf.cli.main import main, parse
+from seqclf.cli.options import load_settings
 from seqclf.config.load import load_config
 from seqclf.config.settings import fields
 from seqclf.settle import run_name

@@ -5,7 +5,6 @@ Each imports what it needs when it is called, so that help and mistakes need not
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +12,19 @@ from pathlib import Path
 
 from seqclf.cli.demonstrating import demo_command
 from seqclf.cli.exporting import export_command
-from seqclf.cli.options import check_run, data_folders, read_options, split_names
+from seqclf.cli.options import (
+    check_run,
+    data_folders,
+    load_settings,
+    read_options,
+    split_names,
+)
 from seqclf.cli.parser import build_parser
 from seqclf.cli.predicting import evaluate_command, predict_command
 from seqclf.cli.pushing import push_command
-from seqclf.config.load import load_config
-from seqclf.config.recipes import FOR_PREPARED_DATA
+from seqclf.cli.sweeping import sweep_command
 from seqclf.config.reference import STARTER, commented_yaml
-from seqclf.config.settings import Config, fields
+from seqclf.config.settings import Config
 from seqclf.errors import UserError, printable_lines
 from seqclf.processes.signals import Signals, end_with_launcher
 
@@ -39,25 +43,6 @@ def train_command(arguments: Namespace) -> int:
         from seqclf.training import train
 
         return int(record(train)(config, arguments.config, flagged=flagged, signals=signals) or 0)
-
-
-def load_settings(arguments: Namespace) -> tuple[Config, list[str]]:
-    """Return the config of --config and the flags, and the names of the settings in flags.
-
-    Prepared data have a recipe of their own, unless --config names another.
-    """
-    flags = {name: getattr(arguments, name) for name, _, _ in fields()}
-    flags = {name: text for name, text in flags.items() if text is not None}
-    is_prepared = flags.get("data.name", "files") == "files" and "data.path" in flags
-    has_recipe = arguments.config is None and is_prepared
-    if has_recipe:
-        arguments.config = FOR_PREPARED_DATA
-    config, flagged = load_config(arguments.config, flags)
-    is_main = os.environ.get("RANK", "0") in ("", "0")
-    is_silent = getattr(arguments, "print_config", False) or config.quiet
-    if has_recipe and is_main and not is_silent:
-        print(f"config      {FOR_PREPARED_DATA} (for prepared data; --config names another)")
-    return config, flagged
 
 
 def _print(text: str) -> None:
@@ -189,6 +174,7 @@ def completion_command(arguments: Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "train": train_command,
+    "sweep": sweep_command,
     "evaluate": evaluate_command,
     "predict": predict_command,
     "report": report_command,

@@ -8,12 +8,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqclf.config.load import load_config
-from seqclf.config.settings import Config
+from seqclf.config.recipes import FOR_PREPARED_DATA
+from seqclf.config.settings import Config, fields
 from seqclf.errors import UserError
 from seqclf.run.records import CONFIG
 
 if TYPE_CHECKING:
     from seqclf.data.readers.rows import ReadOptions
+
+
+def load_settings(arguments: Namespace) -> tuple[Config, list[str]]:
+    """Return the config of --config and the flags, and the names of the settings in flags."""
+    named = arguments.config
+    flags = given_settings(arguments)
+    config, flagged = load_config(arguments.config, flags)
+    is_main = os.environ.get("RANK", "0") in ("", "0")
+    is_silent = getattr(arguments, "print_config", False) or config.quiet
+    if arguments.config != named and is_main and not is_silent:
+        print(f"config      {arguments.config} (for prepared data; --config names another)")
+    return config, flagged
+
+
+def given_settings(arguments: Namespace) -> dict[str, str]:
+    """Return the settings that flags give, as text.
+
+    Prepared data have a recipe of their own, which becomes `arguments.config`, unless --config
+    names another.
+    """
+    flags = {name: getattr(arguments, name) for name, _, _ in fields()}
+    flags = {name: text for name, text in flags.items() if text is not None}
+    is_prepared = flags.get("data.name", "files") == "files" and "data.path" in flags
+    if arguments.config is None and is_prepared:
+        arguments.config = FOR_PREPARED_DATA
+    return flags
 
 
 def read_options(arguments: Namespace) -> ReadOptions:

@@ -48,6 +48,7 @@ def build_parser(*, completing: bool = False) -> ArgumentParser:
     )
     commands = _Commands(subparsers, completing)
     _add_train(commands)
+    _add_sweep(commands)
     _add_evaluate(commands)
     _add_predict(commands)
     _add_report(commands)
@@ -123,6 +124,21 @@ def _add_train(commands: _Commands) -> None:
     parser = commands.add_with_settings("train", summary, description=TRAIN)
     parser.add_argument(
         "--print_config", action="store_true", help="print the settings that result, and leave"
+    )
+
+
+SWEEP = """\
+Takes what `seqclf train` takes, and several values of a setting: 0.01,0.02, or
+0-4 where it is a whole number. Each product of values is a run of its own, below
+--run-dir. The same command goes on; other values get a directory of their own.
+"""
+
+
+def _add_sweep(commands: _Commands) -> None:
+    summary = "train several runs at once, of several seeds or settings"
+    parser = commands.add_with_settings("sweep", summary, description=SWEEP)
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at once [the number of GPUs, or of cores]"
     )
 
 

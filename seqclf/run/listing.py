@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +108,7 @@ def _read_run(path: Path) -> ListedRun:
             fold, num_folds = config.data.fold or 0, config.data.folds
     if status is None or facts is None or "num_steps" not in facts.model_fields_set:
         return ListedRun(path, "damaged", 0, 0, metrics={}, age_s=age_s, family=name, seed=seed)
-    is_crashed = status.state == "running" and not _is_locked(path)
+    is_crashed = status.state == "running" and not is_locked(path)
     return ListedRun(
         path,
         "crashed" if is_crashed else status.state,
@@ -133,7 +133,7 @@ def family(config: Config, facts: Facts, *, but_for: str = "seed") -> str:
     return json.dumps([values, facts.data_fingerprint or None])
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Return whether a process is training there: it holds the lock for as long."""
     try:
         with (path / LOCK).open("r") as file:
@@ -291,11 +291,17 @@ def _mean_lines(group: list[ListedRun]) -> list[str]:
         missing = sorted(set(range(1, first.num_folds + 1)) - folds)
         lines[0] += f", without fold {', '.join(map(str, missing))} of {first.num_folds}"
     for name in sorted(set.intersection(*(set(run.metrics) for run in group))):
-        values = [run.metrics[name] for run in group]
-        is_finite = all(map(math.isfinite, values))
-        spread = statistics.stdev(values) if is_finite else math.nan  # stdev fails on infinity
-        lines.append(f"  {printable(name):<14} {statistics.mean(values):.4f} ± {spread:.4f}")
+        lines.append(f"  {printable(name):<14} {spread_of([run.metrics[name] for run in group])}")
     return lines
+
+
+def spread_of(values: Sequence[float]) -> str:
+    """Return mean and standard deviation as text; of one value that value alone."""
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    is_finite = all(map(math.isfinite, values))
+    spread = statistics.stdev(values) if is_finite else math.nan  # stdev fails on infinity
+    return f"{statistics.mean(values):.4f} ± {spread:.4f}"
 
 
 def checkpoints_table(run_dir: Path) -> str:
