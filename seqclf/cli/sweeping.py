@@ -53,6 +53,8 @@ def sweep_command(arguments: Namespace) -> int:
     """Train the product of all values; print a table of them."""
     _refuse_launchers()
     flags = given_settings(arguments)
+    if arguments.config is not None and Path(arguments.config).is_fifo():
+        raise UserError(f"--config {arguments.config}: a pipe, which each run reads; save a file")
     runs = plan(arguments.config, flags)
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
@@ -100,10 +102,9 @@ def _refuse_what_is_no_sweep(directory: Path) -> None:
 def _train_all(
     arguments: Namespace, directory: Path, runs: Sequence[Planned], signals: Signals
 ) -> int:
-
     config = runs[0].config
-    slots, threads, device = _deal(runs, arguments.jobs)
-    asked = describe(runs, _command(arguments), threads)
+    slots, num_threads, device = _deal(runs, arguments.jobs)
+    asked = describe(runs, _command(arguments), num_threads)
     kept = keep_what_was_asked(directory, asked)
     extra = [] if arguments.config is None else [f"--config={arguments.config}"]
     # These come first, so that a run's own flags count.
@@ -115,9 +116,8 @@ def _train_all(
     lists = (f"{name} {', '.join(map(str, values))}" for name, values in varying(runs).items())
     _say(f"sweep       {len(runs)} runs: {'; '.join(lists)}")
     _say(f"directory   {directory}" + f" ({done} of the runs are finished)" * (done > 0))
-    _say(
-        f"jobs        {len(slots)} at once; {device}, {kept.threads} thread{'s' * (kept.threads > 1)} each"
-    )
+    threads = f"{kept.threads} thread{'s' * (kept.threads > 1)}"
+    _say(f"jobs        {len(slots)} at once, {threads} each ({device})")
     _fetch_data(runs)
     progress = Progress(directory, quiet=config.quiet)
     try:

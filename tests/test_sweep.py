@@ -1,0 +1,359 @@
+"""seqclf sweep: what it expands to, how its runs start and end, and what its table says.
+
+Most tests put a small program in place of `seqclf train`; the slow ones train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.commands import Capture, call
+from helpers.launching import ROOT, clean_environment, wait_for
+from helpers.training import TINY, tiny_flags, train_tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqclf import jobs
+from seqclf.errors import UserError
+from seqclf.sweep import plan, split_values, table
+
+# Does what `seqclf train` does to a sweep: takes the lock, writes a status and ends.
+STAND_IN = """
+import fcntl, json, os, pathlib, signal, sys, time
+flags = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+folder = pathlib.Path(flags["run_dir"])
+lock = open(folder / ".lock", "a+")
+fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def tell(state):
+    path = folder / "status.json"
+    metrics = {"val/accuracy": float(flags["optim.lr"]), "test/accuracy": 0.5}
+    status = {"state": state, "step": 5, "epoch": 1.0, "metrics": metrics}
+    path.with_suffix(".tmp").write_text(json.dumps(status))
+    path.with_suffix(".tmp").rename(path)
+def stop(number, frame):
+    tell("preempted")
+    os._exit(143)
+signal.signal(signal.SIGTERM, stop)
+cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+with open(folder / "starts", "a") as starts:
+    print(json.dumps([flags, os.environ.get("CUDA_VISIBLE_DEVICES"), cores]), file=starts)
+print("note: a note")
+if flags["seed"] == "13":
+    sys.exit("error: unlucky\\nsecond line")
+while (folder.parent.parent / "wait").exists():
+    time.sleep(0.01)
+tell("finished")
+"""
+SWEEP = ("sweep", "--optim.lr", "0.1,0.2", "--data.val_fraction", "0.1")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of a sweep whose runs are the stand-in's."""
+    stand_in = tmp_path / "train.py"
+    stand_in.write_text(STAND_IN)
+    monkeypatch.setattr(jobs, "TRAIN", (sys.executable, "-I", "-S", str(stand_in)))
+    monkeypatch.setattr(jobs, "TICK_S", 0.01)
+    monkeypatch.setattr("seqclf.data.idx.fetch", lambda *_: None)
+    return tmp_path / "sweep"
+
+
+def starts_of(run: Path) -> list[tuple[dict[str, str], str | None, list[int]]]:
+    return [json.loads(line) for line in (run / "starts").read_text().splitlines()]
+
+
+# ---- what is asked for
+
+
+@given(
+    st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True),
+    st.lists(st.integers(1, 99), min_size=2, max_size=3, unique=True),
+    st.lists(st.sampled_from(["auto", "64", "8"]), min_size=1, max_size=3, unique=True),
+)
+@settings(max_examples=15, deadline=None)
+def test_runs_are_the_product_of_the_values_and_their_names_are_unique(
+    seeds: list[int], rates: list[int], sizes: list[str]
+) -> None:
+    flags = {"seed": seeds, "optim.lr": [rate / 100 for rate in rates], "model.hidden_size": sizes}
+    runs = plan(None, {name: ",".join(map(str, values)) for name, values in flags.items()})
+    expected = {(seed, rate / 100, size) for seed in seeds for rate in rates for size in sizes}
+    found = [(r.config.seed, r.config.optim.lr, str(r.config.model.hidden_size)) for r in runs]
+    assert len(found) == len(expected)
+    assert set(found) == expected
+    assert len({run.name for run in runs}) == len(runs)
+    assert all(f"optim.lr={run.config.optim.lr}" in run.name for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [
+        ("seed", "0-2,7", ["0", "1", "2", "7"]),
+        ("optim.lr", "1e-3, 0.1", ["1e-3", "0.1"]),
+        ("optim.betas", "[0.8,0.9],[0.9,0.999]", ["[0.8,0.9]", "[0.9,0.999]"]),
+        ("loss.class_weights", "balanced,[1,2]", ["balanced", "[1,2]"]),
+        ("tracking.notes", "rates, 1-3", ["rates, 1-3"]),  # changes no result
+        ("data.path", "data/1-3", ["data/1-3"]),  # a text
+    ],
+)
+def test_what_a_flag_lists(name: str, text: str, values: list[str]) -> None:
+    assert split_values(name, text) == values
+
+
+def test_all_mistakes_are_told_before_anything_starts(capsys: Capture, root: Path) -> None:
+    words = ("--seed", "4-0", "--optim.lr", "fast,0.1,-1", "--train.steps", "5,x")
+    code, _, err = call(capsys, "sweep", *words, "--run-dir", root)
+    assert code == 2
+    assert err.splitlines() == [
+        "error: --seed: 4-0 counts down; write 0-4",
+        "--optim.lr: expected a number (found fast)",
+        "--train.steps: expected a whole number, or null (found x)",
+        "--optim.lr: must be greater than 0 (found -1)",
+    ]
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"seed": "0"}, "nothing differs between runs; give a setting several values"),
+        ({"optim.lr": "0.01,1e-2"}, "--optim.lr: of 2 values two are the same"),
+        ({"seed": "0,,1"}, "--seed: nothing stands between two commas"),
+        ({"seed": "0-1000"}, "--seed: 0-1000 are more than 1,000 values"),
+        ({"seed": "0-30", "optim.lr": "0.1,0.2", "eval.every": "1-20"}, "31 x 2 x 20 = 1,240 runs"),
+        ({"optim.betas": "0.8,0.9"}, r"--optim.betas: expected a list like \[0.9, 0.999\]"),
+        ({"data.folds": "3", "data.fold": "1-4"}, "--data.fold: 4 contradicts data.folds: 3"),
+    ],
+)
+def test_a_mistake_names_the_value_and_the_remedy(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(None, flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "message"),
+    [
+        (("--jobs", "0"), {}, "--jobs 0: must be at least 1"),
+        (("--resume", "never"), {}, "--resume never: a sweep goes on where it stopped"),
+        ((), {"WANDB_SWEEP_ID": "a"}, "the variable WANDB_SWEEP_ID is set, which is for one run"),
+        (("--config", "{root}.pipe"), {}, "a pipe, which each run reads; save a file"),
+        (("--run_dir", "{root}.full"), {}, "no sweep, and not empty (file); choose another"),
+    ],
+)
+def test_what_cannot_be_a_sweep_is_refused(
+    capsys: Capture,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    variables: dict[str, str],
+    message: str,
+) -> None:
+    os.mkfifo(f"{root}.pipe")
+    Path(f"{root}.full").mkdir()
+    Path(f"{root}.full", "file").touch()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    given_words = (word.format(root=root) for word in words)
+    code, _, err = call(capsys, *SWEEP, "--run_dir", root, *given_words)
+    assert code == 2
+    assert message in err
+
+
+# ---- how runs start and end
+
+
+def test_a_failed_run_stops_no_other_and_the_same_command_tries_it_again(
+    capsys: Capture, root: Path
+) -> None:
+    words = ("sweep", "--optim.lr", "0.1", "--seed", "12-14", "--run-dir", root, "--jobs", "2")
+    code, out, _ = call(capsys, *words)
+    assert code == 1
+    lines = out.splitlines()
+    assert f"failed      seed=13: unlucky (log: {root}/seed=13/train.log)" in lines
+    assert "note: a note (3 of 3 runs)" in lines
+    assert "   2 of 3  0.1000 ± 0.0000  0.5000 ± 0.0000" in lines
+    code, out, _ = call(capsys, *words, "--quiet")
+    assert code == 1
+    assert "started" not in out
+    assert [len(starts_of(root / f"seed={seed}")) for seed in (12, 13, 14)] == [1, 2, 1]
+
+
+def test_each_run_gets_cores_threads_and_a_group_of_its_own(capsys: Capture, root: Path) -> None:
+    assert call(capsys, *SWEEP, "--seed", "0-1", "--run-dir", root, "--jobs", "2")[0] == 0
+    given_flags = {}
+    for run in root.glob("*/"):
+        ((given_flags[run.name], _, cores),) = starts_of(run)
+        slots = jobs.deal(2, sorted(os.sched_getaffinity(0)), [])
+        assert tuple(cores) in {slot.cores for slot in slots}
+    assert given_flags["optim.lr=0.2-seed=1"] == {
+        "train.threads": str(max(1, len(os.sched_getaffinity(0)) // 2)),
+        "report": "false",
+        "tracking.group": "sweep",
+        "seed": "1",
+        "data.val_fraction": "0.1",
+        "optim.lr": "0.2",
+        "run_dir": f"{root}/optim.lr=0.2-seed=1",
+    }
+
+
+def test_gpus_are_dealt(capsys: Capture, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert call(capsys, *SWEEP, "--run-dir", root)[0] == 0
+    found = {starts_of(run)[0][1] for run in root.glob("*/")}
+    assert found == {"5", "GPU-7"}
+
+
+def test_other_values_in_the_same_directory_are_refused(capsys: Capture, root: Path) -> None:
+    assert call(capsys, *SWEEP, "--run-dir", root)[0] == 0
+    changed = ("sweep", "--optim.lr", "0.1,0.3", "--model.hidden_size", "8", "--run-dir", root)
+    code, _, err = call(capsys, *changed)
+    assert code == 2
+    assert (
+        f"{root}: holds another sweep: data.val_fraction was 0.1, is 0.0; model.hidden_size was "
+        "64, is 8; optim.lr was 0.1, 0.2, is 0.1, 0.3; the command of that one goes on (seqclf "
+        "sweep --data.val_fraction=0.1 --optim.lr=0.1,0.2"
+    ) in err
+
+
+def start_sweep(root: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start a sweep of two runs of the stand-in, as a process of its own; wait for their starts."""
+    program = (
+        "import sys; from seqclf import jobs; from seqclf.cli.main import main;"
+        f"jobs.TRAIN = (sys.executable, '-I', '-S', {str(root.parent / 'train.py')!r});"
+        "sys.exit(main())"
+    )
+    words = [*SWEEP, "--data.name", "digits", "--run-dir", str(root), "--jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)} | variables,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: len(list(root.glob("*/starts"))) == 2)
+    return process
+
+
+def test_ctrl_c_stops_all_runs_and_says_how_to_go_on(capsys: Capture, root: Path) -> None:
+    (root.parent / "wait").touch()
+    process = start_sweep(root)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert out.splitlines()[-1] == (
+        "stopped by a signal; 0 of 2 runs are finished, the others saved what they had done; the "
+        "same command goes on"
+    )
+    states = [json.loads(file.read_text())["state"] for file in root.glob("*/status.json")]
+    assert states == ["preempted"] * 2
+    (root.parent / "wait").unlink()
+    assert call(capsys, *SWEEP, "--data.name", "digits", "--run-dir", root)[0] == 0
+    assert [len(starts_of(run)) for run in root.glob("*/")] == [2, 2]
+
+
+def test_runs_outlive_a_killed_sweep_and_the_next_start_waits_for_them(
+    capsys: Capture, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = root.parent / "wait"
+    wait.touch()
+    process = start_sweep(root)
+    process.kill()
+    process.communicate(timeout=60)
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: wait.unlink(missing_ok=True))
+    code, out, _ = call(capsys, *SWEEP, "--data.name", "digits", "--run-dir", root, "--jobs", "1")
+    assert code == 0
+    assert "started     optim.lr=0.1 (it runs already)" in out
+    assert [len(starts_of(run)) for run in root.glob("*/")] == [1, 1]
+
+
+# ---- the table
+
+
+def finish(run: Path, **metrics: float | None) -> None:
+    named = {name.replace("_", "/"): value for name, value in metrics.items()}
+    run.mkdir(parents=True)
+    status = {"state": "finished", "step": 5, "metrics": named}
+    (run / "status.json").write_text(json.dumps(status))
+
+
+def test_the_best_is_that_of_the_validation_split_and_of_whole_groups(tmp_path: Path) -> None:
+    runs = plan(None, {"optim.lr": "0.1,0.2,0.3", "seed": "0-1", "data.val_fraction": "0.1"})
+    for name, val, test in (
+        ("optim.lr=0.1-seed=0", 0.6, 0.9),
+        ("optim.lr=0.1-seed=1", 0.7, 0.9),
+        ("optim.lr=0.2-seed=0", 0.8, 0.5),
+        ("optim.lr=0.2-seed=1", 0.7, 0.7),
+        ("optim.lr=0.3-seed=1", 0.99, 0.99),
+    ):
+        finish(tmp_path / name, val_accuracy=val, test_accuracy=test)
+    assert table(tmp_path, runs).splitlines() == [
+        "mean ± standard deviation over seed",
+        "   optim.lr  n       val/accuracy     test/accuracy",
+        "   0.1       2       0.6500 ± 0.0707  0.9000 ± 0.0000",
+        "*  0.2       2       0.7500 ± 0.0707  0.6000 ± 0.1414",
+        "   0.3       1 of 2  0.9900           0.9900",
+        "* the best: highest mean val/accuracy; 1 not compared, with a run that has no result",
+    ]
+
+
+def test_without_a_validation_split_none_is_the_best(tmp_path: Path) -> None:
+    runs = plan(None, {"optim.lr": "0.1,0.2"})
+    finish(tmp_path / "optim.lr=0.1", test_accuracy=0.5, test_loss=None)
+    finish(tmp_path / "optim.lr=0.2", test_accuracy=0.75, test_loss=1.0)
+    assert table(tmp_path, runs).splitlines() == [
+        "one run a line",
+        "   optim.lr  n  test/accuracy  test/loss",
+        "   0.1       1  0.5000         nan",
+        "   0.2       1  0.7500         1.0000",
+        "none is marked as the best: there is no validation split, and the test split chooses "
+        "nothing; hold out a part: --data.val-fraction 0.1",
+    ]
+
+
+# ---- real runs
+
+
+REAL = {**TINY, "train.steps": 60, "checkpoint.every": 5, "data.val_fraction": 0.1}
+WORDS = [f"--{name}={text}" for name, text in tiny_flags(REAL).items()]
+PROGRAM = [sys.executable, "-m", "seqclf", "sweep", *WORDS, "--seed=0-1", "--optim.lr=0.01,0.02"]
+
+
+def sweep(root: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PROGRAM, f"--run_dir={root}", "--jobs=2", *words],
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_and_stopped_gives_the_weights_of_runs_alone(tmp_path: Path) -> None:
+    root = tmp_path / "sweep"
+    process = sweep(root)
+    wait_for(lambda: list(root.glob("*/checkpoints/step-*")))
+    process.kill()  # its runs go on
+    process.communicate(timeout=60)
+    process = sweep(root)
+    wait_for(lambda: len(list(root.glob("*/metrics.jsonl"))) > 2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 143, out
+    process = sweep(root, "--quiet")
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert "highest mean val/accuracy" in out
+    for seed in (0, 1):
+        for lr in (0.01, 0.02):
+            alone = tmp_path / f"alone-{seed}-{lr}"
+            assert train_tiny(alone, REAL, seed=seed, optim__lr=lr) == 0
+            swept = root / f"optim.lr={lr}-seed={seed}"
+            file = Path("model", "model.safetensors")
+            assert (swept / file).read_bytes() == (alone / file).read_bytes()
