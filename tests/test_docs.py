@@ -16,10 +16,11 @@ from helpers.launching import ROOT, launch
 from torch.distributed.run import get_args_parser
 
 from seqclf.cli.main import main, parse
-from seqclf.cli.options import load_settings
+from seqclf.cli.options import given_settings, load_settings
 from seqclf.config.load import load_config
 from seqclf.config.settings import fields
 from seqclf.settle import run_name
+from seqclf.sweep import plan
 
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
@@ -111,6 +112,7 @@ def test_the_commands_are_found() -> None:
     found = {words[0] for words in WORDS}
     assert found == {
         "train",
+        "sweep",
         "evaluate",
         "predict",
         "demo",
@@ -193,6 +195,10 @@ def test_a_command_runs(
     smoke = [*(SHORT if "--data.path" in words else SMOKE), str(tmp_path / "run")]
     if words[0] == "baselines":  # tests/test_baselines.py runs the others, which numba compiles
         words = (*words, "--only", "majority")
+    if words[0] == "sweep":  # tests/test_sweep.py runs some
+        arguments = parse(words)
+        assert len(plan(arguments.config, given_settings(arguments))) > 1
+        return
     if words[0] == "prepare":
         (workplace / "data" / "mine").rename(tmp_path / "mine")
     shortened = ["--train.epochs", "null", *smoke]  # in place of the command's own length
