@@ -28,6 +28,7 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/scaling.py
 	.venv-bench/bin/python benchmarks/peers.py --data-root $(or $(SEQCLF_DATA),data)
 	.venv-bench/bin/python benchmarks/archive.py
+	.venv-bench/bin/python benchmarks/sweep.py --data-root $(or $(SEQCLF_DATA),data)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -259,6 +259,18 @@ def startup_table() -> str:
     return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
 
 
+def sweep_table() -> str:
+    """Return how long several seeds take, at once and one after the other, from sweep.py."""
+    found = load("sweep")
+    rows = ["| | s | each round |", "| --- | --- | --- |"]
+    for way, middle in found["seconds"].items():
+        each = ", ".join(f"{seconds:.1f}" for seconds in found["all"][way])
+        rows.append(f"| {way} | {middle:.1f} | {each} |")
+    rows.append(f"| times as fast | {found['ratio']:.2f} | |")
+    what = f"{found['seeds']} seeds of mnist_fast, {found['epochs']:g} epoch"
+    return "\n".join(rows) + f"\n\n{what}; {where(found)}; medians of n = {found['rounds']} rounds."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "loop": loop_table,
     "parts": parts_table,
@@ -269,6 +281,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "linear": linear_table,
     "archive": archive_table,
     "startup": startup_table,
+    "sweep": sweep_table,
 }
 SOURCES = {"parts": "loop", "peers-short": "peers"}  # where a table is not of its own name
 DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md")

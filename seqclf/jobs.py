@@ -114,9 +114,8 @@ def run_all(
     A signal stops them: each saves. `extra` are words that each run gets; `watch` is called again
     and again with the jobs under way, and `tell` at each end.
     """
-    outcomes: dict[str, Outcome] = {}
-    waiting = [run for run in runs if not is_finished(root / run.name)]
-    outcomes |= {run.name: Outcome("finished") for run in runs if run not in waiting}
+    outcomes = {run.name: Outcome("finished") for run in runs if is_finished(root / run.name)}
+    waiting = [run for run in runs if run.name not in outcomes]
     jobs: list[Job] = []
     free = list(slots)
     is_stopping = False
@@ -203,12 +202,14 @@ def _stop(jobs: Sequence[Job]) -> None:
 
 
 def _outcome(job: Job, *, is_stopping: bool) -> Outcome | None:
-    """Return how a run ended; None if one that an earlier start began is not done."""
+    """Return how a run ended; None if it is still to be waited for, or to be started."""
     if job.process is None:
         return Outcome("finished") if is_finished(job.path) else None
     code = job.process.returncode
     if code == 0:
         return Outcome("finished")
+    if is_running(job.path):  # an earlier start's process has taken the lock meanwhile
+        return None
     if is_stopping or code == PREEMPTED:
         return Outcome("stopped")
     return Outcome("failed", _cause(job, code))

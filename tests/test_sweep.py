@@ -50,6 +50,7 @@ while (folder.parent.parent / "wait").exists():
     time.sleep(0.01)
 tell("finished")
 """
+FINISHED = '{"state": "finished", "step": 5, "metrics": {}}'
 SWEEP = ("sweep", "--optim.lr", "0.1,0.2", "--data.val_fraction", "0.1")
 
 
@@ -270,6 +271,26 @@ def test_runs_outlive_a_killed_sweep_and_the_next_start_waits_for_them(
     assert code == 0
     assert "started     optim.lr=0.1 (it runs already)" in out
     assert [len(starts_of(run)) for run in root.glob("*/")] == [1, 1]
+
+
+def test_a_run_that_an_earlier_start_was_about_to_begin_is_waited_for(
+    capsys: Capture, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlucky = root / "seed=13"  # its stand-in ends as a run does whose lock is taken
+
+    def is_running(path: Path) -> bool:
+        return path == unlucky and (path / "starts").exists() and not jobs.is_finished(path)
+
+    def sleep(_: float) -> None:
+        if is_running(unlucky) and not (unlucky / "status.json").exists():
+            if "unlucky" in (unlucky / "train.log").read_text():
+                (unlucky / "status.json").write_text(FINISHED)
+
+    monkeypatch.setattr(jobs, "is_running", is_running)
+    monkeypatch.setattr(jobs.time, "sleep", sleep)
+    words = ("sweep", "--optim.lr", "0.1", "--seed", "12,13", "--run-dir", root, "--jobs", "2")
+    assert call(capsys, *words)[0] == 0
+    assert len(starts_of(unlucky)) == 1
 
 
 # ---- the table

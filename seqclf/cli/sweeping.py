@@ -27,6 +27,7 @@ from seqclf.jobs import (
     find_gpus,
     how_far,
     is_finished,
+    is_running,
     notes_of,
     run_all,
 )
@@ -127,6 +128,8 @@ def _train_all(
     _say_notes(directory, runs)
     finished = sum(outcome.state == "finished" for outcome in outcomes.values())
     if signals.requested is not None:
+        if others := [run.name for run in runs if is_running(directory / run.name)]:
+            _say(f"note: an earlier start's runs go on: {', '.join(others)}")
         _say(
             f"stopped by a signal; {finished} of {len(runs)} runs are finished, the others saved "
             "what they had done; the same command goes on"
