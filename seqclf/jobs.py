@@ -131,7 +131,13 @@ def run_all(
                 # One that runs already is waited for first, because it has cores already.
                 run = next((one for one in waiting if is_running(root / one.name)), waiting[0])
                 waiting.remove(run)
-                jobs.append(_start(root / run.name, run, free.pop(0), extra))
+                path = root / run.name
+                if is_running(path):
+                    jobs.append(Job(run, path, free.pop(0), None))
+                elif is_finished(path):  # an earlier start's, which nobody has waited for
+                    outcomes[run.name] = Outcome("finished")
+                else:
+                    jobs.append(_start(path, run, free.pop(0), extra))
             for job in filter(Job.has_ended, list(jobs)):
                 jobs.remove(job)
                 free.append(job.slot)
@@ -148,8 +154,6 @@ def run_all(
 
 
 def _start(path: Path, run: Planned, slot: Slot, extra: Sequence[str]) -> Job:
-    if is_running(path):
-        return Job(run, path, slot, None)
     make_directory(path)
     # The log keeps all lines, also where the sweep itself is quiet.
     flags = [f"--{name}={text}" for name, text in run.flags.items() if name != "quiet"]
@@ -203,13 +207,12 @@ def _stop(jobs: Sequence[Job]) -> None:
 
 def _outcome(job: Job, *, is_stopping: bool) -> Outcome | None:
     """Return how a run ended; None if it is still to be waited for, or to be started."""
-    if job.process is None:
-        return Outcome("finished") if is_finished(job.path) else None
-    code = job.process.returncode
-    if code == 0:
+    if is_finished(job.path):
         return Outcome("finished")
-    if is_running(job.path):  # an earlier start's process has taken the lock meanwhile
+    # An earlier start's process may also have taken the lock before this one's did.
+    if job.process is None or is_running(job.path):
         return None
+    code = job.process.returncode
     if is_stopping or code == PREEMPTED:
         return Outcome("stopped")
     return Outcome("failed", _cause(job, code))

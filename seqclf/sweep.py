@@ -280,12 +280,12 @@ def table(path: Path, runs: Sequence[Planned]) -> str:
     best = choose_best(groups, metric)
     present = {name for group in groups for one in group.metrics for name in one}
     metrics = [name for name in (metric, *SHOWN) if name in present]
-    rows = [["", *columns, "n", *metrics]]
+    rows = [[" ", *columns, "n", *metrics]]
     for group in groups:
         n = len(group.metrics)
         rows.append(
             [
-                "*" if group is best else "",
+                "*" if group is best else " ",
                 *map(dump_value, group.settings.values()),
                 str(n) if n == group.num_runs else f"{n} of {group.num_runs}",
                 *(_cell(group, name) for name in metrics),

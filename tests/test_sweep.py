@@ -44,7 +44,7 @@ cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 with open(folder / "starts", "a") as starts:
     print(json.dumps([flags, os.environ.get("CUDA_VISIBLE_DEVICES"), cores]), file=starts)
 print("note: a note")
-if flags["seed"] == "13":
+if flags.get("seed") == "13":
     sys.exit("error: unlucky\\nsecond line")
 while (folder.parent.parent / "wait").exists():
     time.sleep(0.01)
@@ -219,7 +219,7 @@ def test_other_values_in_the_same_directory_are_refused(capsys: Capture, root: P
     assert (
         f"{root}: holds another sweep: data.val_fraction was 0.1, is 0.0; model.hidden_size was "
         "64, is 8; optim.lr was 0.1, 0.2, is 0.1, 0.3; the command of that one goes on (seqclf "
-        "sweep --data.val_fraction=0.1 --optim.lr=0.1,0.2"
+        f"sweep --run_dir={root} --data.val_fraction=0.1 --optim.lr=0.1,0.2)"
     ) in err
 
 
@@ -282,9 +282,9 @@ def test_a_run_that_an_earlier_start_was_about_to_begin_is_waited_for(
         return path == unlucky and (path / "starts").exists() and not jobs.is_finished(path)
 
     def sleep(_: float) -> None:
-        if is_running(unlucky) and not (unlucky / "status.json").exists():
-            if "unlucky" in (unlucky / "train.log").read_text():
-                (unlucky / "status.json").write_text(FINISHED)
+        log, status = unlucky / "train.log", unlucky / "status.json"
+        if is_running(unlucky) and "unlucky" in log.read_text() and not status.exists():
+            status.write_text(FINISHED)
 
     monkeypatch.setattr(jobs, "is_running", is_running)
     monkeypatch.setattr(jobs.time, "sleep", sleep)
