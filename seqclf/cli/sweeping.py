@@ -81,7 +81,7 @@ def _command(arguments: Namespace) -> str:
 
 def _refuse_launchers() -> None:
     """Refuse what is meant for one run, and would reach all."""
-    for name in ("WORLD_SIZE", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
+    for name in ("WORLD_SIZE", "PET_NNODES", "WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         if os.environ.get(name, "1") != "1":
             raise UserError(
                 f"the variable {name} is set, which is for one run: a sweep starts its own "
