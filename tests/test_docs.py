@@ -41,6 +41,7 @@ PLACEHOLDERS |= {"runs/digits": "runs/mine"}  # what `make train` makes
 PLACEHOLDERS |= {f"RUN_{number}": f"runs/mine-{number}" for number in range(1, 5)}
 NAMES = {"accelerate launch", "accelerate launch --mixed_precision", "torchrun"} | {
     "torchrun --standalone",
+    "seqclf sweep",
     "seqclf evaluate",
     "seqclf predict",
     "seqclf prepare",
