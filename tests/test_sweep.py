@@ -81,8 +81,12 @@ def starts_of(run: Path) -> list[tuple[dict[str, str], str | None, list[int]]]:
 def test_runs_are_the_product_of_the_values_and_their_names_are_unique(
     seeds: list[int], rates: list[int], sizes: list[str]
 ) -> None:
-    flags = {"seed": seeds, "optim.lr": [rate / 100 for rate in rates], "model.hidden_size": sizes}
-    runs = plan(None, {name: ",".join(map(str, values)) for name, values in flags.items()})
+    flags = {
+        "seed": ",".join(map(str, seeds)),
+        "optim.lr": ",".join(str(rate / 100) for rate in rates),
+        "model.hidden_size": ",".join(sizes),
+    }
+    runs = plan(None, flags)
     expected = {(seed, rate / 100, size) for seed in seeds for rate in rates for size in sizes}
     found = [(r.config.seed, r.config.optim.lr, str(r.config.model.hidden_size)) for r in runs]
     assert len(found) == len(expected)
@@ -266,7 +270,7 @@ def test_runs_outlive_a_killed_sweep_and_the_next_start_waits_for_them(
     process = start_sweep(root)
     process.kill()
     process.communicate(timeout=60)
-    monkeypatch.setattr(jobs.time, "sleep", lambda _: wait.unlink(missing_ok=True))
+    monkeypatch.setattr("seqclf.jobs.time.sleep", lambda _: wait.unlink(missing_ok=True))
     code, out, _ = call(capsys, *SWEEP, "--data.name", "digits", "--run-dir", root, "--jobs", "1")
     assert code == 0
     assert "started     optim.lr=0.1 (it runs already)" in out
@@ -287,7 +291,7 @@ def test_a_run_that_an_earlier_start_was_about_to_begin_is_waited_for(
             status.write_text(FINISHED)
 
     monkeypatch.setattr(jobs, "is_running", is_running)
-    monkeypatch.setattr(jobs.time, "sleep", sleep)
+    monkeypatch.setattr("seqclf.jobs.time.sleep", sleep)
     words = ("sweep", "--optim.lr", "0.1", "--seed", "12,13", "--run-dir", root, "--jobs", "2")
     assert call(capsys, *words)[0] == 0
     assert len(starts_of(unlucky)) == 1
