@@ -360,19 +360,20 @@ def sweep(root: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_sweep_that_is_killed_and_stopped_gives_the_weights_of_runs_alone(tmp_path: Path) -> None:
     root = tmp_path / "sweep"
     process = sweep(root)
-    wait_for(lambda: list(root.glob("*/checkpoints/step-*")))
+    wait_for(lambda: list(root.glob("*/checkpoints/step-*")), 150)
     process.kill()  # its runs go on
     process.communicate(timeout=60)
     process = sweep(root)
-    wait_for(lambda: len(list(root.glob("*/metrics.jsonl"))) > 2)
+    wait_for(lambda: len(list(root.glob("*/metrics.jsonl"))) > 2, 150)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate(timeout=150)
     assert process.returncode == 143, out
     process = sweep(root, "--quiet")
-    out, _ = process.communicate(timeout=200)
+    out, _ = process.communicate(timeout=250)
     assert process.returncode == 0, out
     assert "highest mean val/accuracy" in out
     for seed in (0, 1):
