@@ -20,7 +20,7 @@ from torch import Tensor
 from seqclf.config.settings import MANY_EXAMPLES, NOISE, UNNAMED, Config, Value, settings_by_name
 from seqclf.conv import count_reference
 from seqclf.data import idx
-from seqclf.data.batches import BatchPlan, count_steps, make_buckets
+from seqclf.data.batches import LARGEST_STORED, BatchPlan, count_steps, make_buckets
 from seqclf.data.reading import Reading
 from seqclf.data.sequences import Sequences
 from seqclf.data.sources import Splits
@@ -247,7 +247,7 @@ def make_plan(config: Config, examples: Sequences) -> BatchPlan:
     """Plan a run's batches. Raises UserError for a sequence longer than a batch may be."""
     batch_size, _ = config.sizes(len(examples))
     buckets = None
-    if examples.lengths is not None and config.data.bucket:
+    if examples.lengths is not None and _needs_buckets(config, examples):
         budget = config.data.max_steps_per_batch
         longest = int(examples.lengths.max())
         if budget is not None and longest > budget:
@@ -260,6 +260,19 @@ def make_plan(config: Config, examples: Sequences) -> BatchPlan:
     plan = BatchPlan(len(examples), batch_size, config.seed, num_steps=0, buckets=buckets)
     steps, epochs = config.train.steps, config.train.epochs
     return replace(plan, num_steps=count_steps(plan.steps_per_epoch, steps=steps, epochs=epochs))
+
+
+def _needs_buckets(config: Config, examples: Sequences) -> bool:
+    """Return whether sequences are put into buckets: not if very many are all of one length.
+
+    Sorting them would take memory for nothing. Fewer have buckets, as older runs had.
+    """
+    lengths = examples.lengths
+    if lengths is None or not config.data.bucket:
+        return False
+    are_few = len(lengths) <= LARGEST_STORED
+    is_cut = config.data.max_steps_per_batch is not None
+    return are_few or is_cut or int(lengths.min()) < int(lengths.max())
 
 
 def steps_and_features(examples: Sequences, read: str) -> tuple[int, int]:

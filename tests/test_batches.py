@@ -1,22 +1,37 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from seqclf.data import batches as batches_module
 from seqclf.data.batches import (
     MIN_FILL,
     BatchPlan,
     count_steps,
-    epoch_order,
     evaluation_batches,
     make_buckets,
     mix,
     padding_fraction,
     split_range,
 )
+
+
+@pytest.fixture(scope="module", params=["stored", "computed"], autouse=True)
+def _order(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Test each order twice: as few examples have it, and as very many do."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "computed":
+            patch.setattr(batches_module, "LARGEST_STORED", 0)
+            patch.setattr(batches_module, "PART", 16)
+            batches_module.computed_part.cache_clear()
+        yield
+        batches_module.computed_part.cache_clear()
+
 
 no_deadline = settings(deadline=None)
 plans = st.builds(
@@ -175,8 +190,21 @@ def test_ranges_cover_everything_in_order(length: int, count: int) -> None:
 
 
 def test_orders_differ_between_epochs_and_seeds() -> None:
-    orders = {tuple(epoch_order(50, seed, epoch).tolist()) for seed in (0, 1) for epoch in (0, 1)}
+    plans = [BatchPlan(50, 50, seed, 2) for seed in (0, 1)]
+    orders = {tuple(plan.batch(epoch).tolist()) for plan in plans for epoch in (0, 1)}
     assert len(orders) == 4
+
+
+def test_the_orders_are_the_same_in_every_version() -> None:
+    lengths = torch.tensor([5, 1, 9, 9, 3, 7, 7, 2, 8, 6])
+    plain = BatchPlan(10, 4, seed=3, num_steps=9)
+    bucketed = BatchPlan(10, 4, seed=3, num_steps=9, buckets=make_buckets(lengths, 4))
+    expected = {
+        "stored": [[4, 9, 1, 8], [4, 0, 6, 9]],
+        "computed": [[4, 7, 2, 5], [9, 0, 6, 4]],
+    }
+    found = [plan.batch(4).tolist() for plan in (plain, bucketed)]
+    assert found == expected[plain.order]
 
 
 @no_deadline

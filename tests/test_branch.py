@@ -121,7 +121,7 @@ def test_a_branch_with_another_past_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("fact", ["data_fingerprint", "precision"])
+@pytest.mark.parametrize("fact", ["data_fingerprint", "order", "precision"])
 def test_a_branch_of_other_data_or_precision_is_refused(
     fact: str, copy: Path, tmp_path: Path
 ) -> None:

@@ -11,12 +11,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from seqclf.data.permute import permute
 from seqclf.data.sequences import Share
 
+# Examples. Up to so many an epoch's order is stored, in 128 MiB at most, and two epochs are kept.
+# The order of more is computed a part at a time. A run's order must stay, and so must this number.
+LARGEST_STORED = 2**24
+PART = 2**14  # positions that are computed at once
+MOST_MEASURED = 10_000  # batches; a million would delay the start by a minute
 MIN_STEPS = 1000  # a run whose length nobody chose has at least this many steps
 MIN_FILL = 0.93  # a bucket's shortest sequence is at least this fraction of its longest
 MAX_EVAL_STEPS = 2**18  # a batch of an evaluation has at most this many steps, with its padding
@@ -40,6 +47,22 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=generator)
 
 
+@lru_cache(maxsize=4)
+def computed_part(length: int, seed: int, epoch: int, number: int) -> Tensor:
+    """Return the next PART entries of an epoch's order, from entry `number * PART` on."""
+    positions = torch.arange(number * PART, min((number + 1) * PART, length))
+    return permute(positions, length, mix(seed, "order", epoch))
+
+
+def order_between(first: int, end: int, length: int, seed: int, epoch: int) -> Tensor:
+    """Return entries `first` to `end` of an epoch's order, at constant memory."""
+    if length <= LARGEST_STORED:
+        return epoch_order(length, seed, epoch)[first:end]
+    number = first // PART
+    parts = [computed_part(length, seed, epoch, n) for n in range(number, -(-end // PART))]
+    return torch.cat(parts)[first - number * PART : end - number * PART]
+
+
 @dataclass(frozen=True, eq=False)
 class Buckets:
     """Examples of similar length, cut into batches: a function of the lengths alone.
@@ -49,8 +72,14 @@ class Buckets:
     """
 
     positions: Tensor  # int64 [N]: the sorted examples, by position in the data set
-    bucket_numbers: Tensor  # int64 [N]: the bucket of each sorted example, never decreasing
+    bucket_edges: Tensor  # int64 [buckets + 1]: where each bucket begins, and the last one ends
     edges: Tensor  # int64 [batches + 1]: where each batch begins, and where the last one ends
+
+    @property
+    def bucket_numbers(self) -> Tensor:
+        """The bucket of each sorted example, int64 [N]."""
+        sizes = self.bucket_edges.diff()
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
 
 
 def make_buckets(lengths: Tensor, batch_size: int, max_steps: int | None = None) -> Buckets:
@@ -62,9 +91,8 @@ def make_buckets(lengths: Tensor, batch_size: int, max_steps: int | None = None)
     """
     descending, positions = lengths.sort(descending=True, stable=True)
     longest_first = descending.numpy()
-    bucket_numbers = torch.empty_like(positions)
+    bucket_edges = [0]
     edges = [0]
-    number = 0
     while edges[-1] < len(positions):
         first = edges[-1]
         longest = int(longest_first[first])
@@ -77,19 +105,36 @@ def make_buckets(lengths: Tensor, batch_size: int, max_steps: int | None = None)
         num_similar = int((-longest_first).searchsorted(-MIN_FILL * longest, side="right")) - first
         # A batch is full before it is homogeneous, so the first one may reach below MIN_FILL.
         end = min(len(positions), first + size * max(1, num_similar // size))
-        bucket_numbers[first:end] = number
         edges += [*range(first + size, end, size), end]
-        number += 1
-    return Buckets(positions, bucket_numbers, torch.tensor(edges))
+        bucket_edges.append(end)
+    return Buckets(positions, torch.tensor(bucket_edges), torch.tensor(edges))
 
 
 @lru_cache(maxsize=2)
-def bucketed_order(buckets: Buckets, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """Return an epoch's positions, int64 [N], batch after batch, and the order of the batches."""
+def bucketed_order(buckets: Buckets, seed: int, epoch: int) -> Tensor:
+    """Return an epoch's positions, int64 [N], bucket after bucket."""
     shuffled = epoch_order(len(buckets.positions), seed, epoch)
     by_bucket = shuffled[buckets.bucket_numbers[shuffled].argsort(stable=True)]
-    batches = epoch_order(len(buckets.edges) - 1, mix(seed, "batches"), epoch)
-    return buckets.positions[by_bucket], batches
+    return buckets.positions[by_bucket]
+
+
+@lru_cache(maxsize=2)
+def batch_order(buckets: Buckets, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch's batches."""
+    return epoch_order(len(buckets.edges) - 1, mix(seed, "batches"), epoch)
+
+
+def bucketed_batch(buckets: Buckets, number: int, seed: int, epoch: int) -> Tensor:
+    """Return the positions of a batch, by its number among all batches of the buckets."""
+    first, end = buckets.edges[number : number + 2].tolist()
+    if len(buckets.positions) <= LARGEST_STORED:
+        return bucketed_order(buckets, seed, epoch)[first:end]
+    bucket = int(torch.searchsorted(buckets.bucket_edges, first, right=True)) - 1
+    low, high = buckets.bucket_edges[bucket : bucket + 2].tolist()
+    inside = permute(
+        torch.arange(first - low, end - low), high - low, mix(seed, "bucket", bucket, epoch)
+    )
+    return buckets.positions[low + inside]
 
 
 @dataclass(frozen=True)
@@ -103,6 +148,11 @@ class BatchPlan:
     buckets: Buckets | None = None  # the batches are cut from these, if lengths differ
 
     @property
+    def order(self) -> Literal["stored", "computed"]:
+        """How the order of an epoch is made. A run keeps it."""
+        return "stored" if self.length <= LARGEST_STORED else "computed"
+
+    @property
     def steps_per_epoch(self) -> int:
         """The number of steps of an epoch; its last batch may be short, and none is dropped."""
         if self.buckets is not None:
@@ -114,18 +164,17 @@ class BatchPlan:
         epochs, index = divmod(step, self.steps_per_epoch)
         if self.buckets is None:
             return epochs * self.length + index * self.batch_size
-        _, batches = bucketed_order(self.buckets, self.seed, epochs)
+        batches = batch_order(self.buckets, self.seed, epochs)
         return epochs * self.length + int(self.buckets.edges.diff()[batches[:index]].sum())
 
     def batch(self, step: int) -> Tensor:
         """Return the positions of the global batch of a step, int64 [total]."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self.buckets is None:
-            order = epoch_order(self.length, self.seed, epoch)
-            return order[index * self.batch_size : (index + 1) * self.batch_size]
-        order, batches = bucketed_order(self.buckets, self.seed, epoch)
-        number = int(batches[index])
-        return order[self.buckets.edges[number] : self.buckets.edges[number + 1]]
+            first, end = index * self.batch_size, (index + 1) * self.batch_size
+            return order_between(first, min(end, self.length), self.length, self.seed, epoch)
+        number = int(batch_order(self.buckets, self.seed, epoch)[index])
+        return bucketed_batch(self.buckets, number, self.seed, epoch)
 
     def share(self, step: int, rank: int, world_size: int) -> Share:
         """Return a process's share of the global batch of a step."""
@@ -150,10 +199,13 @@ def count_steps(
 
 
 def padding_fraction(lengths: Tensor, plan: BatchPlan) -> float:
-    """Return the fraction of an epoch's steps that is padding, on one process."""
-    batches = [lengths[plan.batch(step)] for step in range(plan.steps_per_epoch)]
-    num_padded = sum(len(batch) * int(batch.max()) for batch in batches)
-    return 1 - int(lengths.sum()) / num_padded
+    """Return the fraction of the first MOST_MEASURED batches' steps that is padding."""
+    num_steps = num_padded = 0
+    for step in range(min(plan.steps_per_epoch, MOST_MEASURED)):
+        batch = lengths[plan.batch(step)]
+        num_steps += int(batch.sum())
+        num_padded += len(batch) * int(batch.max())
+    return 1 - num_steps / num_padded
 
 
 def evaluation_batches(

@@ -354,6 +354,7 @@ def gather_facts(setup: Setup, runtime: Runtime) -> Facts:
         git=git_revision(),
         num_steps=setup.plan.num_steps,
         data=setup.splits.name,
+        order=setup.plan.order,
         data_fingerprint=setup.splits.fingerprint(),
         architecture=setup.architecture.model_dump(mode="json"),
         num_parameters=setup.architecture.num_parameters,

@@ -99,6 +99,8 @@ class Facts(BaseModel):
     threads: int = 0
     git: str | None = None
     num_steps: int = 0
+    order: str = "stored"
+    """How the order of the examples is made: stored, or computed where they are very many."""
     data: str = ""
     data_fingerprint: str = ""
     architecture: dict[str, Any] = {}

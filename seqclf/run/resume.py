@@ -161,7 +161,7 @@ def check_unchanged(stored: Stored, setup: Setup, facts: Facts) -> None:
         raise _differs(stored.path, old, new, changed)
     old_facts = to_json(stored.facts)
     new_facts = to_json(facts)
-    for name in ("data_fingerprint", "precision"):
+    for name in ("data_fingerprint", "order", "precision"):
         if old_facts.get(name) != new_facts[name]:
             raise _differs(stored.path, old_facts, new_facts, {name})
 
