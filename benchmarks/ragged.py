@@ -26,7 +26,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from seqclf.config.settings import Optim
-from seqclf.data.batches import BatchPlan, make_buckets, padding_fraction
+from seqclf.data.batches import BatchPlan, padding_fraction
+from seqclf.data.orders import make_buckets
 from seqclf.data.sequences import Sequences
 from seqclf.model import LSTMClassifier
 from seqclf.optim import make_optimizer, update

@@ -20,7 +20,9 @@ from torch import Tensor
 from seqclf.config.settings import MANY_EXAMPLES, NOISE, UNNAMED, Config, Value, settings_by_name
 from seqclf.conv import count_reference
 from seqclf.data import idx
-from seqclf.data.batches import LARGEST_STORED, BatchPlan, count_steps, make_buckets
+from seqclf.data.batches import BatchPlan, count_steps
+from seqclf.data.blocks import Blocks
+from seqclf.data.orders import LARGEST_STORED, make_buckets
 from seqclf.data.reading import Reading
 from seqclf.data.sequences import Sequences
 from seqclf.data.sources import Splits
@@ -98,10 +100,26 @@ class Setup:
         workers = self.config.data.workers
         if workers != "auto":
             return workers
+        return NUM_READERS if self.waits_for_disk else 0
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether the data set is a file larger than the memory that is free."""
         cpu = torch.device("cpu")
         is_file = self.splits.stored_fingerprint is not None
         is_file = is_file and self.splits.train.values.device == cpu
-        return NUM_READERS if is_file and self.splits.num_bytes > free_memory(cpu) else 0
+        return is_file and self.splits.num_bytes > free_memory(cpu)
+
+    @property
+    def fitting_buffer(self) -> int:
+        """How many examples fit into a quarter of the free memory; two buffers are there at once.
+
+        In two digits, as the memory that is free is not the same at any two starts.
+        """
+        mean_bytes = self.splits.num_bytes / len(self.splits.train)
+        count = max(1, int(free_memory(torch.device("cpu")) / 4 / mean_bytes))
+        unit: int = 10 ** max(0, len(str(count)) - 2)
+        return count // unit * unit
 
     @property
     def usual_every(self) -> int:
@@ -246,8 +264,13 @@ def choose_stack(examples: Sequences, *, longest: int) -> int:
 def make_plan(config: Config, examples: Sequences) -> BatchPlan:
     """Plan a run's batches. Raises UserError for a sequence longer than a batch may be."""
     batch_size, _ = config.sizes(len(examples))
-    buckets = None
-    if examples.lengths is not None and _needs_buckets(config, examples):
+    buckets, blocks = None, None
+    wanted = config.data.shuffle_buffer
+    buffer = len(examples) if wanted is None else batch_size * math.ceil(wanted / batch_size)
+    if buffer < len(examples):
+        lengths = examples.lengths if config.data.bucket else None
+        blocks = Blocks(len(examples), batch_size, config.seed, buffer, lengths)
+    elif examples.lengths is not None and _needs_buckets(config, examples):
         budget = config.data.max_steps_per_batch
         longest = int(examples.lengths.max())
         if budget is not None and longest > budget:
@@ -257,7 +280,7 @@ def make_plan(config: Config, examples: Sequences) -> BatchPlan:
                 f"{budget}; raise it, or set data.max_length"
             )
         buckets = make_buckets(examples.lengths, batch_size, budget)
-    plan = BatchPlan(len(examples), batch_size, config.seed, num_steps=0, buckets=buckets)
+    plan = BatchPlan(len(examples), batch_size, config.seed, 0, buckets, blocks)
     steps, epochs = config.train.steps, config.train.epochs
     return replace(plan, num_steps=count_steps(plan.steps_per_epoch, steps=steps, epochs=epochs))
 

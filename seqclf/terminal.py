@@ -202,7 +202,20 @@ def opening(setup: Setup, path: Path) -> list[str]:
             "the test split here; the data set's own is left out"
         )
     lines += [f"note        {note}" for note in splits.notes]
-    if plan.buckets is not None and train.lengths is not None:
+    if plan.blocks is not None:
+        buffer, size = plan.blocks.buffer, plan.blocks.size
+        lines.append(f"shuffle     {buffer:,} examples at once, in blocks of {size:,}")
+    elif config.data.shuffle_buffer is not None:
+        lines.append(
+            f"note        data.shuffle_buffer: {config.data.shuffle_buffer:,} holds all "
+            f"{len(train):,} training examples: the order is as without it"
+        )
+    elif setup.waits_for_disk:
+        lines.append(
+            "note        the data set is larger than the memory that is free, and each batch reads "
+            f"all over it; --data.shuffle-buffer {setup.fitting_buffer} reads it once an epoch"
+        )
+    if (plan.buckets or plan.blocks) and config.data.bucket and train.lengths is not None:
         padding = padding_fraction(train.lengths, plan)
         lines.append(f"batches     of like length: {padding:.1%} padding")
     requested = settings_by_name(setup.requested)

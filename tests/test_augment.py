@@ -8,7 +8,8 @@ from torch import Tensor
 
 from seqclf.config.settings import Augment
 from seqclf.data.augment import add_noise, augment, flip_images, shift_images
-from seqclf.data.batches import mix, split_range
+from seqclf.data.batches import split_range
+from seqclf.data.orders import mix
 from seqclf.data.sequences import Batch
 
 no_deadline = settings(deadline=None)

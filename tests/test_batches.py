@@ -8,29 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqclf.data import batches as batches_module
+from seqclf.data import batches, orders
 from seqclf.data.batches import (
-    MIN_FILL,
     BatchPlan,
     count_steps,
     evaluation_batches,
-    make_buckets,
-    mix,
     padding_fraction,
     split_range,
 )
+from seqclf.data.blocks import Blocks
+from seqclf.data.orders import MIN_FILL, make_buckets, mix
 
 
 @pytest.fixture(scope="module", params=["stored", "computed"], autouse=True)
 def _order(request: pytest.FixtureRequest) -> Iterator[None]:
     """Test each order twice: as few examples have it, and as very many do."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seqclf.data.blocks.BLOCKS_OF_A_BUFFER", 5)
         if request.param == "computed":
-            patch.setattr(batches_module, "LARGEST_STORED", 0)
-            patch.setattr(batches_module, "PART", 16)
-            batches_module.computed_part.cache_clear()
+            patch.setattr(batches, "LARGEST_STORED", 0)
+            patch.setattr(orders, "LARGEST_STORED", 0)
+            patch.setattr(orders, "PART", 16)
+            orders.computed_part.cache_clear()
         yield
-        batches_module.computed_part.cache_clear()
+        orders.computed_part.cache_clear()
 
 
 no_deadline = settings(deadline=None)
@@ -54,16 +55,30 @@ def bucketed(draw: st.DrawFn) -> tuple[BatchPlan, Tensor]:
     return plan, lengths
 
 
-any_plan = plans | bucketed().map(lambda drawn: drawn[0])
+@st.composite
+def buffered(draw: st.DrawFn) -> tuple[BatchPlan, Tensor]:
+    """Draw a plan whose batches are cut from buffers of blocks, and the lengths of all examples."""
+    lengths = torch.tensor(draw(st.lists(st.integers(1, 40), min_size=1, max_size=80)))
+    batch_size, seed = draw(st.integers(1, 20)), draw(st.integers(0, 2**40))
+    buffer = batch_size * draw(st.integers(1, 8))
+    similar = lengths if draw(st.booleans()) else None
+    blocks = Blocks(len(lengths), batch_size, seed, buffer, similar)
+    return BatchPlan(len(lengths), batch_size, seed, 30, blocks=blocks), lengths
+
+
+any_plan = plans | (bucketed() | buffered()).map(lambda drawn: drawn[0])
 
 
 @no_deadline
-@given(plans, st.integers(0, 3))
+@given(plans | buffered().map(lambda drawn: drawn[0]), st.integers(0, 3))
 def test_an_epoch_holds_every_example_once(plan: BatchPlan, epoch: int) -> None:
     steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
     batches = [plan.batch(step) for step in steps]
     assert torch.cat(batches).sort().values.tolist() == list(range(plan.length))
-    assert all(len(batch) == plan.batch_size for batch in batches[:-1])
+    sizes = [len(batch) for batch in batches]
+    if plan.blocks is not None:  # the short batch is anywhere in the last buffer
+        sizes.sort(reverse=True)
+    assert all(size == plan.batch_size for size in sizes[:-1])
 
 
 @no_deadline
@@ -126,6 +141,55 @@ def test_a_bucketed_epoch_holds_every_example_once_beside_similar_ones(
             assert all(int(lengths[batch].min()) >= MIN_FILL * longest for batch in full) or (
                 len(inside) == 2 and len(full) == 1
             )
+
+
+@no_deadline
+@given(buffered(), st.integers(0, 2))
+def test_a_buffer_is_read_in_few_pieces_and_then_never_again(
+    drawn: tuple[BatchPlan, Tensor], epoch: int
+) -> None:
+    plan, lengths = drawn
+    assert plan.blocks is not None
+    blocks, count = plan.blocks, plan.blocks.per_epoch
+    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+    found: dict[int, list[int]] = {}
+    for index, step in enumerate(steps):
+        ids = plan.batch(step).tolist()
+        found.setdefault(blocks.buffer_of(epoch, index), []).extend(ids)
+    assert list(found) == list(range(epoch * count, (epoch + 1) * count))
+    for number, ids in found.items():
+        ranges = blocks.ranges(number)
+        assert sorted(ids) == sorted(i for first, end in ranges for i in range(first, end))
+        # One more where a block began in the buffer before, at the end of the data, or short.
+        assert len(ranges) <= -(-len(ids) // blocks.size) + 3
+    if blocks.lengths is not None:
+        for ids in found.values():
+            inside = [
+                batch for step in steps if set(batch := plan.batch(step).tolist()) <= set(ids)
+            ]
+            padded = sum(len(batch) * int(lengths[batch].max()) for batch in inside)
+            longest_first = sorted(lengths[ids].tolist(), reverse=True)
+            least = sum(
+                len(longest_first[i : i + plan.batch_size]) * longest_first[i]
+                for i in range(0, len(ids), plan.batch_size)
+            )
+            # Shuffled within a bucket, a batch may hold the longest of its bucket.
+            assert padded <= least / MIN_FILL + plan.batch_size * max(longest_first)
+
+
+def test_blocks_mix_epochs_and_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqclf.data.blocks.BLOCKS_OF_A_BUFFER", 100)
+    blocks = Blocks(10_000, 10, seed=0, buffer=1000)
+    plan = BatchPlan(10_000, 10, 0, 2000, blocks=blocks)
+    epochs = [torch.cat([plan.batch(step) for step in range(n, n + 1000)]) for n in (0, 1000)]
+    assert (epochs[0] == epochs[1]).float().mean() < 0.01
+    for order in epochs:
+        # A buffer has examples from all over the data, and an example stands in any buffer.
+        tenths = torch.stack([part // 1000 for part in order.split(1000)])
+        counts = torch.stack([row.bincount(minlength=10) for row in tenths])
+        assert int(counts.min()) > 10
+        correlation = torch.corrcoef(torch.stack([order, torch.arange(10_000)]).double())[0, 1]
+        assert abs(float(correlation)) < 0.1
 
 
 @no_deadline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -17,7 +18,9 @@ from helpers.launching import PROGRAMS, as_words, clean_environment, wait_for
 from helpers.patches import full_disk
 from helpers.training import tiny_flags, train_tiny
 
-from seqclf.data.read_ahead import AHEAD, read_ahead
+from seqclf.data.batches import BatchPlan
+from seqclf.data.blocks import Blocks
+from seqclf.data.read_ahead import AHEAD, ask_ahead, read_ahead
 from seqclf.data.sequences import Batch, Sequences, Share
 from seqclf.errors import UserError
 
@@ -104,6 +107,36 @@ def test_a_disk_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert len(readers()) == 2
     answer.set()
     wait_for(lambda: not readers())
+
+
+# ---- blocks of examples
+
+
+class Asked(Sequences):
+    """Notes what it is asked to have read."""
+
+    ranges: list[tuple[int, int]]
+
+    def will_need(self, first: int, end: int) -> None:
+        self.ranges.append((first, end))
+
+
+def test_the_blocks_of_the_next_buffer_are_asked_for_before_it_begins() -> None:
+    blocks = Blocks(1000, 10, seed=0, buffer=200)
+    plan = BatchPlan(1000, 10, 0, num_steps=180, blocks=blocks)
+    sequences = Asked(torch.zeros(1, 1, 1), torch.zeros(1), ("a",))
+    object.__setattr__(sequences, "ranges", [])
+    asked = ask_ahead(sequences, plan, plan.shares(25, 0, 1))
+    assert next(asked).step == 25  # in buffer 1, of 20 steps each
+    wanted = [*blocks.ranges(1), *blocks.ranges(2)]
+    wait_for(lambda: sequences.ranges == wanted)
+    assert [share.step for share in itertools.islice(asked, 14)] == list(range(26, 40))
+    assert sequences.ranges == wanted
+    assert next(asked).step == 40
+    wanted += blocks.ranges(3)
+    wait_for(lambda: sequences.ranges == wanted)
+    assert len(list(asked)) == 139
+    assert len(readers()) == 0
 
 
 # ---- a run that fails with them

@@ -33,23 +33,38 @@ from seqclf.run.resume import Stored, check_steps_done
 SMALL = {**EVERYTHING_ON, "train.steps": 10, "model.hidden_size": 8, "model.num_layers": 1}
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_stopped_and_resumed_equals_uninterrupted(world_size: int, tmp_path: Path) -> None:
+IN_BLOCKS = {**EVERYTHING_ON, "data.shuffle_buffer": 300}  # 6 steps; an epoch ends in a short one
+
+
+@pytest.mark.parametrize(
+    ("world_size", "settings"),
+    [
+        pytest.param(1, EVERYTHING_ON, marks=pytest.mark.slow),
+        (2, EVERYTHING_ON),
+        pytest.param(2, IN_BLOCKS, marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_and_resumed_equals_uninterrupted(
+    world_size: int, settings: Mapping[str, object], tmp_path: Path
+) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert set(run_ranks(world_size, train_tiny, straight, EVERYTHING_ON)) == {0}
+    assert set(run_ranks(world_size, train_tiny, straight, settings)) == {0}
     # first step, a checkpoint's step, an evaluation's step, the last of an epoch, mid-epoch
     for stop_at in (0, 7, 13, 26, 41):
-        codes = run_ranks(world_size, train_tiny, broken, EVERYTHING_ON, stop_at=stop_at)
+        codes = run_ranks(world_size, train_tiny, broken, settings, stop_at=stop_at)
         assert set(codes) == {143}
         status = read_status(broken)
         assert (status.state, status.step) == ("preempted", stop_at)
-    assert set(run_ranks(world_size, train_tiny, broken, EVERYTHING_ON)) == {0}
+    assert set(run_ranks(world_size, train_tiny, broken, settings)) == {0}
     assert same_end(broken, straight)
     assert len(read_sessions(broken)) == 6
 
 
-def test_another_world_size_goes_on_with_the_same_examples(tmp_path: Path) -> None:
-    tame = {**EVERYTHING_ON, "optim.lr": 0.001, "model.dropout": 0, "model.num_layers": 1}
+@pytest.mark.parametrize("settings", [EVERYTHING_ON, IN_BLOCKS], ids=["all", "blocks"])
+def test_another_world_size_goes_on_with_the_same_examples(
+    settings: Mapping[str, object], tmp_path: Path
+) -> None:
+    tame = {**settings, "optim.lr": 0.001, "model.dropout": 0, "model.num_layers": 1}
     assert run_ranks(1, train_tiny, tmp_path / "straight", tame) == [0]
     for world_size, stop_at in ((2, 20), (1, 40), (3, None)):
         run_ranks(world_size, train_tiny, tmp_path / "moved", tame, stop_at=stop_at)
@@ -85,6 +100,7 @@ def test_a_finished_run_is_left_as_it_is(
         ({"model.dropout": 0.1}, "model.dropout: 0.3 there, 0.1 now"),
         ({"optim.lr": 0.02}, "optim.lr: 0.01 there, 0.02 now"),
         ({"train.steps": 20}, "train.steps: 10 there, 20 now"),  # the decay would differ
+        ({"data.shuffle_buffer": 300}, "data.shuffle_buffer: None there, 300 now"),
         ({"resume": "never"}, "holds a run already"),
     ],
 )

@@ -220,6 +220,9 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "data.fold", "data.folds", "give the number of folds, of which this is one from 1 on"
     if data.max_steps_per_batch and not data.bucket:
         yield "data.max_steps_per_batch", "data.bucket", "set data.bucket to true"
+    if data.max_steps_per_batch and data.shuffle_buffer:
+        remedy = "not every epoch would have as many batches; leave one of both out"
+        yield "data.max_steps_per_batch", "data.shuffle_buffer", remedy
     if data.emnist_split != Data().emnist_split and data.name != "emnist":
         yield "data.emnist_split", "data.name", "leave it out, or set data.name to emnist"
     # A prepared data set may have a validation part of its own: settle.py looks when it is open.

@@ -134,6 +134,9 @@ class Data(Settings):
     max_steps_per_batch: PositiveInt | None = None
     """Steps of a batch over all processes, padding included: long sequences come in smaller
     batches. null: no bound."""
+    shuffle_buffer: PositiveInt | None = None
+    """Training examples that are shuffled together: blocks from 256 random places of the data. An
+    epoch then reads data larger than memory once, in large pieces. null: all examples."""
     max_length: PositiveInt | None = None
     """Steps of a sequence that are read; longer ones are cut. null: all."""
     keep: Literal["first", "last"] = "first"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqclf.config.settings import Augment
-from seqclf.data.batches import mix
+from seqclf.data.orders import mix
 from seqclf.data.sequences import Batch
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from seqclf.data.batches import mix
 from seqclf.data.draft import HEADER_BYTES, Adjustment, Draft, as_tensor
 from seqclf.data.index import write_index
 from seqclf.data.notes import num_classes_of
+from seqclf.data.orders import mix
 from seqclf.data.prepared import INFO, LEFT_OUT, SPLITS, VALUES, DatasetInfo
 from seqclf.data.readers import read_rows
 from seqclf.data.readers.manifests import NO_LINES

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from seqclf.data.mapping import Piece, as_read_only_tensor, map_pieces
 from seqclf.data.reading import Reading
 from seqclf.data.sequences import Origins, Sequences, Texts
 from seqclf.errors import UserError
@@ -175,21 +176,18 @@ def open_dataset(folder: Path) -> Dataset:
                 f"{INFO} says {info.files[name].bytes if name in info.files else 0:,}; {REMEDY}"
             )
     index = _map_tensors(folder / INDEX)
-    tensors = _map_tensors(folder / VALUES)
-    if tensors.keys() != {"values"}:
-        raise UserError(f"{folder / VALUES}: other tensors than the format's; {REMEDY}")
-    _check_values(folder, info, tensors["values"])
-    _check_index(folder, info, index, num_steps=len(tensors["values"]))
+    values = _map_values(folder, info)
+    _check_index(folder, info, index, num_steps=len(values))
     starts = index["offsets"][:-1]
     lengths = index["offsets"].diff()
     origins = _origins(info, index)
     splits: dict[str, Sequences] = {}
     groups: dict[str, Tensor] = {}
     for number, name in enumerate(SPLITS):
-        ids = (index["parts"] == number).nonzero()[:, 0]
-        if len(ids):
+        ids = _as_range((index["parts"] == number).nonzero()[:, 0])
+        if isinstance(ids, slice) or len(ids):
             splits[name] = Sequences(
-                tensors["values"],
+                values,
                 index["labels"][ids],
                 info.classes,
                 mean=info.mean,
@@ -205,6 +203,13 @@ def open_dataset(folder: Path) -> Dataset:
             if "groups" in index:
                 groups[name] = index["groups"][ids]
     return Dataset(info, splits, groups)
+
+
+def _as_range(ids: Tensor) -> Tensor | slice:
+    """Return rising positions as a slice, which copies nothing, if they follow each other."""
+    if len(ids) and int(ids[-1]) - int(ids[0]) == len(ids) - 1:
+        return slice(int(ids[0]), int(ids[-1]) + 1)
+    return ids
 
 
 def _origins(info: DatasetInfo, index: dict[str, Tensor]) -> Origins | None:
@@ -230,20 +235,35 @@ def _map_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged: {error}; {REMEDY}") from None
 
 
-def _check_values(folder: Path, info: DatasetInfo, values: Tensor) -> None:
-    """Refuse values that are not what dataset.json says."""
+def _map_values(folder: Path, info: DatasetInfo) -> Tensor:
+    """Map the values. Raises UserError if they are not what dataset.json says."""
+    path = folder / VALUES
+    kind = VALUE_TYPES[info.kind]
+    try:
+        with safe_open(path, framework="np") as file:  # maps the file and reads its header alone
+            names = list(file.keys())
+            part = file.get_slice("values") if names == ["values"] else None
+            found = (part.get_dtype(), tuple(part.get_shape())) if part else ("", ())
+        with path.open("rb") as content:
+            header = int.from_bytes(content.read(8), "little")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {error}; {REMEDY}") from None
+    if part is None:
+        raise UserError(f"{path}: other tensors than the format's; {REMEDY}")
+    dtype, shape = found
     ndim = 2 if info.kind == "vectors" else 1
-    dtype = VALUE_TYPES[info.kind].torch_dtype
-    if values.dtype != dtype or values.ndim != ndim:
+    if dtype != kind.safetensors_dtype or len(shape) != ndim:
         raise UserError(
-            f"{folder / VALUES}: {info.kind} should be {dtype} of {ndim} dimensions, "
-            f"found {values.dtype} {tuple(values.shape)}; {REMEDY}"
+            f"{path}: {info.kind} should be {kind.safetensors_dtype} of {ndim} dimensions, found "
+            f"{dtype} {shape}; {REMEDY}"
         )
-    num_features = values.shape[1] if ndim == 2 else 0
+    num_features = shape[1] if ndim == 2 else 0
     if not len(info.mean) == len(info.std) == num_features or len(info.features) != num_features:
         raise UserError(
             f"{folder / INFO}: mean, std or features are not of {num_features} features; {REMEDY}"
         )
+    piece = Piece(path, 8 + header, path.stat().st_size - 8 - header)
+    return as_read_only_tensor(map_pieces([piece], kind.numpy_dtype, shape))
 
 
 def _check_index(

@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from threading import Semaphore, Thread
+from threading import Event, Semaphore, Thread
 
 import torch
 
-from seqclf.data.sequences import Batch, Share
+from seqclf.data.batches import BatchPlan
+from seqclf.data.sequences import Batch, Sequences, Share
 from seqclf.errors import UserError
 
 AHEAD = 2  # batches that each thread reads ahead
@@ -63,6 +64,43 @@ def read_ahead(
         end = time.monotonic() + JOIN_S
         for thread in threads:
             thread.join(max(0, end - time.monotonic()))
+
+
+def ask_ahead(
+    sequences: Sequences, plan: BatchPlan, shares: Iterable[Share]
+) -> Generator[Share, None, None]:
+    """Yield shares, and have the kernel read the examples of the buffer after the one in use.
+
+    Without this the kernel would read a piece of each block when its first example is used, again
+    and again.
+    """
+    blocks = plan.blocks
+    assert blocks is not None
+    numbers: SimpleQueue[int | None] = SimpleQueue()
+    has_ended = Event()
+
+    def ask() -> None:
+        while (number := numbers.get()) is not None:
+            for first, end in blocks.ranges(number):
+                if has_ended.is_set():
+                    return
+                sequences.will_need(first, end)
+
+    threads: list[Thread] = []
+    asked = -1
+    try:
+        _start(threads, 1, ask)
+        for share in shares:
+            number = blocks.buffer_of(*divmod(share.step, plan.steps_per_epoch))
+            for later in range(max(asked + 1, number), number + 2):
+                numbers.put(later)
+                asked = later
+            yield share
+    finally:
+        has_ended.set()
+        numbers.put(None)
+        for thread in threads:
+            thread.join(JOIN_S)
 
 
 def _start(threads: list[Thread], count: int, work: Callable[[], None]) -> None:

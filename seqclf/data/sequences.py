@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seqclf.data.mapping import will_need
 from seqclf.data.readers.rows import quote
 from seqclf.data.reading import Reading
 
@@ -92,7 +93,7 @@ class Origins:
         row = int(self.rows[index])
         return self.files[int(self.sources[row])] + self.places[row]
 
-    def select(self, ids: Tensor) -> Origins:
+    def select(self, ids: Tensor | slice) -> Origins:
         """Return the origins of the examples at these positions."""
         return replace(self, rows=self.rows[ids], first_steps=self.first_steps[ids])
 
@@ -195,6 +196,12 @@ class Sequences:
             lengths=self.lengths[ids],
             origins=self.origins and self.origins.select(ids),
         )
+
+    def will_need(self, first: int, end: int) -> None:
+        """Have the kernel read the values of examples `first` to `end` before they are used."""
+        if self.starts is not None and self.lengths is not None:
+            last_step = int(self.starts[end - 1] + self.lengths[end - 1])
+            will_need(self.values, int(self.starts[first]), last_step)
 
     def title(self, index: int) -> str:
         """Return what a line or a page calls an example."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from seqclf.config.settings import Data
-from seqclf.data.batches import mix
 from seqclf.data.idx import DIGITS, load_idx
+from seqclf.data.orders import mix
 from seqclf.data.prepared import open_dataset
 from seqclf.data.readers.roles import list_names
 from seqclf.data.sequences import Sequences

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seqclf.data.batches import mix
+from seqclf.data.orders import mix
 
 
 def hold_out_by_class(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:

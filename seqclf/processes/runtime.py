@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +15,9 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from seqclf.config.settings import Value
-from seqclf.data.batches import BatchPlan, mix
-from seqclf.data.read_ahead import Read, read_ahead
+from seqclf.data.batches import BatchPlan
+from seqclf.data.orders import mix
+from seqclf.data.read_ahead import Read, ask_ahead, read_ahead
 from seqclf.data.sequences import Batch, Sequences, Share
 from seqclf.errors import UserError
 from seqclf.processes.agreement import Agreement
@@ -87,7 +88,9 @@ class Runtime:
         limit_s: float = 600,
     ) -> Generator[Batch, None, None]:
         """Yield the batches of this process from a step on, on the device, as `read_ahead` does."""
-        shares = plan.shares(start, self.rank, self.world_size)
+        shares: Iterator[Share] = plan.shares(start, self.rank, self.world_size)
+        if plan.blocks is not None and sequences.values.device.type == "cpu":
+            shares = ask_ahead(sequences, plan, shares)
         read: Read = sequences.__getitems__
         if self.device.type == "cuda" and sequences.values.device.type == "cpu":
             read = _pinned(read, torch.cuda.current_device())

@@ -1,0 +1,97 @@
+"""Files that lie one after the other in memory, of which the kernel reads what is used.
+
+torch and safetensors map a file so that it could be written to privately, and Linux then refuses a
+file larger than the memory. A mapping that is read only, or shared with the file, has no limit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAP_FIXED = 0x10  # Linux and macOS: exactly at this address, instead of what is there
+MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # an address range takes no memory
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+)
+libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class Piece(NamedTuple):
+    """Where bytes lie in a file."""
+
+    path: Path
+    first: int
+    size: int
+
+
+def map_pieces(
+    pieces: Sequence[Piece], dtype: str, shape: tuple[int, ...], *, writable: bool = False
+) -> np.ndarray:
+    """Map pieces of files as one array, which lives as long as the mapping.
+
+    Each piece but the first begins where a page of memory may, and each but the last one ends so.
+    Raises OSError.
+    """
+    skipped = pieces[0].first % mmap.PAGESIZE
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    region = mmap.mmap(
+        -1,
+        skipped + sum(piece.size for piece in pieces),
+        flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE,
+        prot=protection,
+    )
+    address = np.frombuffer(region, np.uint8).ctypes.data
+    place = 0
+    for number, piece in enumerate(pieces):
+        before = 0 if number else skipped
+        _map_at(address + place, piece, before, protection)
+        place += before + piece.size
+    return np.ndarray(shape, dtype, region, skipped)
+
+
+def _map_at(address: int, piece: Piece, before: int, protection: int) -> None:
+    """Map a piece, with the bytes before it back to the beginning of a page."""
+    descriptor = os.open(piece.path, os.O_RDWR if protection & mmap.PROT_WRITE else os.O_RDONLY)
+    try:
+        flags, first = mmap.MAP_SHARED | MAP_FIXED, piece.first - before
+        found = libc.mmap(address, before + piece.size, protection, flags, descriptor, first)
+    finally:
+        os.close(descriptor)
+    if found != address:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(piece.path))
+
+
+def as_read_only_tensor(values: np.ndarray) -> Tensor:
+    """Return mapped values as a tensor. Nobody may write to it: the process would be killed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def will_need(values: Tensor, first: int, end: int) -> None:
+    """Have the kernel read rows `first` to `end` of mapped values before they are used."""
+    begin = values.data_ptr() + first * values[0].nbytes
+    size = (end - first) * values[0].nbytes
+    before = begin % mmap.PAGESIZE
+    # A kernel that refuses reads each page when it is used.
+    libc.madvise(begin - before, size + before, mmap.MADV_WILLNEED)
