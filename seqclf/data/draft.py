@@ -1,27 +1,27 @@
-"""A data set while `prepare` writes it: what is known of its rows, and the file of their values.
+"""A data set while `prepare` writes it: what is known of its rows, and the files of their values.
 
-A draft keeps a few numbers and the id of each row. The values go to values.safetensors, a block of
-many rows at a time.
+A draft keeps a few numbers and the id of each row. The values go to their files, a block of many
+rows at a time.
 """
 
 from __future__ import annotations
 
-import json
 from array import array
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from seqclf.data.mapping import Piece
 from seqclf.data.prepared import SPLITS, VALUE_TYPES, Kind
 from seqclf.data.readers.rows import BadRow, Row, count_of, quote
 from seqclf.data.reading import Reading
+from seqclf.data.values_file import ValuesFile
 from seqclf.data.windows import Cuts, cut_into_parts
 from seqclf.data.zero_ends import ZeroSides
 
-HEADER_BYTES = 256  # of values.safetensors, before its numbers
 BLOCK = 2**16  # numbers that are written at once; more do not fit into the cache of a core
 # float32 keeps 24 bits of a number. A feature that needs more than this share of its range for the
 # rounding, as times near 1e9 do, is stored without an offset in float64.
@@ -71,7 +71,7 @@ class TextsDraft:
 class Draft:
     """What `prepare` knows of the rows that it has written so far."""
 
-    file: BinaryIO  # values.safetensors
+    file: ValuesFile
     reading: Reading
     adjustment: Adjustment
     keeps_groups: bool = False  # parts of a row, or rows of a group, must stay together
@@ -107,6 +107,7 @@ class Draft:
     cuts: Cuts = field(default_factory=Cuts)
     zero_sides: ZeroSides = field(default_factory=ZeroSides)
     num_rows: int = 0
+    pieces: list[Piece] = field(default_factory=list)  # of the files, once they are finished
 
     # Of each feature, over all values so far, before the adjustment:
     low: np.ndarray = field(default_factory=lambda: np.array(np.inf))
@@ -220,7 +221,14 @@ class Draft:
             values_FS = np.ascontiguousarray(values.T)
             self.low = np.fmin(self.low, np.fmin.reduce(values_FS, 1))
             self.high = np.fmax(self.high, np.fmax.reduce(values_FS, 1))
-        self.file.write(values.astype(VALUE_TYPES[self.kind].numpy_dtype).tobytes())
+        self.file.write(values.astype(VALUE_TYPES[self.kind].numpy_dtype))
+
+    def finish(self) -> None:
+        """Write the values that wait, and the header of each file."""
+        self.flush()
+        types = VALUE_TYPES[self.kind]
+        itemsize = np.dtype(types.numpy_dtype).itemsize
+        self.pieces = self.file.finish(types.safetensors_dtype, self.shape[1:], itemsize)
 
     def find_adjustment(self, *, adds_measured: bool) -> Adjustment:
         """Return what a second reading must do, an empty Adjustment if none is needed."""
@@ -254,18 +262,6 @@ class Draft:
         """The names of all features."""
         names = self.features or tuple(f"feature {number}" for number in range(self.num_features))
         return (*names, *(f"{names[index]} measured" for index in self.adjustment.measured))
-
-    def header(self) -> bytes:
-        """Return the HEADER_BYTES that make values.safetensors of the values."""
-        types = VALUE_TYPES[self.kind]
-        num_bytes = int(np.prod(self.shape)) * np.dtype(types.numpy_dtype).itemsize
-        tensor = {
-            "dtype": types.safetensors_dtype,
-            "shape": self.shape,
-            "data_offsets": [0, num_bytes],
-        }
-        text = json.dumps({"values": tensor}).encode().ljust(HEADER_BYTES - 8)
-        return len(text).to_bytes(8, "little") + text
 
 
 def _kind_and_features(row: Row) -> tuple[Kind, int]:

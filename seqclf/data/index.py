@@ -16,7 +16,6 @@ from seqclf.data.prepared import (
     INDEX,
     LEFT_OUT,
     SPLITS,
-    VALUES,
     DatasetInfo,
     FileInfo,
     SplitInfo,
@@ -32,8 +31,8 @@ def write_index(
     """Write the index and number the tokens anew; return what dataset.json says."""
     labels, classes = _number_classes(draft, splits)
     offsets = as_tensor(draft.offsets)
-    tokens = number_tokens(folder / VALUES, draft, splits)
-    mean, std = measure_features(folder / VALUES, draft, splits)
+    tokens = number_tokens(draft, splits)
+    mean, std = measure_features(draft, splits)
     ids, id_offsets = draft.ids.tensors()
     places, place_offsets = draft.places.tensors()
     index = {
@@ -51,9 +50,10 @@ def write_index(
     if len(draft.groups):
         index["groups"] = as_tensor(draft.groups)
     (folder / INDEX).write_bytes(save(index))
-    notes = [*journal.notes, *_counts(draft), *find_notes(folder / VALUES, draft, labels, splits)]
+    paths = [*(piece.path for piece in draft.pieces), folder / INDEX]
+    notes = [*journal.notes, *_counts(draft), *find_notes(draft, labels, splits)]
     return DatasetInfo(
-        format=1,
+        format=1 if len(draft.pieces) == 1 else 2,
         kind=draft.kind,
         classes=classes,
         features=draft.feature_names if draft.kind == "vectors" else (),
@@ -62,7 +62,7 @@ def write_index(
         tokens=tokens,
         parts=_describe_splits(labels, offsets.diff(), splits, classes),
         left_out=len(draft.bad_rows) + int((splits == LEFT_OUT).sum()),
-        files={name: FileInfo.of(folder / name) for name in (VALUES, INDEX)},
+        files={path.name: FileInfo.of(path) for path in paths},
         sources=tuple(map(str, sources)),
         left_aside=journal.left_aside,
         notes=tuple(notes),

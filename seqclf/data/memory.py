@@ -6,14 +6,15 @@ The same draft writes both, so the same numbers are the same data set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
 
-from seqclf.data.draft import HEADER_BYTES, Adjustment, Draft, as_tensor
+from seqclf.data.draft import Adjustment, Draft, as_tensor
 from seqclf.data.index import write_index
-from seqclf.data.prepared import INFO, VALUES, DatasetInfo
+from seqclf.data.prepared import INFO, DatasetInfo
 from seqclf.data.readers.rows import Journal, Row
 from seqclf.data.reading import Reading
+from seqclf.data.values_file import ValuesFile
 from seqclf.errors import UserError
 
 Rows = Callable[[], Iterator[Row]]
@@ -25,12 +26,11 @@ def write_dataset(folder: Path, splits: Mapping[str, Rows], reading: Reading) ->
     `reading` says what becomes of the numbers. The rows are read twice if numbers far from zero
     need an offset. Raises UserError for a row that cannot stand beside those before it.
     """
-    path = folder / VALUES
-    with path.open("wb") as file:
+    with closing(ValuesFile(folder)) as file:
         draft = _write_rows(file, splits, reading, Adjustment())
     adjustment = draft.find_adjustment(adds_measured=False)
     if adjustment != Adjustment():
-        with path.open("wb") as file:
+        with closing(ValuesFile(folder)) as file:
             draft = _write_rows(file, splits, reading, adjustment)
     sources = [Path(_source(split)) for split in splits]
     info = write_index(folder, draft, as_tensor(draft.splits).long(), Journal(), sources)
@@ -44,17 +44,14 @@ def _source(split: str) -> str:
 
 
 def _write_rows(
-    file: BinaryIO, splits: Mapping[str, Rows], reading: Reading, adjustment: Adjustment
+    file: ValuesFile, splits: Mapping[str, Rows], reading: Reading, adjustment: Adjustment
 ) -> Draft:
-    """Write all steps of all rows after a header."""
+    """Write all steps of all rows."""
     draft = Draft(file, reading, adjustment, keeps_groups=reading.has_parts)
-    file.write(b"\0" * HEADER_BYTES)  # it holds the number of steps, so it is written last
     for number, (split, rows) in enumerate(splits.items()):
         for row in rows():
             if (problem := draft.find_problem(row, split)) is not None:
                 raise UserError(f"{row.where}: {problem}")
             draft.add(row, split, source=number, file_name=_source(split))
-    draft.flush()
-    file.seek(0)
-    file.write(draft.header())
+    draft.finish()
     return draft

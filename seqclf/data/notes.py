@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ MOST_FEATURES = 2000  # of which the facts are compared
 MOST_DECIMALS = 10  # classes that may be called 0.5, 1.5 ...
 
 
-def find_notes(path: Path, draft: Draft, labels: Tensor, splits: Tensor) -> Iterator[str]:
+def find_notes(draft: Draft, labels: Tensor, splits: Tensor) -> Iterator[str]:
     """Yield a line for each finding, about features or sequences, that may be a mistake."""
     kept = splits != LEFT_OUT
     lengths = as_tensor(draft.offsets).diff()[kept]
@@ -39,7 +38,7 @@ def find_notes(path: Path, draft: Draft, labels: Tensor, splits: Tensor) -> Iter
             "apart and predicts no numbers"
         )
     if draft.kind == "vectors" and draft.num_features <= MOST_FEATURES:
-        yield from _feature_notes(draft, find_facts(path, draft, labels, splits), longest=longest)
+        yield from _feature_notes(draft, find_facts(draft, labels, splits), longest=longest)
 
 
 def _feature_notes(draft: Draft, facts: FeatureFacts, *, longest: int) -> Iterator[str]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from seqclf.data.draft import HEADER_BYTES, Draft, as_tensor
+from seqclf.data.draft import Draft, as_tensor
+from seqclf.data.mapping import map_pieces
 from seqclf.data.prepared import LEFT_OUT, VALUE_TYPES
 
 MOST_VALUES = 10_000  # of a feature whose classes are compared
@@ -20,10 +20,9 @@ MOST_STEPS, MOST_NUMBERS = 2**18, 2**24  # of the file that are in memory at onc
 CHANCE = 0.05  # of a finding that is none, among all features
 
 
-def _map_values(path: Path, draft: Draft, *, mode: str) -> np.ndarray:
-    dtype = np.dtype(VALUE_TYPES[draft.kind].numpy_dtype)
-    values: np.ndarray = np.memmap(path, dtype, mode, HEADER_BYTES, draft.shape)  # type: ignore[call-overload]
-    return values
+def _map_values(draft: Draft, *, writable: bool = False) -> np.ndarray:
+    dtype = VALUE_TYPES[draft.kind].numpy_dtype
+    return map_pieces(draft.pieces, dtype, draft.shape, writable=writable)
 
 
 def _chunks(values: np.ndarray) -> Iterator[slice]:
@@ -46,11 +45,11 @@ def _train_steps(
         yield chunk, np.asarray(values[chunk])[np.repeat(is_train[first:end], num_steps)]
 
 
-def number_tokens(path: Path, draft: Draft, splits: Tensor) -> tuple[str, ...]:
+def number_tokens(draft: Draft, splits: Tensor) -> tuple[str, ...]:
     """Number the tokens that occur in train anew, by name, and all others 0; return the names."""
     if draft.kind != "tokens":
         return ()
-    values = _map_values(path, draft, mode="r+")
+    values = _map_values(draft, writable=True)
     offsets = as_tensor(draft.offsets)
     is_in_train = np.zeros(len(draft.token_ids) + 1, bool)
     for _, steps in _train_steps(values, offsets, splits):
@@ -61,7 +60,6 @@ def number_tokens(path: Path, draft: Draft, splits: Tensor) -> tuple[str, ...]:
         new_ids[draft.token_ids[name]] = number
     for chunk, _ in _train_steps(values, offsets, splits):
         values[chunk] = new_ids[values[chunk]]
-    values.flush()  # type: ignore[attr-defined]
     return names
 
 
@@ -72,16 +70,14 @@ def _sum(steps_SF: np.ndarray) -> np.ndarray:
     return np.asarray(add(steps_SF, 0, dtype=np.float64))
 
 
-def measure_features(
-    path: Path, draft: Draft, splits: Tensor
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure_features(draft: Draft, splits: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each feature over the steps of train.
 
     A value that is missing does not count, and becomes the mean.
     """
     if draft.kind != "vectors":
         return (), ()
-    values = _map_values(path, draft, mode="r+")
+    values = _map_values(draft, writable=True)
     offsets = as_tensor(draft.offsets)
     count = np.zeros(draft.num_values)
     total = np.zeros(draft.num_values)
@@ -104,7 +100,6 @@ def measure_features(
             gaps = np.isnan(values[chunk])
             if gaps.any():
                 values[chunk][gaps] = np.broadcast_to(mean, gaps.shape)[gaps]
-        values.flush()  # type: ignore[attr-defined]
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
@@ -192,9 +187,9 @@ class FeatureFacts:
             classes[value] = label if classes.get(value, label) == label else -1
 
 
-def find_facts(path: Path, draft: Draft, labels: Tensor, splits: Tensor) -> FeatureFacts:
+def find_facts(draft: Draft, labels: Tensor, splits: Tensor) -> FeatureFacts:
     """Read all values once more, and compare the features with sequences and classes."""
-    values = _map_values(path, draft, mode="r")
+    values = _map_values(draft)
     offsets = as_tensor(draft.offsets).numpy()
     kept = (splits != LEFT_OUT).numpy()
     labels_N = labels.numpy()

@@ -10,26 +10,28 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from seqclf.data.draft import HEADER_BYTES, Adjustment, Draft, as_tensor
+from seqclf.data.draft import Adjustment, Draft, as_tensor
 from seqclf.data.index import write_index
 from seqclf.data.notes import num_classes_of
 from seqclf.data.orders import mix
-from seqclf.data.prepared import INFO, LEFT_OUT, SPLITS, VALUES, DatasetInfo
+from seqclf.data.prepared import INFO, LEFT_OUT, SPLITS, DatasetInfo
 from seqclf.data.readers import read_rows
 from seqclf.data.readers.manifests import NO_LINES
 from seqclf.data.readers.rows import BadRow, Journal, ReadOptions, Row, quote
 from seqclf.data.reading import LabelChange, Reading
 from seqclf.data.splits import deal_by_class, deal_by_group
 from seqclf.data.staging import staged
+from seqclf.data.values_file import ValuesFile
 from seqclf.errors import UserError
 
 DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
@@ -136,7 +138,7 @@ def prepare(
     written or split; then nothing is left.
     """
     with staged(_with_name(out), overwrite=preparation.overwrite, info=INFO) as folder:
-        draft, journal = _read_inputs(folder / VALUES, inputs, preparation, say)
+        draft, journal = _read_inputs(folder, inputs, preparation, say)
         _check_classes(draft, preparation)
         splits, bad_classes = _leave_out(draft, _choose_splits(draft, preparation))
         bad_rows = [*draft.bad_rows, *bad_classes]
@@ -156,10 +158,10 @@ def prepare(
 
 
 def _read_inputs(
-    path: Path, inputs: Sequence[Input], preparation: Preparation, say: Callable[[str], None]
+    folder: Path, inputs: Sequence[Input], preparation: Preparation, say: Callable[[str], None]
 ) -> tuple[Draft, Journal]:
     """Write the values of all inputs; read them again if the first reading finds a reason."""
-    with path.open("wb") as file:
+    with closing(ValuesFile(folder)) as file:
         draft, journal = _write_rows(file, inputs, preparation, Adjustment())
     adjustment = draft.find_adjustment(adds_measured=preparation.adds_measured)
     if preparation.adds_measured and not adjustment.measured:
@@ -176,7 +178,7 @@ def _read_inputs(
             f"numbers far from zero lose an offset, so that float32 keeps them: {', '.join(far)}"
         )
     say("second pass the files are read again, for offsets or measured features")
-    with path.open("wb") as file:
+    with closing(ValuesFile(folder)) as file:
         draft, _ = _write_rows(file, inputs, preparation, adjustment)
     return draft, journal
 
@@ -257,9 +259,9 @@ def _with_name(out: Path) -> Path:
 
 
 def _write_rows(
-    file: BinaryIO, inputs: Sequence[Input], preparation: Preparation, adjustment: Adjustment
+    file: ValuesFile, inputs: Sequence[Input], preparation: Preparation, adjustment: Adjustment
 ) -> tuple[Draft, Journal]:
-    """Write all steps of all good rows after a header."""
+    """Write all steps of all good rows."""
     reading = preparation.reading
     keeps_groups = reading.has_parts or preparation.options.group is not None
     draft = Draft(file, reading, adjustment, keeps_groups=keeps_groups)
@@ -273,8 +275,6 @@ def _write_rows(
         keep_step_labels=reading.on_label_change != "error",
         needs_label=preparation.options.labels is None,
     )
-    # The header holds the number of steps, so it is written last, into this space.
-    file.write(b"\0" * HEADER_BYTES)
     sizes = [os.path.getsize(path) for path, _ in inputs if os.path.isfile(path)]
     with tqdm(
         total=sum(sizes) if len(sizes) == len(inputs) else None,
@@ -302,14 +302,12 @@ def _write_rows(
                 options = replace(
                     options, features=names, wanted_by=str(path), open_end=journal.open_end
                 )
-    draft.flush()
     if not draft.num_rows:
         _refuse(draft.bad_rows, are_all=True)
         why = [note for note in journal.notes if note.endswith(NO_LINES)]
         paths = ", ".join(str(path) for path, _ in inputs)
         raise UserError(f"{paths}: no sequences there" + f" ({', '.join(why)})" * bool(why))
-    file.seek(0)
-    file.write(draft.header())
+    draft.finish()
     return draft, journal
 
 

@@ -3,7 +3,9 @@
 data/mine/
   dataset.json          what is in it: DatasetInfo, below
   values.safetensors    values: all steps of all sequences, float32 [S, F]; tokens int32 [S]; the
-                        bytes of texts uint8 [S]
+                        bytes of texts uint8 [S]. Where this would be larger than about 256 MB
+                        there are shards, values-00001-of-00009.safetensors and so on, which may
+                        lie elsewhere
   index.safetensors     offsets int64 [N + 1]: where each sequence begins, and the last one ends;
                         labels int64 [N]; parts uint8 [N], the splits: 0 train, 1 val, 2 test,
                         3 left out; groups int64 [N], if some sequences must stay together;
@@ -18,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -33,6 +36,7 @@ from seqclf.errors import UserError
 
 INFO = "dataset.json"
 VALUES = "values.safetensors"
+SHARD = "values-{:05}-of-{:05}.safetensors"
 INDEX = "index.safetensors"
 LARGEST_INFO = 2**26  # bytes
 
@@ -88,7 +92,7 @@ class FileInfo(_Strict):
 class DatasetInfo(_Strict):
     """dataset.json."""
 
-    format: Literal[1]
+    format: Literal[1, 2]  # 2: the values are shards
     kind: Kind
     classes: tuple[str, ...]
     features: tuple[str, ...]  # the names of the features of vectors
@@ -97,7 +101,7 @@ class DatasetInfo(_Strict):
     tokens: tuple[str, ...]  # the names of token 1, 2 ...; 0 is a token that training never saw
     parts: dict[str, SplitInfo]  # by the names of SPLITS
     left_out: int  # the number of rows that are in no split
-    files: dict[str, FileInfo]
+    files: dict[str, FileInfo]  # by their paths, absolute ones or from this folder on
 
     # For people, and to read new files alike; a model sees none of it:
     sources: tuple[str, ...] = ()  # the files that were prepared
@@ -110,8 +114,21 @@ class DatasetInfo(_Strict):
     def fingerprint(self) -> str:
         """A sha256 over all that a model sees of the data set, from the sums of its files."""
         unseen = {"sources", "left_aside", "notes", "roles", "reading"}
-        content = self.model_copy(update={"features": ()}).model_dump_json(exclude=unseen)
+        # A file may lie elsewhere.
+        files = {Path(path).name: file for path, file in self.files.items()}
+        copy = self.model_copy(update={"features": (), "files": files})
+        content = copy.model_dump_json(exclude=unseen)
         return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def values_files(self) -> list[str]:
+        """The paths of the files of the values, in their order; those that lack by name alone."""
+        if self.format == 1:
+            return [VALUES]
+        by_name = {Path(path).name: path for path in self.files}
+        count = len(by_name) - 1  # without the index
+        names = [SHARD.format(number, count) for number in range(1, count + 1)]
+        return [by_name.get(name, name) for name in names]
 
     @property
     def num_tokens(self) -> int:
@@ -168,12 +185,14 @@ def open_dataset(folder: Path) -> Dataset:
     says. Only `verify` compares contents: at a start it would read the whole data set.
     """
     info = read_info(folder)
-    for name in (VALUES, INDEX):
+    for name in (*info.values_files, INDEX):
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if name not in info.files or size != info.files[name].bytes:
             raise UserError(
                 f"{folder / name}: {'missing' if size is None else f'{size:,} bytes'}, where "
-                f"{INFO} says {info.files[name].bytes if name in info.files else 0:,}; {REMEDY}"
+                f"{INFO} says {info.files[name].bytes if name in info.files else 0:,}; "
+                + "write where it lies into files there, or " * (info.format == 2 and size is None)
+                + REMEDY
             )
     index = _map_tensors(folder / INDEX)
     values = _map_values(folder, info)
@@ -236,34 +255,45 @@ def _map_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _map_values(folder: Path, info: DatasetInfo) -> Tensor:
-    """Map the values. Raises UserError if they are not what dataset.json says."""
-    path = folder / VALUES
+    """Map the values of all files. Raises UserError if they are not what dataset.json says."""
     kind = VALUE_TYPES[info.kind]
+    pieces: list[Piece] = []
+    num_steps = 0
+    for path in (folder / name for name in info.values_files):
+        dtype, shape, header_bytes = _read_header(path)
+        ndim = 2 if info.kind == "vectors" else 1
+        if dtype != kind.safetensors_dtype or len(shape) != ndim:
+            raise UserError(
+                f"{path}: {info.kind} should be {kind.safetensors_dtype} of {ndim} dimensions, "
+                f"found {dtype} {shape}; {REMEDY}"
+            )
+        num_features = shape[1] if ndim == 2 else 0
+        if {len(info.mean), len(info.std), len(info.features)} != {num_features}:
+            raise UserError(
+                f"{folder / INFO}: mean, std or features are not of the {num_features} features "
+                f"of {path.name}; {REMEDY}"
+            )
+        if pieces and (header_bytes % PAGESIZE or pieces[-1].size % PAGESIZE):
+            raise UserError(f"{path}: not a shard that `prepare` wrote; {REMEDY}")
+        pieces.append(Piece(path, header_bytes, path.stat().st_size - header_bytes))
+        num_steps += shape[0]
+    shape = (num_steps, *shape[1:])
+    return as_read_only_tensor(map_pieces(pieces, kind.numpy_dtype, shape))
+
+
+def _read_header(path: Path) -> tuple[str, tuple[int, ...], int]:
+    """Return type and shape of the values in a file, and the bytes before them."""
     try:
         with safe_open(path, framework="np") as file:  # maps the file and reads its header alone
             names = list(file.keys())
-            part = file.get_slice("values") if names == ["values"] else None
-            found = (part.get_dtype(), tuple(part.get_shape())) if part else ("", ())
+            values = file.get_slice("values") if names == ["values"] else None
         with path.open("rb") as content:
-            header = int.from_bytes(content.read(8), "little")
+            header_bytes = 8 + int.from_bytes(content.read(8), "little")
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged: {error}; {REMEDY}") from None
-    if part is None:
+    if values is None:
         raise UserError(f"{path}: other tensors than the format's; {REMEDY}")
-    dtype, shape = found
-    ndim = 2 if info.kind == "vectors" else 1
-    if dtype != kind.safetensors_dtype or len(shape) != ndim:
-        raise UserError(
-            f"{path}: {info.kind} should be {kind.safetensors_dtype} of {ndim} dimensions, found "
-            f"{dtype} {shape}; {REMEDY}"
-        )
-    num_features = shape[1] if ndim == 2 else 0
-    if not len(info.mean) == len(info.std) == num_features or len(info.features) != num_features:
-        raise UserError(
-            f"{folder / INFO}: mean, std or features are not of {num_features} features; {REMEDY}"
-        )
-    piece = Piece(path, 8 + header, path.stat().st_size - 8 - header)
-    return as_read_only_tensor(map_pieces([piece], kind.numpy_dtype, shape))
+    return values.get_dtype(), tuple(values.get_shape()), header_bytes
 
 
 def _check_index(
