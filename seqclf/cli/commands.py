@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def prepare_command(arguments: Namespace) -> int:
     from seqclf.data.prepare import Input, Preparation, parse_fractions, prepare
 
     preparation = Preparation(
-        options=read_options(arguments),
+        options=replace(read_options(arguments), test_ids=arguments.test_ids),
         format=arguments.format,
         fractions=parse_fractions(arguments.split),
         seed=arguments.seed,
@@ -99,6 +100,12 @@ def _files_of_splits(arguments: Namespace) -> dict[str | None, list[Path]]:
         raise UserError("name INPUT files to split, or --train and --test, and maybe --val")
     if arguments.split and any(split_files.values()):
         raise UserError(f"--split {arguments.split}: the files say already which part they are")
+    ids, is_array = arguments.test_ids, [path.suffix.lower() == ".npy" for path in inputs] == [True]
+    if ids is not None and (arguments.split or not is_array):
+        raise UserError(
+            f"--test-ids {ids}: names the test sequences of one INPUT, an .npy; leave out --split, "
+            "--train, --val and --test, or leave it out"
+        )
     return {None: inputs, **split_files}
 
 

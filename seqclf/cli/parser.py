@@ -313,6 +313,9 @@ def _add_prepare(commands: _Commands) -> None:
     for split in ("train", "val", "test"):
         flag, text = f"--{split}", f"files for {split}"
         parser.add_argument(flag, type=Path, nargs="+", default=[], help=text)
+    parser.add_argument(
+        "--test_ids", type=Path, metavar="FILE", help="numbers of the test sequences of an .npy"
+    )
     parser.add_argument("--split", help="shares of train,val,test where no file says [0.8,0.1,0.1]")
     parser.add_argument("--seed", type=int, default=0, help="of the split [0]")
     parser.add_argument("--window", type=int, help="cut sequences into windows of so many steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -51,10 +52,39 @@ def read_npy(
             raise UserError(
                 f"{path}: no labels; say --labels y.npy, or a text with a label in each line"
             )
-        labels = {}
+        one_each = {}
         if options.labels is not None:
-            labels = {"label": _read_labels(options.labels, values, layout)}
-        yield from read_array_rows(values, layout, Beside(labels), options, progress)
+            one_each["label"] = _read_labels(options.labels, values, layout)
+        if options.test_ids is not None:
+            is_test = _read_test_ids(options.test_ids, layout.num_sequences)
+            one_each["split"] = np.where(is_test, "test", "train")
+            journal.note(
+                f"{options.test_ids}: {is_test.sum():,} of {len(is_test):,} sequences are test, "
+                "all others train"
+            )
+        yield from read_array_rows(values, layout, Beside(one_each), options, progress)
+
+
+def _read_test_ids(path: Path, count: int) -> np.ndarray:
+    """Return which of `count` sequences a text names by their numbers, from 0, one a line."""
+    lines_of = np.zeros(count, np.int64)  # the line that names a sequence; 0: none
+    try:
+        for line, text in enumerate(TextFile.of(path).lines(), 1):
+            word = text.strip()
+            number = int(word) if re.fullmatch("[0-9]{1,18}", word) else count
+            if number >= count:
+                raise UserError(
+                    f"{path}:{line}: '{quote(word)}': expected the number of a sequence, from 0 to "
+                    f"{count - 1:,}, one a line"
+                )
+            if lines_of[number]:
+                raise UserError(
+                    f"{path}:{line}: {number} stands twice, first in line {lines_of[number]}"
+                )
+            lines_of[number] = line
+    except OSError as error:
+        raise UserError(f"--test-ids {path}: cannot read it: {error.strerror or error}") from None
+    return lines_of > 0
 
 
 def _read_labels(path: Path, steps: ArrayFile, layout: Layout) -> Sequence[object] | np.ndarray:

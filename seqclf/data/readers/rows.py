@@ -93,6 +93,7 @@ class ReadOptions:
     header: bool | None = None  # whether the first line names the columns; None: the reader decides
     encoding: str | None = None  # of a text file; None: UTF-8
     labels: Path | None = None  # a file with the labels of the sequences
+    test_ids: Path | None = None  # a file with the numbers of an array's sequences that are test
     pad_value: float | None = None  # steps at the end that hold this value alone are padding
     channels_first: bool = False  # arrays are cases x channels x time
     fill_missing: bool = False
