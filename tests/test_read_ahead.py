@@ -126,7 +126,7 @@ def test_the_blocks_of_the_next_buffer_are_asked_for_before_it_begins() -> None:
     plan = BatchPlan(1000, 10, 0, num_steps=180, blocks=blocks)
     sequences = Asked(torch.zeros(1, 1, 1), torch.zeros(1), ("a",))
     object.__setattr__(sequences, "ranges", [])
-    asked = ask_ahead(sequences, plan, plan.shares(25, 0, 1))
+    asked = ask_ahead(sequences, plan, plan.shares(25, 0, 1), drops=True)
     assert next(asked).step == 25  # in buffer 1, of 20 steps each
     wanted = [*blocks.ranges(1), *blocks.ranges(2)]
     wait_for(lambda: sequences.ranges == wanted)

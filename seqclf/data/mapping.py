@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from torch import Tensor
 
 MAP_FIXED = 0x10  # Linux and macOS: exactly at this address, instead of what is there
 MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # an address range takes no memory
+
+ASKED_AT_ONCE = 2**17  # bytes; Linux leaves the rest of a longer request unread
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -90,8 +93,49 @@ def as_read_only_tensor(values: np.ndarray) -> Tensor:
 
 def will_need(values: Tensor, first: int, end: int) -> None:
     """Have the kernel read rows `first` to `end` of mapped values before they are used."""
-    begin = values.data_ptr() + first * values[0].nbytes
-    size = (end - first) * values[0].nbytes
-    before = begin % mmap.PAGESIZE
+    low, high = _addresses(values, first, end)
     # A kernel that refuses reads each page when it is used.
-    libc.madvise(begin - before, size + before, mmap.MADV_WILLNEED)
+    for place in range(low, high, ASKED_AT_ONCE):
+        libc.madvise(place, min(ASKED_AT_ONCE, high - place), mmap.MADV_WILLNEED)
+
+
+def drop(values: Tensor, ranges: Sequence[tuple[int, int]]) -> None:
+    """Have the kernel forget what it has read of these rows, but for what others have mapped.
+
+    Else it keeps rows that were used, and forgets others that it has read ahead for them.
+    """
+    if sys.platform != "linux":
+        return
+    with ExitStack() as files:
+        mapped = _mapped_files()
+        opened = {path: files.enter_context(open(path, "rb")) for *_, path in mapped}
+        for first, end in ranges:
+            low, high = _addresses(values, first, end)
+            # Rows beside these may be in use, and lie in the same first and last page.
+            low, high = low + mmap.PAGESIZE, high - high % mmap.PAGESIZE
+            if low >= high:
+                continue
+            libc.madvise(low, high - low, mmap.MADV_DONTNEED)  # the kernel keeps what is mapped
+            for start, stop, offset, path in mapped:
+                if start < high and low < stop:
+                    place = offset + max(low, start) - start
+                    size = min(high, stop) - max(low, start)
+                    os.posix_fadvise(opened[path].fileno(), place, size, os.POSIX_FADV_DONTNEED)
+
+
+def _addresses(values: Tensor, first: int, end: int) -> tuple[int, int]:
+    """Return where the pages of rows `first` to `end` begin and end."""
+    step = values[0].nbytes
+    low = values.data_ptr() + first * step
+    return low - low % mmap.PAGESIZE, values.data_ptr() + end * step
+
+
+def _mapped_files() -> list[tuple[int, int, int, str]]:
+    """Return where files of values lie in memory: first address, last, offset in the file, path."""
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, _, _, *path = line.split(maxsplit=5)
+        if path and path[0].endswith(".safetensors"):
+            low, high = (int(address, 16) for address in span.split("-"))
+            found.append((low, high, int(offset, 16), path[0]))
+    return found

@@ -8,7 +8,7 @@ and as forks they keep each pipe open that this process has.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -67,24 +67,28 @@ def read_ahead(
 
 
 def ask_ahead(
-    sequences: Sequences, plan: BatchPlan, shares: Iterable[Share]
+    sequences: Sequences, plan: BatchPlan, shares: Iterable[Share], *, drops: bool
 ) -> Generator[Share, None, None]:
     """Yield shares, and have the kernel read the examples of the buffer after the one in use.
 
-    Without this the kernel would read a piece of each block when its first example is used, again
-    and again.
+    The first buffer is waited for. `drops` has the kernel forget the buffer before, where memory
+    cannot keep all.
     """
     blocks = plan.blocks
     assert blocks is not None
     numbers: SimpleQueue[int | None] = SimpleQueue()
+    is_asked: defaultdict[int, Event] = defaultdict(Event)  # a buffer -> whether all of it is
     has_ended = Event()
 
     def ask() -> None:
         while (number := numbers.get()) is not None:
+            if drops and number >= 2:
+                sequences.drop(blocks.ranges(number - 2))
             for first, end in blocks.ranges(number):
                 if has_ended.is_set():
                     return
                 sequences.will_need(first, end)
+            is_asked[number].set()
 
     threads: list[Thread] = []
     asked = -1
@@ -95,6 +99,8 @@ def ask_ahead(
             for later in range(max(asked + 1, number), number + 2):
                 numbers.put(later)
                 asked = later
+            # Else each example of a block not yet asked for would have the kernel read around it.
+            is_asked[number].wait()
             yield share
     finally:
         has_ended.set()

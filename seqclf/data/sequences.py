@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from seqclf.data.mapping import will_need
+from seqclf.data.mapping import drop, will_need
 from seqclf.data.readers.rows import quote
 from seqclf.data.reading import Reading
 
@@ -199,9 +200,18 @@ class Sequences:
 
     def will_need(self, first: int, end: int) -> None:
         """Have the kernel read the values of examples `first` to `end` before they are used."""
-        if self.starts is not None and self.lengths is not None:
-            last_step = int(self.starts[end - 1] + self.lengths[end - 1])
-            will_need(self.values, int(self.starts[first]), last_step)
+        if self.starts is not None:
+            will_need(self.values, *self._steps_between(first, end))
+
+    def drop(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Have the kernel forget the values of examples, in ranges like those of `will_need`."""
+        if self.starts is not None:
+            drop(self.values, [self._steps_between(first, end) for first, end in ranges])
+
+    def _steps_between(self, first: int, end: int) -> tuple[int, int]:
+        assert self.starts is not None
+        assert self.lengths is not None
+        return int(self.starts[first]), int(self.starts[end - 1] + self.lengths[end - 1])
 
     def title(self, index: int) -> str:
         """Return what a line or a page calls an example."""

@@ -22,6 +22,7 @@ from seqclf.data.sequences import Batch, Sequences, Share
 from seqclf.errors import UserError
 from seqclf.processes.agreement import Agreement
 from seqclf.processes.device import Decision, EffectivePrecision
+from seqclf.processes.memory import free_memory
 from seqclf.processes.signals import Signals
 
 
@@ -90,7 +91,8 @@ class Runtime:
         """Yield the batches of this process from a step on, on the device, as `read_ahead` does."""
         shares: Iterator[Share] = plan.shares(start, self.rank, self.world_size)
         if plan.blocks is not None and sequences.values.device.type == "cpu":
-            shares = ask_ahead(sequences, plan, shares)
+            drops = sequences.values.nbytes > free_memory(torch.device("cpu"))
+            shares = ask_ahead(sequences, plan, shares, drops=drops)
         read: Read = sequences.__getitems__
         if self.device.type == "cuda" and sequences.values.device.type == "cpu":
             read = _pinned(read, torch.cuda.current_device())
