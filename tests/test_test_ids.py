@@ -21,7 +21,13 @@ def words(tmp_path: Path) -> list[str | Path]:
     values[:, 1, :] = np.random.default_rng(0).normal(size=(COUNT, 5))
     np.save(tmp_path / "X.npy", values)
     np.save(tmp_path / "y.npy", np.arange(COUNT) % 2)
-    options: list[str | Path] = ["--channels-first", "--labels", tmp_path / "y.npy", "--out", tmp_path / "d"]
+    options: list[str | Path] = [
+        "--channels-first",
+        "--labels",
+        tmp_path / "y.npy",
+        "--out",
+        tmp_path / "d",
+    ]
     return ["prepare", tmp_path / "X.npy", *options, "--test-ids", tmp_path / "fold.txt"]
 
 
