@@ -89,10 +89,7 @@ class Runtime:
         limit_s: float = 600,
     ) -> Generator[Batch, None, None]:
         """Yield the batches of this process from a step on, on the device, as `read_ahead` does."""
-        shares: Iterator[Share] = plan.shares(start, self.rank, self.world_size)
-        if plan.blocks is not None and sequences.values.device.type == "cpu":
-            drops = sequences.values.nbytes > free_memory(torch.device("cpu"))
-            shares = ask_ahead(sequences, plan, shares, drops=drops)
+        shares = _asked(sequences, plan, plan.shares(start, self.rank, self.world_size))
         read: Read = sequences.__getitems__
         if self.device.type == "cuda" and sequences.values.device.type == "cpu":
             read = _pinned(read, torch.cuda.current_device())
@@ -228,6 +225,14 @@ class Runtime:
             self.agreement.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _asked(sequences: Sequences, plan: BatchPlan, shares: Iterator[Share]) -> Iterator[Share]:
+    """Have the kernel read the blocks of a mapped data set before they are used."""
+    if plan.blocks is None or sequences.values.device.type != "cpu":
+        return shares
+    drops = sequences.values.nbytes > free_memory(torch.device("cpu"))
+    return ask_ahead(sequences, plan, shares, drops=drops)
 
 
 def _pinned(read: Read, device: int) -> Read:
