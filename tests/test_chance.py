@@ -64,8 +64,17 @@ def test_of_one_run_each_only_the_same_examples_speak() -> None:
     assert alone.startswith("lr 1: 90.0 %, 2: 80.0 %, n = 1 seed; whether this is chance cannot be")
     hits = ["1" * 9 + "0", "1" * 3 + "0" * 6 + "1"]
     paired = answer([setting("lr 1", 0.9, hits=hits[:1]), setting("lr 2", 0.4, hits=hits[1:])])
-    assert "within chance (McNemar's exact test, which says nothing of other seeds: " in paired
+    assert "whether the settings differ cannot be said: it takes two seeds or more" in paired
+    assert "; the two runs differ within chance on these test examples (McNemar's exact" in paired
     assert "of 10 test examples 6 named rightly by lr 1 alone, 1 by lr 2 alone, p = 0.12)" in paired
+    # However much two runs differ, one seed says nothing of another.
+    far = [setting("lr 1", 1.0, hits=["1" * 99]), setting("lr 2", 0.0, hits=["0" * 99])]
+    assert "the settings differ cannot be said" in answer(far)
+    assert "the two runs differ beyond chance on these test examples" in answer(far)
+    three = answer([*far, setting("lr 3", 0.0, hits=["0" * 99])])
+    assert "whether this is chance cannot be said" in three
+    mixed = answer([far[0], setting("lr 2", 0.5, 0.6, hits=["0" * 99] * 2), far[1]])
+    assert "whether this is chance cannot be said" in mixed
 
 
 def test_settings_without_spread_are_paired_where_they_can_be() -> None:

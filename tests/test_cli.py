@@ -39,6 +39,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
         (["trian"], "unknown command 'trian'; did you mean train? See seqclf --help"),
         (["run"], "unknown command 'run'; did you mean train or runs? See seqclf --help"),
         (["xyz"], "unknown command 'xyz'; see seqclf --help"),
+        (["--seed", "1"], "--seed: stands before the command; write seqclf train --seed ..."),
+        (["train", "--log", "5"], "unknown argument --log; did you mean --log.every?"),
+        (["train", "--loss", "5"], "mean --loss.label_smoothing, --loss.class_weights?"),
         (["train", "--data", "digits"], "argument --data; did you mean --data.name digits?"),
         (["train", "--data=empty"], "argument --data; did you mean --data.path empty?"),
         (

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.data import toy_dataset
+from helpers.data import toy_dataset, write_rows
 from helpers.files import change_json, read_status
 from helpers.training import Settings, train_tiny
 from hypothesis import given
@@ -269,7 +269,8 @@ def test_runs_are_compared(digits: Path, tmp_path: Path) -> None:
     assert ">lr 0.01<" in loss  # the legend names what differs
     assert ">lr 0.002<" in loss
     assert "Test accuracy</strong>: lr 0.01: " in page
-    assert "McNemar&#39;s exact test, which says nothing of other seeds: seed 0, of 359" in page
+    assert "cannot be said: it takes two seeds or more" in page
+    assert "(McNemar&#39;s exact test: seed 0, of 359 test examples" in page
     assert "Warning: the settings are compared on the test split." in page
     # The page's pair against the predictions that each run writes.
     right = []
@@ -282,6 +283,22 @@ def test_runs_are_compared(digits: Path, tmp_path: Path) -> None:
     only = [sum(a and not b for a, b in zip(*pair, strict=True)) for pair in (right, right[::-1])]
     best = max(only)
     assert f"<td>0</td><td>359</td><td>{best}</td><td>{min(only)}</td>" in page
+
+
+@pytest.mark.slow
+def test_windows_of_recordings_get_no_test_of_single_runs(tmp_path: Path) -> None:
+    rows = [
+        {"steps": [[n % 2 + step] for step in range(6)], "label": "ab"[n % 2]} for n in range(60)
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ["prepare", str(source), "--out", str(tmp_path / "data"), "--window", "3"]
+    assert main(words) == 0
+    files: Settings = {"data.name": "files", "data.path": tmp_path / "data", "train.steps": 2}
+    runs = [train(tmp_path / f"{lr}", {**files, "optim.lr": lr}) for lr in (0.01, 0.02)]
+    page = write_report(runs, tmp_path / "all.html", {}).read_text()
+    assert "No test compares single runs: the test examples are parts of longer recordings." in page
+    assert "The mean of their probabilities" in page
+    assert "McNemar" not in page
 
 
 def test_runs_on_other_data_and_folds_get_no_test(digits: Path, tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     words at all ask for help.
     """
     words = words or ["--help"]
+    if words[0].startswith("--") and words[0] not in ("--help", "--version"):
+        raise UserError(f"{words[0]}: stands before the command; write seqclf train {words[0]} ...")
     if not words[0].startswith("-") and words[0] not in COMMANDS:
         raise UserError(_unknown_command(words[0]))
     arguments, unknown = build_parser().parse_known_args(_normalise(words))
@@ -172,7 +174,8 @@ def _meant_setting(flag: str, value: str, names: Sequence[str]) -> str | None:
         is_folder = os.sep in value or os.path.isdir(value)
         setting = "path" if is_folder and f"{flag}.path" in names else "name"
         return f"{flag}.{setting} {value}"
-    return closest(flag, names)
+    section = [name for name in names if name.startswith(f"{flag}.")]
+    return ", --".join(section) if section else closest(flag, names)
 
 
 def _expand_paths(arguments: argparse.Namespace) -> None:

@@ -9,8 +9,9 @@ from itertools import combinations
 from typing import NamedTuple
 
 WELCH = "Welch's t-test over seeds"
-MCNEMAR = "McNemar's exact test, which says nothing of other seeds"
+MCNEMAR = "McNemar's exact test"
 EQUAL = "equal results"
+MORE_SEEDS = "it takes two seeds or more of each setting that do not all reach the same"
 LEVEL = 0.05  # of p, below which a difference is called beyond chance
 
 
@@ -126,9 +127,10 @@ def _pairs_of_seeds(first: Setting, second: Setting) -> list[Pair]:
 
 
 def find_difference(first: Setting, second: Setting) -> Finding | None:
-    """Compare two settings over seeds; else over the test examples, where these are the same.
+    """Compare two settings over seeds; else a run of each, on the same test examples.
 
-    None where neither can be: then nothing is known of chance.
+    What two runs differ in says nothing of their settings: two seeds of one setting may differ as
+    much. None where neither can be compared: then nothing is known of chance.
     """
     if len({*first.accuracies.values(), *second.accuracies.values()}) == 1:
         return Finding(1.0, EQUAL, "")
@@ -172,21 +174,20 @@ def _verdict(settings: Sequence[Setting]) -> str:
     num_pairs = len(list(combinations(settings, 2)))
     ordered = sorted(settings, key=lambda setting: -setting.mean)
     findings = {other.name: find_difference(ordered[0], other) for other in ordered[1:]}
-    if all(finding is None for finding in findings.values()):
-        return (
-            "whether this is chance cannot be said: it takes two seeds or more of each setting "
-            "that do not all reach the same"
-        )
+    if all(one is None or (num_pairs > 1 and one.test == MCNEMAR) for one in findings.values()):
+        return f"whether this is chance cannot be said: {MORE_SEEDS}"
     if num_pairs == 1:
         [finding] = findings.values()
         assert finding is not None
         if finding.test == EQUAL:
             return "the results are equal"
-        is_beyond = finding.p < LEVEL
-        seen = "beyond" if is_beyond else "within"
+        seen = "beyond" if finding.p < LEVEL else "within"
+        numbers = f"({finding.test}: {finding.numbers}, {p_text(finding.p)})"
+        if finding.test == WELCH:
+            return f"the difference is {seen} chance {numbers}"
         return (
-            f"the difference is {seen} chance ({finding.test}: {finding.numbers}, "
-            f"{p_text(finding.p)})"
+            f"whether the settings differ cannot be said: {MORE_SEEDS}; the two runs differ {seen} "
+            f"chance on these test examples {numbers}, and two seeds of one setting may, too"
         )
     # The best was chosen after the look at all of them, so every pair counts (Bonferroni).
     parts = []
@@ -194,12 +195,15 @@ def _verdict(settings: Sequence[Setting]) -> str:
         if finding is None:
             parts.append(f"from {name}: cannot be said")
             continue
+        if finding.test == MCNEMAR:
+            parts.append(f"from {name}: cannot be said without more seeds")
+            continue
         p = min(1.0, num_pairs * finding.p)
         parts.append(f"from {name} {'beyond' if p < LEVEL else 'within'} chance ({p_text(p)})")
-    tests = sorted({one.test for one in findings.values() if one is not None} - {EQUAL})
+    tests = {one.test for one in findings.values() if one is not None} & {WELCH}
     return (
         f"the best is {ordered[0].name}; it differs {', '.join(parts)} "
-        f"({' or '.join(tests) or EQUAL}; p times the {num_pairs} pairs of settings)"
+        f"({WELCH if tests else EQUAL}; p times the {num_pairs} pairs of settings)"
     )
 
 

@@ -185,7 +185,11 @@ def page_of_runs(runs: list[RunRecord], flags: dict[str, str]) -> Page:
         together = measure_together([run.path for run in runs], flags)
     except UserError as error:
         return replace(page, comparison=compare(runs), not_together_because=str(error))
-    return replace(page, comparison=compare(runs, together.hits), together=together)
+    comparison = compare(runs, together.hits)
+    if together.hits is None:
+        note = "No test compares single runs: the test examples are parts of longer recordings."
+        comparison = comparison._replace(notes=[*comparison.notes, note])
+    return replace(page, comparison=comparison, together=together)
 
 
 def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:

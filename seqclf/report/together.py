@@ -26,8 +26,11 @@ class Together(NamedTuple):
     interval: tuple[float, float]
     n: int
     of_each: dict[str, float]
-    hits: list[list[bool]]
-    """Of each run in their order, whether it names each test example rightly."""
+    hits: list[list[bool]] | None
+    """Of each run in their order, whether it names each test example rightly.
+
+    None of windows: those of a recording are alike, and a test would count each for itself.
+    """
 
 
 def measure_together(run_dirs: list[Path], flags: dict[str, str]) -> Together:
@@ -52,6 +55,7 @@ def measure_together(run_dirs: list[Path], flags: dict[str, str]) -> Together:
         raise UserError("it would take long; seqclf evaluate with these runs does it")
     predictions = list(predict_split_together(members, splits))
     measured = measure_examples(members, predictions)
+    has_parts = any(test.origins is not None and test.origins.has_parts for test in splits)
     metrics = measured.metrics
     hits = int(metrics.confusion.diagonal().sum())
     return Together(
@@ -59,7 +63,7 @@ def measure_together(run_dirs: list[Path], flags: dict[str, str]) -> Together:
         wilson(hits, metrics.count),
         metrics.count,
         {name: single.accuracy for name, single in measured.of_each.items()},
-        _hits_of_each(predictions, members[0].architecture.classes),
+        None if has_parts else _hits_of_each(predictions, members[0].architecture.classes),
     )
 
 

@@ -156,7 +156,8 @@ def runs_table(root: Path, sort: str | None = None) -> str:
     known = sorted({name for run in runs for name in run.metrics if best_of(name)})
     if sort is not None:
         if sort not in known:
-            raise UserError(f"--sort {sort}: no run there has it; they have {', '.join(known)}")
+            names = ", ".join(known) or "no metrics yet"
+            raise UserError(f"--sort {sort}: no run there has it; they have {names}")
         runs.sort(key=lambda run: _rank(run, sort))
     by = sort or ("val/accuracy" if _have("val/accuracy", finished) else "test/accuracy")
     best = _best(finished, by)
