@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,14 +166,16 @@ def _series_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str
 
 
 def _sparkline(heights: list[float]) -> str:
-    """Draw numbers from 0 to 1.
+    """Draw numbers from 0 to 1, and a gap where one is missing.
 
-    >>> _sparkline([0.0, 0.5, 1.0, 9.0])
-    '▁▅██'
+    >>> _sparkline([0.0, 0.5, math.nan, 1.0, 9.0])
+    '▁▅ ██'
     """
     top = len(SPARKS) - 1
-    numbers = torch.tensor(heights).nan_to_num(0).clamp(0, 1) * top
-    return "".join(SPARKS[number] for number in numbers.add(0.5).int().tolist())
+    return "".join(
+        " " if math.isnan(height) else SPARKS[int(min(max(height, 0), 1) * top + 0.5)]
+        for height in heights
+    )
 
 
 def opening(setup: Setup, path: Path) -> list[str]:

@@ -95,7 +95,7 @@ def test_of_several_data_sets_each_has_its_best_run(tmp_path: Path) -> None:
     table = listing.runs_table(tmp_path)
     assert {line[-1] for line in table.splitlines() if " * " in line} == {"b", "c"}
     assert " lr " not in table.splitlines()[0]  # it differs with the data set only
-    assert table.endswith("* the best test/accuracy of the finished runs on the same data")
+    assert "* the best test/accuracy of the finished runs on the same data; settings are" in table
 
 
 def test_running_is_what_holds_its_lock(tmp_path: Path) -> None:

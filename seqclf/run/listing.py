@@ -179,7 +179,10 @@ def runs_table(root: Path, sort: str | None = None) -> str:
     lines = _aligned(columns, last=(f"run in {printable(str(root))}", paths))
     if best:
         several = len({run.data_fingerprint for run in finished}) > 1
-        lines.append(f"* the best {by} of the finished runs{' on the same data' * several}")
+        line = f"* the best {by} of the finished runs{' on the same data' * several}"
+        if by.startswith("test/"):
+            line += "; settings are chosen by a validation split, as --data.val-fraction 0.1 makes"
+        lines.append(line)
     if num_left_out:
         lines.append(f"{num_left_out} more settings differ: seqclf report RUN RUN shows all")
     lines += _means(
