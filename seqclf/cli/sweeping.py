@@ -113,12 +113,13 @@ def _train_all(
     extra += ["--report=false"] * (arguments.report is None)
     if config.tracking.group is None and "WANDB_RUN_GROUP" not in os.environ:
         extra.append(f"--tracking.group={directory.name}")
-    done = sum(is_finished(directory / run.name) for run in runs)
-    lists = (f"{name} {', '.join(map(str, values))}" for name, values in varying(runs).items())
-    _say(f"sweep       {len(runs)} runs: {'; '.join(lists)}")
-    _say(f"directory   {directory}" + f" ({done} of the runs are finished)" * (done > 0))
-    threads = f"{kept.threads} thread{'s' * (kept.threads > 1)}"
-    _say(f"jobs        {len(slots)} at once, {threads} each ({device})")
+    if not config.quiet:
+        done = sum(is_finished(directory / run.name) for run in runs)
+        lists = (f"{name} {', '.join(map(str, values))}" for name, values in varying(runs).items())
+        _say(f"sweep       {len(runs)} runs: {'; '.join(lists)}")
+        _say(f"directory   {directory}" + f" ({done} of the runs are finished)" * (done > 0))
+        threads = f"{kept.threads} thread{'s' * (kept.threads > 1)}"
+        _say(f"jobs        {len(slots)} at once, {threads} each ({device})")
     _fetch_data(runs)
     progress = Progress(directory, quiet=config.quiet)
     try:
