@@ -240,7 +240,7 @@ class Progress:
     def tell(self, run: Planned, outcome: Outcome) -> None:
         """Say how a run has ended."""
         if bar := self._bars.pop(run.name, None):
-            bar.close()
+            _remove(bar)
         if self._quiet:
             return
         status = find_record(self._directory / run.name / STATUS, Status)
@@ -252,7 +252,13 @@ class Progress:
     def close(self) -> None:
         """Remove the bars."""
         for bar in self._bars.values():
-            bar.close()
+            _remove(bar)
+
+
+def _remove(bar: tqdm[NoReturn]) -> None:
+    with suppress(OSError, ValueError):
+        bar.close()
+        print(end="\r")  # tqdm leaves the cursor at the end of a lower bar
 
 
 def _as_words(metrics: Mapping[str, float]) -> str:
