@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.files import change_json
 from helpers.training import train_tiny
 
 from seqclf.baselines import find_baselines, why_left_out
@@ -77,17 +78,20 @@ def test_a_page_shows_the_baselines_of_its_own_data(tmp_path: Path) -> None:
     assert train_tiny(run_dir, {"data.name": "files", "data.path": data, "train.steps": 2}) == 0
     for measured, is_shown in ((other, False), (data, True)):
         assert main(["baselines", str(measured), "--only", "majority"]) == 0
+        dtw = {"name": "dtw", "accuracy": 0.9}  # as if aeon were there
+        change_json(measured / "baselines.json", rows=[dtw])
         (data / "baselines.json").write_bytes((measured / "baselines.json").read_bytes())
         page = write_report([run_dir], None, {}).read_text()
-        assert ("majority class 75.00 % (59.81 to 85.81)" in page) == is_shown
+        assert "majority class 75.00 % (59.81 to 85.81)" in page  # which needs no file
+        assert ("1-NN DTW 90.00 %" in page) == is_shown
     config = load_config(run_dir / "config.yaml")[0]
     fold = config.data.model_copy(update={"folds": 2, "fold": 1})  # its test split is another
     of_fold = config.model_copy(update={"data": fold})
-    for one, num_rows in ((config, 1), (of_fold, 0)):
+    for one, num_rows in ((config, 2), (of_fold, 1)):
         assert len(show_baselines(one, sources.load(one.data, seed=0))) == num_rows
     (data / "baselines.json").write_text("{")
     assert find_baselines(data, "x") is None
-    assert "majority" not in write_report([run_dir], None, {}).read_text()
+    assert "DTW" not in write_report([run_dir], None, {}).read_text()
     assert main(["describe", str(data), "--verify"]) == 0  # the data set is as it was
     source = tmp_path / "one" / "waves.jsonl"
     again = ["prepare", str(source), "--split", "0.5,0,0.5", "--out", str(data), "--overwrite"]

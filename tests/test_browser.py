@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers.data import write_rows
 from helpers.files import change_json
-from helpers.pages import BROKEN, FOCUS, LOOK, SCHEMES, opened
+from helpers.pages import BROKEN, CONTRAST, FOCUS, LOOK, SCHEMES, opened
 from helpers.training import train_tiny
 from playwright.sync_api import Browser
 
@@ -48,8 +48,8 @@ def test_hostile_names_are_only_names_in_a_browser(
     for figure in (run_dir / "report-figures").iterdir():
         assert "<script" not in figure.read_text()
     with opened(browser, out) as page:
-        assert page.locator("script").count() == 1
-        assert page.locator("svg").count() == len(list((run_dir / "report-figures").iterdir()))
+        assert page.locator("script").count() == 2  # what the script reads, and the script
+        assert page.locator("svg:not([role][aria-label])").count() == 0
         assert HOSTILE in page.locator("tbody").first.inner_text()
 
 
@@ -97,19 +97,19 @@ def test_a_page_is_legible_at_any_width_in_both_schemes(
             assert beyond <= 0, width
             assert smallest >= 7, width
             assert unlike <= shaded_numbers, scheme
-            is_dark = page.evaluate("getComputedStyle(document.body).color") == "rgb(255, 255, 255)"
-            assert is_dark == (scheme == "dark")
+            paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 28)"}[scheme]
+            assert page.evaluate(CONTRAST) == [], (width, scheme)
             assert page.evaluate(BROKEN) == [], width
-            for figure in page.locator("figure[role=img]").all():
-                box = figure.locator("svg").bounding_box()
+            for figure in page.locator("figure:not(.still) > svg:not(.series)").all():
+                box = figure.bounding_box()
                 assert box
                 assert box["width"] > 250, width
                 assert box["height"] > 80, width
         for picture in page.locator("img").all():
             assert picture.get_attribute("alt")
             assert picture.evaluate("image => image.naturalWidth") > 0
-        for figure in page.locator("figure[role=img]").all():
-            assert figure.get_attribute("aria-label")
+        assert page.locator("svg:not([role][aria-label])").count() == 0
 
 
 @pytest.mark.slow
@@ -120,24 +120,100 @@ def test_a_big_run_has_a_small_page(big: Path) -> None:
     page = big.read_text()
     assert "says class of the number" in page
     assert "drawn every 20 steps" in page
+    assert "Classes, the worst first" in page
 
 
 def test_tables_sort_by_mouse_and_by_keyboard(digits: Path, browser: Browser) -> None:
     found = json.loads((digits / "evaluation" / "test.json").read_text())
     supports = sorted(sum(row) for row in found["confusion"])
     with opened(browser, digits / "report.html") as page:
-        head = page.locator("th", has_text="examples")
-        column = "tbody tr td:nth-child(2)"
+        head = page.locator(".split th", has_text="examples")
+        column = ".split tbody tr td:nth-child(2)"
         head.locator("button").click()
         assert head.get_attribute("aria-sort") == "descending"
         assert list(map(int, page.locator(column).all_inner_texts())) == supports[::-1]
         for _ in range(30):
             page.keyboard.press("Shift+Tab" if page.evaluate(FOCUS) != "class" else "Enter")
-            if page.locator("th", has_text="class").get_attribute("aria-sort"):
+            if page.locator(".split th", has_text="class").get_attribute("aria-sort"):
                 break
-        assert page.locator("tbody tr td:first-child").all_inner_texts() == [*"9876543210"]
+        assert page.locator(".split tbody tr td:first-child").all_inner_texts() == [*"9876543210"]
         page.keyboard.press("Space")
-        assert page.locator("tbody tr td:first-child").all_inner_texts() == [*"0123456789"]
+        assert page.locator(".split tbody tr td:first-child").all_inner_texts() == [*"0123456789"]
         assert head.get_attribute("aria-sort") is None
         page.keyboard.press("Shift+Tab")
         assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "test classes"
+
+
+def test_the_reading_is_played_by_slider_mouse_and_keyboard(digits: Path, browser: Browser) -> None:
+    with opened(browser, digits / "report.html") as page:
+        page.set_viewport_size({"width": 360, "height": 740})
+        picture = page.locator("#shown img")
+        box = picture.bounding_box()
+        assert box
+        assert box["y"] + box["height"] < 740  # on a phone's first screen
+        played = json.loads(page.locator("#payload").inner_text())["examples"]
+        slider, where, veil = (
+            page.locator("#position"),
+            page.locator("#where"),
+            page.locator(".veil"),
+        )
+        assert where.inner_text() == "row 8 of 8"
+        assert not veil.is_visible()
+        slider.focus()
+        for _ in range(5):
+            page.keyboard.press("ArrowLeft")
+        assert where.inner_text() == "row 3 of 8"
+        unread = veil.bounding_box()
+        assert unread
+        assert unread["height"] == pytest.approx(box["height"] * 5 / 8, abs=1)
+        best = max(range(10), key=lambda c: played[0]["chances"][2][c])
+        assert page.locator("#bars .best .name").inner_text() == played[0]["classes"][best]
+        chart = page.locator("#chances").bounding_box()
+        assert chart
+        page.mouse.move(chart["x"] + chart["width"] * 5.5 / 8, chart["y"] + 20)
+        assert where.inner_text() == "row 6 of 8"
+        groups = page.locator(".chooser [role=group]")
+        labels = [group.get_attribute("aria-label") for group in groups.all()]
+        assert labels == ["right", "wrong, and most sure", "unsure"]
+        page.emulate_media(reduced_motion="reduce")
+        button = groups.nth(1).locator("button").first
+        button.focus()
+        page.keyboard.press("Enter")
+        assert button.get_attribute("aria-pressed") == "true"
+        chosen = played[int(button.get_attribute("data-example") or "")]
+        assert picture.get_attribute("src") == chosen["image"]
+        assert f", truth {chosen['truth']}" in page.locator("#answer").inner_text()
+        play = page.locator("#play")
+        play.click()
+        assert play.inner_text() == "Stop"
+        play.click()
+        assert (play.inner_text(), where.inner_text()) == ("Play", "row 8 of 8")
+
+
+def test_a_cell_shows_its_examples(digits: Path, browser: Browser) -> None:
+    found = json.loads((digits / "evaluation" / "test.json").read_text())["confusion"]
+    with opened(browser, digits / "report.html") as page:
+        cells = page.locator("svg[role=group] a")
+        link = cells.nth(3)
+        link.focus()
+        top = page.evaluate("scrollY")
+        page.keyboard.press("Enter")
+        assert page.locator(".cell:visible").count() == 1
+        assert page.evaluate("scrollY") == top
+        truth, guess = map(int, (link.get_attribute("href") or "").split("-")[-2:])
+        told = page.locator(".cell:visible h3").inner_text()
+        assert told.startswith(f"{truth} named {guess}: ")
+        assert told.endswith(f" of {found[truth][guess]}")
+        assert page.locator(".cell:visible img").count() == int(told.split()[3])
+        cells.nth(4).click()
+        assert page.locator(".cell:visible").count() == 1
+
+
+def test_a_page_without_a_script_shows_an_example(digits: Path, browser: Browser) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((digits / "report.html").as_uri())
+    assert page.locator(".still svg").is_visible()
+    assert not page.locator(".live").is_visible()
+    assert page.locator(".cell:visible").count() == 0
+    context.close()

@@ -26,7 +26,8 @@ from seqclf.data.sequences import Sequences
 from seqclf.model import LSTMClassifier
 from seqclf.prefixes import to_probabilities
 from seqclf.processes.runtime import Runtime
-from seqclf.report.page import calibration_error, write_report
+from seqclf.report.evaluation import calibration_error
+from seqclf.report.page import write_report
 from seqclf.run.records import CONFIG, find_evaluation
 from seqclf.run.weights import find_weights
 

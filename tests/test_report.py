@@ -33,8 +33,9 @@ from seqclf.prefixes import classify_prefixes, decided_at, probabilities, token_
 from seqclf.report.compare import compare
 from seqclf.report.figures import in_blocks
 from seqclf.report.intervals import macro_f1_interval, wilson
-from seqclf.report.page import headline, page_of_run, render, write_report
+from seqclf.report.page import headline, page_of_run, write_report
 from seqclf.report.reading import choose_evenly, classify_shares
+from seqclf.report.render import render
 from seqclf.report.run_record import RunRecord, read_run
 from seqclf.run.records import Status
 from seqclf.run.weights import load_model
@@ -122,15 +123,20 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f})."
     ) in page
     anchors = set(re.findall(r'<li><a href="#([^"]+)"', page))
-    assert anchors == {"reading", "predictions", "curves", "test", "run", "next"}
+    assert anchors == {"over", "curves", "test", "run", "next"}
     assert all(page.count(f' id="{name}"') == 1 for name in anchors)
     assert f"<code>seqclf demo {digits.name}</code>" in page
     drawn = {file.stem for file in (digits / "report-figures").iterdir()}
-    assert {"train-loss", "test-accuracy", "test-confusion", "test-reliability"} < drawn
+    assert {"loss", "accuracy", "rate", "test-confusion", "test-reliability"} < drawn
     assert {"reading-share", "reading-decided", "reading-example-0"} < drawn
-    assert page.count("<figure role=") == page.count("<svg aria-hidden=") == len(drawn)
-    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
-    assert len(page) < 3e6
+    assert all(
+        re.search(r'role="(img|group)" aria-label="[^"]', svg)
+        for svg in re.findall("<svg [^>]*>", page)
+    )
+    links = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page)
+    assert {"config.yaml", "evaluation/test.json", "model"} < set(links)
+    assert all((digits / link).exists() for link in links)
+    assert len(page) < 400_000
     identifiers = re.findall(r' id="([^"]*)"', page)
     assert len(identifiers) == len(set(identifiers))
 
@@ -138,15 +144,17 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
 def test_the_test_split_comes_first_and_a_perfect_score_has_no_interval(digits: Path) -> None:
     record = read_run(digits)
     test = record.evaluations["test"]
-    perfect = test.model_copy(update={"confusion": [[9, 0], [0, 7]], "classes": ("a", "b")})
+    perfect = test.model_copy(
+        update={"confusion": [[9, 0], [0, 7]], "classes": ("a", "b"), "mistakes": []}
+    )
     metrics = {name.replace("test/", "val/"): value for name, value in test.metrics.items()}
     evaluations = {"val": test.model_copy(update={"metrics": metrics}), "test": perfect}
     page = page_of_run(replace(record, evaluations=evaluations), {})
     assert list(page.evaluations) == ["test", "val"]
     text = render(page)
     assert text.count("no mistake, so no interval") == 1
-    assert text.count("watched in training, so no result") == 1
-    assert text.index("test accuracy, n = 16") < text.index("val accuracy, n = 359")
+    assert text.count("Validation: watched training, so it is no result") == 1
+    assert text.index("test accuracy, n = 16") < text.index("validation accuracy, n = 359")
 
 
 def test_what_is_no_result_is_no_headline(digits: Path) -> None:
@@ -334,8 +342,8 @@ def test_a_file_of_the_users_is_not_replaced(digits: Path, tmp_path: Path) -> No
     write_report([digits], tmp_path / "page.html", {})
     write_report([digits], tmp_path / "page.html", {})
     assert (folder / "mine.svg").read_text() == "precious"
-    (folder / "test-accuracy.svg").write_text("precious")
-    with pytest.raises(UserError, match=r"test-accuracy\.svg: is there already and not ours"):
+    (folder / "accuracy.svg").write_text("precious")
+    with pytest.raises(UserError, match=r"accuracy\.svg: is there already and not ours"):
         write_report([digits], tmp_path / "page.html", {})
 
 

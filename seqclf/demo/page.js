@@ -4,9 +4,6 @@
 
 const page = JSON.parse(document.getElementById("payload").textContent);
 const model = makeModel(page.spec, decodeWeights(page.tensors, page.weights, page.half));
-const at = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 2 : 1)} %`;
-const count = (number) => number.toLocaleString("en");
 const MOST_BARS = 10, MOST_LINES = 6; // classes that are shown, the most probable ones
 const COLOURS = ["#3b7dd8", "#d9822b", "#3a9a5b", "#b85ac0", "#c2493d", "#7d7a2c"];
 const WORK = 1.5e9; // multiplications of one reading, a second or two; if need be steps are skipped
@@ -77,7 +74,7 @@ function show(note) {
   draw();
   if (!chances) return void (at("answer").textContent = sequence.length ? "" : page.invitation);
   const order = page.classes.map((_, c) => c).sort((a, b) => chances[b] - chances[a]);
-  at("bars").replaceChildren(...order.slice(0, MOST_BARS).sort((a, b) => a - b).map((c) => bar(c, chances[c], c === order[0])));
+  at("bars").replaceChildren(...order.slice(0, MOST_BARS).sort((a, b) => a - b).map((c) => bar(page.classes[c], chances[c], c === order[0])));
   const rest = order.slice(MOST_BARS).reduce((sum, c) => sum + chances[c], 0);
   at("rest").textContent = page.classes.length > MOST_BARS ? `${count(page.classes.length - MOST_BARS)} other classes: ${percent(rest)}` : "";
   at("position").value = position;
@@ -92,17 +89,6 @@ function show(note) {
   decide();
 }
 
-function bar(c, chance, isBest) {
-  const [row, name, track, fill, value] = ["li", "span", "span", "span", "span"].map((tag) => document.createElement(tag));
-  [row.className, name.className, track.className, value.className] = [isBest ? "best" : "", "name", "track", "value"];
-  name.textContent = name.title = page.classes[c];
-  fill.style.width = `${100 * chance}%`;
-  value.textContent = percent(chance);
-  track.append(fill);
-  row.append(name, track, value);
-  return row;
-}
-
 function decide() {
   const least = Number(at("until").value);
   at("least").textContent = percent(least);
@@ -113,17 +99,6 @@ function decide() {
   at("decision").textContent = chances
     ? `After ${page.unit} ${count(ends[index])} of ${count(sequence.length)} the model is that sure, of ${isolated(page.classes[chances.indexOf(Math.max(...chances))])}.`
     : "The model is never that sure.";
-}
-
-function svg(tag, attributes, text) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
-
-function line(points, colour) {
-  return svg("polyline", { points: points.map((point) => point.map((x) => x.toFixed(1)).join(",")).join(" "), fill: "none", stroke: colour, "stroke-width": 2 });
 }
 
 const WIDE = 600, HIGH = 140; // of a drawing, in its own units
@@ -138,12 +113,7 @@ function draw() {
     svg("line", { x1: 0, x2: WIDE, y1: least, y2: least, class: "threshold" }),
     ...best.map((c, i) => line(found.map((chances, k) => [across(ends[k]), HIGH * (1 - chances[c])]), COLOURS[i])),
     marker());
-  at("legend").replaceChildren(...(found.length ? best : []).map((c, i) => {
-    const item = document.createElement("li");
-    item.textContent = page.classes[c];
-    item.style.setProperty("--colour", COLOURS[i]);
-    return item;
-  }));
+  at("legend").replaceChildren(...(found.length ? best : []).map((c, i) => legendItem(page.classes[c], COLOURS[i])));
   if (page.kind === "series") drawSeries(marker);
   if (page.kind === "image") drawImage();
   if (page.kind === "tokens" || page.kind === "text") at("so-far").textContent = soFar();

@@ -279,8 +279,13 @@ def render(parts: dict[str, Any], *, is_half: bool, title: str, facts: list[str]
     weights = base64.b64encode(content).decode()
     payload = json.dumps(parts | {"tensors": places, "weights": weights, "half": is_half})
     folder = Path(__file__).parent
+    shared = folder.parent / "report"
     script = "\n".join(
-        (folder / name).read_text(encoding="utf-8") for name in ("model.js", "table.js", "page.js")
+        file.read_text(encoding="utf-8")
+        for file in (
+            shared / "shared.js",
+            *(folder / name for name in ("model.js", "table.js", "page.js")),
+        )
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -293,6 +298,7 @@ def render(parts: dict[str, Any], *, is_half: bool, title: str, facts: list[str]
         invitation=parts["invitation"],
         num_examples=len(parts["examples"]),
         payload=Markup(payload.replace("<", "\\u003c")),  # no end of the script in a name
+        style=Markup((shared / "shared.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
     )

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from seqclf.report.figures import draw_confusion, draw_curves
-from seqclf.report.page import EvaluationSection, inline_figure, png_url, show_evaluation
+from seqclf.report.evaluation import EvaluationSection, show_evaluation
+from seqclf.report.figures import draw_curves
+from seqclf.report.matrix import draw_confusion
+from seqclf.report.render import inline_figure
+from seqclf.report.thumbnails import thumbnail
 from seqclf.run.records import Evaluation
 
 MOST_MISTAKES = 4
@@ -33,8 +36,7 @@ CELL = """
 {% for caption, svg in figures.items() %}<figure style="margin: 0; width: 19rem">
 {{ svg }}<figcaption>{{ caption }}</figcaption></figure>{% endfor %}
 {% for mistake in mistakes %}<figure style="margin: 0; width: 9rem">
-{% if mistake.picture.kind == "text" %}<code>{{ mistake.picture.values }}</code>
-{% else %}<img style="width: 100%" src="{{ png_url(mistake.picture) }}" alt="">{% endif %}
+{{ thumbnail(mistake.picture, "") }}
 <figcaption>{{ mistake.guess }} ({{ "%.0f"|format(100 * mistake.probability) }} %), truth
 {{ mistake.truth }}; example {{ mistake.title }}</figcaption></figure>{% endfor %}
 </div>
@@ -63,14 +65,14 @@ def draw_cell(
     curves = {name: _points(history, name) for name in ("train/loss", "val/loss")}
     curves = {name: points for name, points in curves.items() if points}
     if curves:
-        figures["loss over the step"] = draw_curves(curves, "loss", resumed_at=[], skipped=[])
+        figures["loss over the step"] = draw_curves(curves, "loss")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(CELL).render(
         title=title,
         sections=sections,
-        figures={caption: Markup(_unlike_others(svg)) for caption, svg in figures.items()},
+        figures={caption: Markup(_unlike_others(svg, caption)) for caption, svg in figures.items()},
         mistakes=mistakes,
-        png_url=png_url,
+        thumbnail=thumbnail,
         number=lambda value: "not finite" if value is None else f"{value:.4f}",
     )
 
@@ -80,6 +82,6 @@ def _points(history: Sequence[Mapping[str, float | None]], name: str) -> list[tu
     return [(int(step), value) for step, value in values if step is not None and value is not None]
 
 
-def _unlike_others(svg: str) -> str:
+def _unlike_others(svg: str, caption: str) -> str:
     """Return a figure whose ids are its own among the cells of a notebook."""
-    return inline_figure(f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}", svg)
+    return inline_figure(f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}", svg, caption)

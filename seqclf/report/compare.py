@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from itertools import pairwise
 from typing import NamedTuple
 
 from seqclf.config.settings import UNNAMED, settings_by_name
 from seqclf.metrics import METRICS
 from seqclf.report.chance import Pair, Setting, answer, pair_up
 from seqclf.report.compare_figures import draw_settings
-from seqclf.report.figures import Point, draw_curves
+from seqclf.report.figures import Point
 from seqclf.report.run_record import RunRecord
 from seqclf.run.listing import family, short_names
 
@@ -187,26 +186,6 @@ def run_title(run: RunRecord, runs: list[RunRecord]) -> str:
     names = [other.path.name for other in runs]
     name = run.path.name if names.count(run.path.name) == 1 else str(run.path)
     return name if len(runs) == 1 else f"{runs.index(run) + 1}: {name}"
-
-
-def learning_curves(run: RunRecord) -> dict[str, str]:
-    """Draw the curves of one run, with its starts and its skips."""
-    resumed_at = sorted({session.step for session in run.sessions if session.step > 0})
-    counts = [(0, 0.0), *run.points("train/skipped")]
-    skipped = [step for (_, before), (step, count) in pairwise(counts) if count > before]
-    figures = {}
-    for name in sorted(METRICS, key=lambda name: not name.endswith("/loss")):  # losses come first
-        metric = METRICS[name]
-        points = run.points(name)
-        if metric.curve and points:
-            figures[name.replace("/", "-")] = draw_curves(
-                {run.path.name: points},
-                metric.title,
-                resumed_at=resumed_at,
-                skipped=skipped,
-                log_axis=metric.log_axis,
-            )
-    return figures
 
 
 def curves_by_setting(runs: list[RunRecord]) -> dict[str, str]:

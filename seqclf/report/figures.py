@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axis import Axis
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -47,7 +46,8 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
 }
 PLAIN: dict[str, Any] = {"aspect": "auto", "interpolation": "none"}
-HEAT: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1, **PLAIN}
+# A page finds a map by its gid, and inverts it where the page is dark.
+HEAT: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1, "gid": "heat", **PLAIN}
 
 Point = tuple[int, float]  # a step and a value
 
@@ -85,57 +85,36 @@ def to_svg(figure: Figure) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def short_label(name: str) -> str:
-    """Return a name from the data as it fits into a figure: printable and short."""
-    printable = "".join(
+def printable(name: str) -> str:
+    """Return a name from the data without the letters that no figure can hold."""
+    return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
     )
-    if len(printable) <= MOST_LETTERS:
-        return printable
+
+
+def short_label(name: str) -> str:
+    """Return a name from the data as it fits into a figure: printable and short."""
+    name = printable(name)
+    if len(name) <= MOST_LETTERS:
+        return name
     # The middle is left out, because names often begin alike.
-    return f"{printable[:6]}…{printable[7 - MOST_LETTERS :]}"
+    return f"{name[:6]}…{name[7 - MOST_LETTERS :]}"
 
 
-def draw_curves(
-    runs: dict[str, list[Point]],
-    ylabel: str,
-    *,
-    resumed_at: list[int],
-    skipped: list[int],
-    log_axis: bool = False,
-) -> str:
-    """Draw a metric of runs over the step: dotted lines where a run resumed, crosses for skips.
-
-    A long curve is drawn as means over blocks, with their range as a shade.
-    """
+def draw_curves(runs: dict[str, list[Point]], ylabel: str) -> str:
+    """Draw curves over the step; a long one as means over blocks, with their range as a shade."""
     with canvas() as figure:
         axes = figure.subplots()
         for number, (name, points) in enumerate(runs.items()):
             colour = COLOURS[number % 8]
-            line_style = ("-", "--", ":", "-.")[number // 8 % 4]
             steps, means, lows, highs = zip(*in_blocks(points), strict=True)
-            axes.plot(
-                steps,
-                means,
-                line_style,
-                marker="." if len(points) < MOST_MARKED_POINTS else "",
-                lw=1.1,
-                color=colour,
-                label=short_label(name),
-            )
+            marker = "." if len(points) < MOST_MARKED_POINTS else ""
+            axes.plot(steps, means, marker=marker, lw=1.1, color=colour, label=short_label(name))
             if lows != highs:
                 axes.fill_between(steps, lows, highs, color=colour, alpha=0.2, lw=0)
-        if log_axis and min(value for points in runs.values() for _, value in points) > 0:
-            axes.set_yscale("log")
-            plain_log_axis(axes.yaxis)
-        for number, step in enumerate(resumed_at):
-            axes.axvline(step, color=INK, ls=":", lw=1, label="resumed" if number == 0 else None)
-        if skipped:
-            low = axes.get_ylim()[0]
-            axes.plot(skipped, [low] * len(skipped), "x", color=COLOURS[3], label="skipped steps")
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
-        if len(runs) > 1 or resumed_at or skipped:
+        if len(runs) > 1:
             axes.legend(fontsize=8)
         return to_svg(figure)
 
@@ -158,29 +137,6 @@ def plain_log_axis(axis: Axis, subs: tuple[int, ...] = (1, 2, 5)) -> None:
     axis.set_major_locator(LogLocator(subs=subs, numticks=6))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
-
-
-def draw_confusion(classes: tuple[str, ...], matrix: list[list[int]]) -> str:
-    """Draw a confusion matrix: truth down, guess across, shaded by the share of the truth."""
-    count = len(classes)
-    with canvas(WIDTH, WIDTH * 0.92) as figure:
-        axes = figure.subplots()
-        shares = [[cell / max(1, sum(row)) for cell in row] for row in matrix]
-        axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.4, 0, 1), **PLAIN)
-        if count <= MOST_NUMBERS:
-            for truth, row in enumerate(matrix):
-                for guess, cell in enumerate(row):
-                    colour = "#ffffff" if shares[truth][guess] > 0.2 else "#10243e"
-                    text = str(cell) if cell else ""
-                    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
-                    axes.text(guess, truth, text, color=colour, **style)
-        ticks = list(range(0, count, -(-count // MOST_LABELS)))
-        names = [short_label(classes[tick]) for tick in ticks]
-        axes.set_xticks(ticks, names, rotation=_rotation(names), fontsize=8)
-        axes.set_yticks(ticks, names, fontsize=8)
-        axes.set_xlabel("guess")
-        axes.set_ylabel("truth")
-        return to_svg(figure)
 
 
 def _rotation(names: list[str]) -> int:
@@ -218,10 +174,10 @@ def draw_share_curve(
         lows, highs = zip(*bounds, strict=True)
         axes.fill_between(xs, lows, highs, color=COLOURS[0], alpha=0.25, lw=0)
         marker = "." if len(xs) < MOST_MARKED_POINTS else ""
-        axes.plot(xs, accuracies, marker=marker, color=COLOURS[0])
+        axes.plot(xs, accuracies, marker=marker, color=COLOURS[0], clip_on=False)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("accuracy")
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0, 1)
         return to_svg(figure)
 
 
@@ -230,15 +186,15 @@ def draw_early(points: list[tuple[float, float, float]]) -> str:
     with canvas() as figure:
         axes = figure.subplots()
         xs, ys, _ = zip(*points, strict=True)
-        axes.plot(xs, ys, marker=".", color=COLOURS[0])
+        axes.plot(xs, ys, marker=".", color=COLOURS[0], clip_on=False)
         taken: list[float] = []
         for x, y, threshold in points:
-            if all(abs(x - other) > 0.05 for other in taken):  # labels would cover each other
+            if all(abs(x - other) > 0.08 for other in taken):  # labels would cover each other
                 axes.annotate(f"{threshold:g}", (x, y), (3, -11), textcoords="offset points")
                 taken.append(x)
         axes.set_xlabel("earliness: mean share of the steps read")
         axes.set_ylabel("accuracy")
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0, 1)
         return to_svg(figure)
 
 

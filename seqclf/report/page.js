@@ -14,3 +14,15 @@ for (const button of document.querySelectorAll("th button")) {
     body.append(...rows);
   });
 }
+
+// A cell of a confusion matrix shows its examples beside the matrix, and the page stays where it is.
+for (const link of document.querySelectorAll("svg a")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const cell = document.getElementById(link.getAttribute("href").slice(1));
+    for (const other of cell.parentNode.children) other.classList.toggle("chosen", other === cell);
+    for (const other of link.closest("svg").querySelectorAll("a")) other.classList.toggle("chosen", other === link);
+  });
+}
+// The most frequent mistake is shown first.
+for (const cells of document.querySelectorAll(".cells")) cells.firstElementChild.classList.add("chosen");

@@ -1,5 +1,6 @@
 """The model reading, on a page: what the model says after every step.
 
+The page's script plays it; without a script the page shows the figure of the first example.
 Shapes: B batch, N examples, E prefixes, C classes.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +26,11 @@ from seqclf.prefixes import (
     step_name,
     token_lines,
 )
+from seqclf.report.evaluation import Example
 from seqclf.report.figures import Reading, draw_decisions, draw_reading, draw_share_curve
 from seqclf.report.intervals import wilson
+from seqclf.report.matrix import Cell
+from seqclf.report.thumbnails import png_url, scaled
 
 MOST_FLOP = 2e10  # for reading many examples: half a second of a small CPU
 FEWEST_EXAMPLES = 20  # that are read, whatever it takes
@@ -33,8 +38,27 @@ AT_ONCE = 250  # examples in a batch
 MOST_SHARES = 40  # points of the curve of accuracy
 MOST_CLASSES = 30  # in the figure of decisions, which has a row for each
 EXAMPLES_OF_A_KIND = 3  # that are drawn
+UNSURE = 0.7  # an example whose guess is less probable is called unsure
+EXAMPLES_OF_A_CELL = 3  # of the confusion matrix
+MOST_EXAMPLES = 60  # in all cells
+MOST_NUMBERS = 2000  # of a series that is played
 MOST_LINES = 100  # of a drawn example
 MOST_COLUMNS = 10  # of classes beside it
+
+
+class ReadExample(NamedTuple):
+    """An example that a page plays."""
+
+    kind: str
+    title: str
+    truth: str
+    guess: str
+    story: str
+    picture: Picture
+    figure: str
+    """The name of the figure that shows it as a whole."""
+    played: dict[str, Any]
+    """What the script of a page reads."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +67,22 @@ class ReadingSection:
 
     num_read: int
     num_examples: int
-    captions: dict[str, str]
-    """Of the examples that are drawn, by the names of their figures."""
+    examples: list[ReadExample]
+    cells: dict[Cell, list[Example]]
+    """Examples of the confusion matrix, by truth and guess."""
     figures: dict[str, str]
+
+    @property
+    def groups(self) -> dict[str, dict[int, ReadExample]]:
+        """The examples by their kind, each with its number."""
+        groups: dict[str, dict[int, ReadExample]] = {}
+        for number, example in enumerate(self.examples):
+            groups.setdefault(example.kind, {})[number] = example
+        return groups
 
 
 def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
-    """Let the model read test examples: draw some, and count over many."""
+    """Let the model read test examples: play some, and count over many."""
     ids_N = choose_evenly(model, test, anew=model.reads_prefixes_anew)
     shares, probabilities_NEC = classify_shares(model, test, ids_N)
     labels_N = test.labels[ids_N].cpu()
@@ -67,13 +100,43 @@ def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
     }
     if points := decision_points(guesses_NE, labels_N, xs=xs, classes=test.classes):
         figures["reading-decided"] = draw_decisions(points, end=xs[-1], xlabel=xlabel)
-    captions = {}
+    examples = []
     for position, kind in choose_examples(probabilities_NEC[:, -1], labels_N).items():
-        index = int(ids_N[position])
-        name = f"reading-example-{index}"
-        story, figures[name] = read_example(model, test, index)
-        captions[name] = f"{kind}: test {test.title(index)}, {story}"
-    return ReadingSection(num_read, len(test), captions=captions, figures=figures)
+        example, figure = read_example(model, test, int(ids_N[position]), kind)
+        examples.append(example)
+        figures[example.figure] = figure
+    return ReadingSection(
+        num_read,
+        len(test),
+        examples=examples,
+        cells=examples_of_cells(test, ids_N, probabilities_NEC[:, -1]),
+        figures=figures,
+    )
+
+
+def examples_of_cells(
+    test: Sequences, ids_N: Tensor, probabilities_NC: Tensor
+) -> dict[Cell, list[Example]]:
+    """Return examples of each cell of the confusion matrix, first of those that are mistakes."""
+    best_N, guesses_N = probabilities_NC.nan_to_num(0).max(1)
+    places: dict[Cell, list[int]] = {}
+    for place, (index, guess) in enumerate(zip(ids_N.tolist(), guesses_N.tolist(), strict=True)):
+        places.setdefault((int(test.labels[index]), guess), []).append(place)
+    found: dict[Cell, list[Example]] = {}
+    num_left = MOST_EXAMPLES
+    for cell in sorted(places, key=lambda cell: (cell[0] == cell[1], -len(places[cell]))):
+        taken = places[cell][: min(EXAMPLES_OF_A_CELL, num_left)]
+        num_left -= len(taken)
+        if taken:
+            found[cell] = [
+                Example(
+                    test.title(int(ids_N[place])),
+                    float(best_N[place]),
+                    take_picture(test, int(ids_N[place])),
+                )
+                for place in taken
+            ]
+    return found
 
 
 def flop_of_example(model: LSTMClassifier, test: Sequences) -> float:
@@ -143,24 +206,35 @@ def decision_points(
 
 
 def choose_examples(probabilities_NC: Tensor, labels_N: Tensor) -> dict[int, str]:
-    """Return the positions of the examples to draw, each once, with the kind that it is of."""
+    """Return the positions of the examples to play, each once, with the kind that it is of.
+
+    The right ones are the first of as many classes; unsure is only what is less sure than UNSURE.
+    """
     best_N, guesses_N = probabilities_NC.nan_to_num(0).max(1)
     is_right_N = guesses_N == labels_N
     surest_first = best_N.argsort(descending=True, stable=True)
+    least_sure = surest_first.flip(0)
+    first_of_class: dict[int, int] = {}
+    others = []
+    for position in is_right_N.nonzero()[:, 0].tolist():
+        if first_of_class.setdefault(int(labels_N[position]), position) != position:
+            others.append(position)
     candidates = {
-        "right": is_right_N.nonzero()[:, 0],
-        "wrong, and most sure": surest_first[~is_right_N[surest_first]],
-        "unsure": surest_first.flip(0),
+        "right": [*first_of_class.values(), *others],
+        "wrong, and most sure": surest_first[~is_right_N[surest_first]].tolist(),
+        "unsure": least_sure[best_N[least_sure] < UNSURE].tolist(),
     }
     chosen: dict[int, str] = {}
     for kind, positions in candidates.items():
-        new = [position for position in positions.tolist() if position not in chosen]
+        new = [position for position in positions if position not in chosen]
         chosen |= dict.fromkeys(new[:EXAMPLES_OF_A_KIND], kind)
     return chosen
 
 
-def read_example(model: LSTMClassifier, test: Sequences, index: int) -> tuple[str, str]:
-    """Let the model read one example; return what happened, and the figure."""
+def read_example(
+    model: LSTMClassifier, test: Sequences, index: int, kind: str
+) -> tuple[ReadExample, str]:
+    """Let the model read one example; return what a page plays, and the figure."""
     value = test[index][0].cpu()
     per_line, ends = line_ends(model, test, value, MOST_LINES)
     probabilities_EC = classify_prefixes(model, value[None], torch.tensor([ends]))[0].nan_to_num(0)
@@ -185,7 +259,41 @@ def read_example(model: LSTMClassifier, test: Sequences, index: int) -> tuple[st
         story += f", after {num_changes} change{'s' * (num_changes != 1)} of mind"
     if per_line > 1:
         story += f"; drawn every {per_line} {unit}s"
-    return story, draw_reading(reading, across=across)
+    example = ReadExample(
+        kind,
+        test.title(index),
+        truth=test.classes[truth],
+        guess=test.classes[final],
+        story=story,
+        picture=take_picture(test, index),
+        figure=f"reading-example-{index}",
+        played={
+            "truth": test.classes[truth],
+            "title": test.title(index),
+            "story": story,
+            "unit": unit,
+            "ends": ends,
+            "classes": reading.classes,
+            "num_others": len(test.classes) - len(columns),
+            # In ten-thousandths, which take few letters.
+            "chances": (10_000 * probabilities_EC[:, columns]).round().long().tolist(),
+            **played_picture(reading.picture, across=across, is_text=not test.tokens),
+        },
+    )
+    return example, draw_reading(reading, across=across)
+
+
+def played_picture(picture: Picture, *, across: bool, is_text: bool) -> dict[str, Any]:
+    """Return what a page's script draws of an example, line by line or step by step."""
+    values = picture.values
+    if picture.kind == "image":
+        rows = list(zip(*values, strict=True)) if across else values
+        size = [len(rows[0]), len(rows)]
+        return {"kind": "image", "image": png_url(rows), "size": size, "across": across}
+    if picture.kind == "text":
+        return {"kind": "text", "lines": values, "separator": "" if is_text else " "}
+    most = max(2, MOST_NUMBERS // len(values[0]))
+    return {"kind": "series", "series": scaled(values, most, 100)}
 
 
 def choose_columns(probabilities_EC: Tensor, *, always: list[int]) -> list[int]:

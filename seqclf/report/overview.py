@@ -1,0 +1,164 @@
+"""What was run, on a page: the facts of a run, its settings, its data, and what to do with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from seqclf.config.settings import Config, settings_by_name
+from seqclf.data.sequences import Sequences
+from seqclf.data.sources import Splits
+from seqclf.report.run_record import RunRecord
+from seqclf.run.records import CONFIG, EVALUATION, FACTS, METRICS, MODEL, SESSIONS, STATUS
+
+FILES = {
+    CONFIG: "all settings",
+    FACTS: "data, machine and versions",
+    METRICS: "what training logged",
+    f"{EVALUATION}/test.json": "the test result",
+    f"{EVALUATION}/val.json": "the validation result",
+    SESSIONS: "the starts of the run",
+    STATUS: "how the run stands",
+    MODEL: "the trained model",
+}
+
+
+class SplitRow(NamedTuple):
+    """The size of a split, and how its classes share it."""
+
+    name: str
+    num_examples: int
+    steps: str
+    most: str
+    """The commonest class, and its share."""
+    fewest: str
+    """The rarest one."""
+
+
+class SettingRow(NamedTuple):
+    """A setting that is not the default."""
+
+    name: str
+    value: str
+    default: str
+
+
+def overview(run: RunRecord) -> list[tuple[str, str]]:
+    """Return what was run, as names and values."""
+    facts = run.facts
+    config = run.config
+    model = config.model
+    step, epoch = (0, 0.0) if run.status is None else (run.status.step, run.status.epoch)
+    layers = f"{model.num_layers} layer{'s' * (model.num_layers > 1)} of {model.hidden_size}"
+    layers += ", both directions" * model.bidirectional
+    times = [session.time.replace("T", " ") for session in run.sessions]
+    rows = {
+        "data": facts.data or config.data.name,
+        "model": f"LSTM, {layers}, pooling {model.pooling}, {facts.num_parameters:,} parameters",
+        "steps": f"{step:,} of {facts.num_steps:,} ({epoch:.3g} epochs)",
+        "training time": f"{run.training_s:,.1f} s, without evaluations and saves",
+        "started": ", ".join(dict.fromkeys((times[0], times[-1]))) if times else "",
+        "starts": str(len(run.sessions)),
+        "where": ", ".join(filter(None, (facts.host, facts.device, facts.precision))),
+        "processes": f"{facts.world_size} of {facts.threads} threads" * bool(facts.world_size),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
+        "code": facts.git or "",
+        "weights": (facts.weights_sha256 or "")[:16],
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def changed_settings(config: Config) -> list[SettingRow]:
+    """Return every setting that is not the default."""
+    defaults = settings_by_name(Config())
+    return [
+        SettingRow(name, json.dumps(value, ensure_ascii=False), json.dumps(defaults[name]))
+        for name, value in settings_by_name(config).items()
+        if value != defaults[name]
+    ]
+
+
+def split_rows(splits: Splits) -> list[SplitRow]:
+    """Return the sizes of the splits that a run has."""
+    named = {"training": splits.train, "validation": splits.validation, "test": splits.test}
+    return [
+        _split_row(name, split) for name, split in named.items() if split is not None and len(split)
+    ]
+
+
+def _split_row(name: str, split: Sequences) -> SplitRow:
+    n = len(split)
+    counts = split.labels.bincount(minlength=len(split.classes)).tolist()
+    most, fewest = counts.index(max(counts)), counts.index(min(counts))
+    if split.lengths is None:
+        steps = "{} x {} pixels".format(*split.values.shape[1:])
+    else:
+        shortest, longest = int(split.lengths.min()), int(split.lengths.max())
+        steps = f"{shortest:,} to {longest:,} steps" if shortest < longest else f"{longest:,} steps"
+    return SplitRow(
+        name,
+        n,
+        steps,
+        most=f"{split.classes[most]}: {counts[most]:,} ({counts[most] / n:.1%})",
+        fewest=f"{split.classes[fewest]}: {counts[fewest]:,} ({counts[fewest] / n:.1%})",
+    )
+
+
+def loss_note(run: RunRecord) -> str | None:
+    """Say why the training loss lies above the others at the end; None where it does not."""
+    train = [value for _, value in run.points("train/loss")[-1:]]
+    others = [points[-1][1] for name in ("val/loss", "test/loss") if (points := run.points(name))]
+    config = run.config
+    augment = config.data.augment
+    reasons = {
+        "label smoothing": config.loss.label_smoothing > 0,
+        "class weights": config.loss.class_weights is not None,
+        "dropout": config.model.dropout > 0,
+        "augmentation": augment.shift > 0 or augment.flip or augment.noise not in (0, "auto"),
+    }
+    found = [name for name, is_so in reasons.items() if is_so]
+    if not (train and others and train[0] > max(others) and found):
+        return None
+    names = " and ".join(filter(None, (", ".join(found[:-1]), found[-1])))
+    return f"The training loss lies above the others because it alone is taken with {names}."
+
+
+def role_of_validation(config: Config, *, is_calibrated: bool) -> str:
+    """Say what the validation examples did, so that their figures are no result."""
+    chose = []
+    if config.checkpoint.keep_best or config.train.patience is not None:
+        chose.append("chose the weights")
+    if is_calibrated:
+        chose.append("fitted the temperature")
+    return f"{' and '.join(chose) or 'watched training'}, so it is no result"
+
+
+def next_commands(name: str) -> list[tuple[str, str]]:
+    """Return what people do with a run."""
+    run = shlex.quote(name)
+    return [
+        (f"seqclf predict {run} FILE", "name the sequences of a file"),
+        (f"seqclf demo {run}", "a page that runs the model in the browser"),
+        (f"seqclf export {run} --out model.onnx", "a file for onnxruntime"),
+    ]
+
+
+def command_again(name: str, seed: int) -> str:
+    """Return the command that trains with a run's settings, and with another seed."""
+    config = shlex.quote(f"{name}/{CONFIG}")
+    return f"seqclf train --config {config} --seed {seed + 1}"
+
+
+def links_to_files(run_dir: Path, folder: Path) -> list[tuple[str, str, str]]:
+    """Return the files of a run that are there: the address from `folder`, the name, what it is."""
+    way = Path(os.path.relpath(run_dir.resolve(), folder.resolve())).as_posix()
+    start = "" if way == "." else f"{way}/"
+    return [
+        (quote(f"{start}{name}"), name, what)
+        for name, what in FILES.items()
+        if (run_dir / name).exists()
+    ]

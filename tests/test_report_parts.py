@@ -1,0 +1,163 @@
+"""The parts of a run's page: examples, cells, curves, settings, and words about them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.training import train_tiny
+
+from seqclf.data import sources
+from seqclf.prefixes import probabilities
+from seqclf.report.curves import curves_of_run
+from seqclf.report.evaluation import show_evaluation
+from seqclf.report.matrix import DARK, LIGHT, draw_confusion, ramp, text_on
+from seqclf.report.overview import changed_settings, loss_note, role_of_validation, split_rows
+from seqclf.report.reading import choose_examples, examples_of_cells, read_example
+from seqclf.report.render import inline_figure
+from seqclf.report.run_record import read_run
+from seqclf.run.weights import load_model
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "digits"
+    assert train_tiny(run_dir, {"train.steps": 30, "log.every": 10, "quiet": True}) == 0
+    return run_dir
+
+
+def test_only_what_is_less_sure_than_70_percent_is_called_unsure() -> None:
+    sure = torch.tensor(
+        [[0.9, 0.1], [0.95, 0.05], [0.2, 0.8], [0.1, 0.9], [0.3, 0.7], [0.69, 0.31]]
+    )
+    labels = torch.tensor([0, 0, 1, 0, 1, 0])
+    chosen = choose_examples(sure, labels)
+    # The first two of different classes, then the next; the one that is wrong is 3.
+    assert chosen == {0: "right", 2: "right", 1: "right", 3: "wrong, and most sure", 5: "unsure"}
+    assert "unsure" not in choose_examples(sure[:5], labels[:5]).values()
+
+
+def test_what_is_played_is_what_the_model_says_of_each_prefix(digits: Path) -> None:
+    run, (model, _) = read_run(digits), load_model(digits)
+    test = sources.load(run.config.data, seed=run.config.seed).test
+    example, _ = read_example(model, test, 5, "right")
+    assert example.played["ends"] == list(range(1, 9))
+    for end, chances in enumerate(example.played["chances"], start=1):
+        expected = probabilities(model, test[5][0][None, :end])[0]
+        assert np.array(chances) == pytest.approx(1e4 * expected.numpy(), abs=0.6)
+    assert example.truth == str(int(test.labels[5]))
+
+
+def test_the_examples_of_a_cell_have_its_truth_and_its_guess(digits: Path) -> None:
+    run, (model, _) = read_run(digits), load_model(digits)
+    test = sources.load(run.config.data, seed=run.config.seed).test
+    chances = probabilities(model, *test.rows(slice(None)))
+    cells = examples_of_cells(test, torch.arange(359), chances)
+    assert sum(map(len, cells.values())) <= 60
+    confusion = run.evaluations["test"].confusion
+    for (truth, guess), examples in cells.items():
+        assert 1 <= len(examples) <= confusion[truth][guess]
+        for one in examples:
+            index = int(one.title.split()[-1])
+            assert (int(test.labels[index]), int(chances[index].argmax())) == (truth, guess)
+            assert one.picture.values == test[index][0].tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_a_page_of_any_number_of_classes(digits: Path, count: int) -> None:
+    matrix = [[(i == j) * 9 + (i == 3) * (j == 5) * 4 for j in range(count)] for i in range(count)]
+    names = tuple(f"class-{number}" for number in range(count))
+    test = read_run(digits).evaluations["test"]
+    changed = test.model_copy(update={"confusion": matrix, "classes": names, "mistakes": []})
+    section = show_evaluation(changed, "test")
+    assert section.accuracy == pytest.approx(9 * count / (9 * count + 4 * (count > 5)))
+    assert [row.name for row, _ in section.classes[:2]] == (
+        ["class-3", "class-5"] if count > 30 else list(names[:2])
+    )
+    assert section.pairs == ([(4, "class-3", "class-5")] if count > 5 else [])
+    cells = re.findall(
+        r"<title>truth class-(\d+), guess class-(\d+): (\d+)", draw_confusion(names, matrix)
+    )
+    assert cells == [
+        (str(i), str(j), str(matrix[i][j]))
+        for i in range(count)
+        for j in range(count)
+        if matrix[i][j]
+    ]
+
+
+def test_numbers_in_cells_have_contrast_on_both_maps() -> None:
+    def luminance(colour: str) -> float:  # the formula of WCAG 2
+        shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    for ends in (LIGHT, DARK):
+        levels = [luminance(colour) for colour in ramp(ends)]
+        assert levels == sorted(levels, reverse=ends == LIGHT)
+        for colour, level in zip(ramp(ends), levels, strict=True):
+            low, high = sorted((level, luminance(text_on(colour))))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, colour
+
+
+def test_a_figure_loses_no_digit_of_a_name() -> None:
+    svg = draw_confusion(("0.12345", "b"), [[1, 2], [3, 4]], [(0, 1)])
+    inlined = inline_figure("test-confusion", svg, '"> 0.98765')
+    assert inlined.count("0.12345") == svg.count("0.12345")
+    assert 'aria-label="&#34;&gt; 0.98765"' in inlined
+    assert 'href="#test-confusion-cell-0-1"' in inlined
+
+
+def test_curves_need_two_points_and_no_accuracy_lies_above_1(digits: Path) -> None:
+    run = read_run(digits)
+    assert "accuracy" not in curves_of_run(replace(run, metric_lines=run.metric_lines[:1]))
+    lines: list[dict[str, float | None]] = [
+        {"step": step, "val/accuracy": min(1.0, 0.9 + step / 50)} for step in range(1, 10)
+    ]
+    figures = curves_of_run(replace(run, metric_lines=[*lines, {"step": 9, "test/accuracy": 1.0}]))
+    assert list(figures) == ["accuracy"]
+    numbers = re.findall(r">(\d\.\d+)</text>", figures["accuracy"])
+    assert max(map(float, numbers)) == 1
+    assert "validation" in figures["accuracy"]
+    assert "test, at the end" in figures["accuracy"]
+
+
+def test_a_page_says_what_was_run(digits: Path) -> None:
+    run = read_run(digits)
+    changed = {row.name: (row.value, row.default) for row in changed_settings(run.config)}
+    assert changed["train.steps"] == ("30", "null")
+    assert changed["data.name"] == ('"digits"', '"auto"')
+    assert "optim.lr" not in changed
+    splits = sources.load(run.config.data, seed=run.config.seed)
+    rows = {row.name: row for row in split_rows(splits)}
+    counts = np.bincount(splits.train.labels)
+    assert set(rows) == {"training", "test"}
+    assert rows["training"].num_examples == 1438
+    most = int(counts.argmax())
+    assert rows["training"].most == f"{most}: {counts[most]} ({counts[most] / 1438:.1%})"
+    assert rows["training"].steps == "8 x 8 pixels"
+
+
+def test_why_the_training_loss_lies_above_the_others_is_said_where_it_does(digits: Path) -> None:
+    run = read_run(digits)
+
+    def note(train: float, test: float, **changes: float) -> str | None:
+        loss = run.config.loss.model_copy(update=changes)
+        model = run.config.model.model_copy(update={"dropout": 0.2})
+        config = run.config.model_copy(update={"loss": loss, "model": model})
+        lines: list[dict[str, float | None]] = [{"step": 9, "train/loss": train, "test/loss": test}]
+        return loss_note(replace(run, config=config, metric_lines=lines))
+
+    both = "The training loss lies above the others because it alone is taken with "
+    assert note(0.5, 0.2, label_smoothing=0.1) == f"{both}label smoothing and dropout."
+    assert note(0.5, 0.2) == f"{both}dropout."
+    assert note(0.1, 0.2) is None
+    best = run.config.checkpoint.model_copy(update={"keep_best": True})
+    chosen = run.config.model_copy(update={"checkpoint": best})
+    assert role_of_validation(chosen, is_calibrated=True) == (
+        "chose the weights and fitted the temperature, so it is no result"
+    )
