@@ -25,7 +25,8 @@ from seqclf.run.listing import is_locked
 from seqclf.run.records import FACTS, LOCK, METRICS, STATUS, Facts, Status, find_record
 from seqclf.sweep import Planned
 
-TRAIN = (sys.executable, "-m", "seqclf", "train")
+# -P: not a folder named seqclf where the command is given.
+TRAIN = (sys.executable, "-P", "-m", "seqclf", "train")
 LOG = "train.log"
 TICK_S = 0.2
 MOST_READ = 2**14  # bytes of a file's end
@@ -65,16 +66,19 @@ class Job:
         )
 
 
-def deal(num_jobs: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
+def deal(num_jobs: int, threads: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
     """Return a slot for each of so many runs at once; slots share where there are too few.
 
-    >>> deal(2, [0, 1, 2, 3], [])
+    A run that has more threads than cores of its own may use all cores: two threads on one core
+    would only wait for each other.
+
+    >>> deal(2, 2, [0, 1, 2, 3], [])
     [Slot(cores=(0, 1), gpu=None), Slot(cores=(2, 3), gpu=None)]
     """
     slots = []
     for number in range(num_jobs):
         first, last = (len(cores) * end // num_jobs for end in (number, number + 1))
-        own = cores[first:last] or [cores[number % len(cores)]]
+        own = cores[first:last] if last - first >= threads else cores
         slots.append(Slot(tuple(own), gpus[number % len(gpus)] if gpus else None))
     return slots
 

@@ -2,6 +2,7 @@
 
     runs/sweep-mnist_fast-optim.lr=0.01,0.02-seed=0-4/
       sweep.json              Asked
+      base.yaml               the first run's settings; each run gets what differs as flags
       optim.lr=0.01-seed=0/   a run directory, as `seqclf train` makes it, with train.log
       ...
 
@@ -22,19 +23,22 @@ from pydantic import BaseModel
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import NEUTRAL, Config, Value, fields, settings_by_name
-from seqclf.config.yaml import dump_value
+from seqclf.config.yaml import dump, dump_value
 from seqclf.errors import UserError, printable
 from seqclf.metrics import best_of
-from seqclf.run.files import make_directory, write_json
+from seqclf.run.files import make_directory, replace_file, write_json
 from seqclf.run.listing import spread_of
 from seqclf.run.records import STATUS, Status, find_record, read_record
 
 SWEEP = "sweep.json"
+BASE = "base.yaml"
 MOST_RUNS = 1000
 # Runs that differ in these only are repetitions, over which the table takes the mean.
 REPEATED = ("seed", "data.fold")
 # Settings that change no result are handed on as they are, whatever commas stand in them.
 HANDED_ON = NEUTRAL - {"data.path"}
+# A result on one of these is no better than one on another.
+DATA_SETS = ("data.name", "data.path", "data.emnist_split")
 SHOWN = ("test/accuracy", "test/loss")  # beside the metric that chooses
 
 
@@ -233,6 +237,16 @@ def keep_what_was_asked(path: Path, asked: Asked) -> Asked:
     return found
 
 
+def write_base(path: Path, config: Config) -> Path:
+    """Write the settings that the runs read, and return the file.
+
+    Else a file of `--config` that is edited meanwhile would change the runs that begin later.
+    """
+    base = config.model_copy(update={"run_dir": None, "quiet": False})
+    replace_file(path / BASE, dump(base).encode())
+    return path / BASE
+
+
 def _as_text(asked: Asked) -> dict[str, str]:
     lists = {name: ", ".join(map(dump_value, values)) for name, values in asked.values.items()}
     return {name: dump_value(value) for name, value in asked.settings.items()} | lists
@@ -285,7 +299,7 @@ def table(path: Path, runs: Sequence[Planned]) -> str:
         n = len(group.metrics)
         rows.append(
             [
-                "*" if group is best else " ",
+                "*" if group in best else " ",
                 *map(dump_value, group.settings.values()),
                 str(n) if n == group.num_runs else f"{n} of {group.num_runs}",
                 *(_cell(group, name) for name in metrics),
@@ -312,28 +326,44 @@ def choosing_metric(runs: Sequence[Planned]) -> str:
     return names.pop() if len(names) == 1 else "val/accuracy"
 
 
-def choose_best(groups: Sequence[Group], metric: str) -> Group | None:
-    """Return the group with the best mean of a validation metric, of equals the first one.
+def choose_best(groups: Sequence[Group], metric: str) -> list[Group]:
+    """Return of each data set the group with the best mean of a validation metric.
+
+    Of equals it is the first one. A group alone on its data set is not compared.
 
     A group with a run that has not finished is never chosen: the runs that diverge are often those
     that fail.
     """
     sign = -1 if best_of(metric) == "min" else 1
     able = [group for group in groups if math.isfinite(group.mean(metric))]
-    return max(able, key=lambda group: sign * group.mean(metric)) if able[1:] else None
+    rivals: dict[str, list[Group]] = {}
+    for group in able:
+        data_set = str([group.settings.get(name) for name in DATA_SETS])
+        rivals.setdefault(data_set, []).append(group)
+    return [
+        max(some, key=lambda group: sign * group.mean(metric))
+        for some in rivals.values()
+        if len(some) > 1
+    ]
 
 
 def _verdict(groups: Sequence[Group], metric: str) -> list[str]:
     """Return the line that says what chose the best group, or why none is chosen."""
     if len(groups) == 1:
         return []
-    if choose_best(groups, metric) is not None:
+    several = any(
+        len({str(group.settings.get(name)) for group in groups}) > 1 for name in DATA_SETS
+    )
+    if choose_best(groups, metric):
         word = "lowest" if best_of(metric) == "min" else "highest"
-        text = f"* the best: {word} mean {metric}"
+        text = f"* the best{' on each data set' * several}: {word} mean {metric}"
         missing = sum(not math.isfinite(group.mean(metric)) for group in groups)
         return [text + f"; {missing} not compared, with a run that has no result" * (missing > 0)]
     if any(metric in one for group in groups for one in group.metrics):
-        return [f"none is marked as the best: fewer than two have {metric} of all their runs"]
+        where = " on one data set" * several
+        return [
+            f"none is marked as the best: fewer than two{where} have {metric} of all their runs"
+        ]
     return [
         "none is marked as the best: there is no validation split, and the test split chooses "
         "nothing; hold out a part: --data.val-fraction 0.1"

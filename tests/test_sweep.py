@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqclf import jobs
+from seqclf.config.load import load_config
 from seqclf.errors import UserError
 from seqclf.sweep import plan, split_values, table
 
@@ -193,9 +194,10 @@ def test_each_run_gets_cores_threads_and_a_group_of_its_own(capsys: Capture, roo
     given_flags = {}
     for run in root.glob("*/"):
         ((given_flags[run.name], _, cores),) = starts_of(run)
-        slots = jobs.deal(2, sorted(os.sched_getaffinity(0)), [])
+        slots = jobs.deal(2, 1, sorted(os.sched_getaffinity(0)), [])
         assert tuple(cores) in {slot.cores for slot in slots}
     assert given_flags["optim.lr=0.2-seed=1"] == {
+        "config": f"{root}/base.yaml",
         "train.threads": str(max(1, len(os.sched_getaffinity(0)) // 2)),
         "report": "false",
         "tracking.group": "sweep",
@@ -204,6 +206,34 @@ def test_each_run_gets_cores_threads_and_a_group_of_its_own(capsys: Capture, roo
         "optim.lr": "0.2",
         "run_dir": f"{root}/optim.lr=0.2-seed=1",
     }
+
+
+def test_a_run_is_not_bound_to_fewer_cores_than_it_has_threads(
+    capsys: Capture, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert jobs.deal(2, 2, [0, 1], []) == [jobs.Slot(cores=(0, 1)), jobs.Slot(cores=(0, 1))]
+    assert jobs.deal(2, 1, [0, 1], []) == [jobs.Slot(cores=(0,)), jobs.Slot(cores=(1,))]
+    monkeypatch.setattr("seqclf.processes.device.usable_cores", lambda: (4, "4 cores"))
+    words = (*SWEEP, "--run-dir", root)
+    assert "1 at once, 4 threads" in call(capsys, *words, "--jobs", "1")[1]
+    # A later start has the threads of the first one, and so no more jobs than these leave room for.
+    assert "1 at once, 4 threads" in call(capsys, *words)[1]
+    more = (*SWEEP, "--run-dir", f"{root}-2", "--train.threads", "3")
+    assert "1 at once, 3 threads" in call(capsys, *more)[1]
+
+
+def test_a_config_that_is_edited_meanwhile_changes_no_run(
+    capsys: Capture, root: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("model:\n  dropout: 0.25\n")
+    words = (*SWEEP, "--config", config, "--run-dir", root)
+    assert call(capsys, *words)[0] == 0
+    ((flags, _, _),) = starts_of(root / "optim.lr=0.1")
+    assert load_config(flags["config"])[0].model.dropout == 0.25
+    config.write_text("model:\n  dropout: 0.5\n")
+    assert "model.dropout was 0.25, is 0.5" in call(capsys, *words)[2]
+    assert load_config(flags["config"])[0].model.dropout == 0.25
 
 
 def test_gpus_are_dealt(capsys: Capture, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +355,18 @@ def test_the_best_is_that_of_the_validation_split_and_of_whole_groups(tmp_path: 
         "   0.3       1 of 2  0.9900           0.9900",
         "* the best: highest mean val/accuracy; 1 not compared, with a run that has no result",
     ]
+
+
+def test_the_best_is_one_of_each_data_set(tmp_path: Path) -> None:
+    flags = {"data.name": "digits,mnist", "optim.lr": "0.1,0.2", "data.val_fraction": "0.1"}
+    runs = plan(None, flags)
+    for run, val in zip(runs, (0.6, 0.5, 0.9, 0.95), strict=True):
+        finish(tmp_path / run.name, val_accuracy=val)
+    lines = table(tmp_path, runs).splitlines()
+    assert [line.split()[1:3] for line in lines if line.startswith("*  ")] == [
+        [str(run.config.data.name), str(run.config.optim.lr)] for run in (runs[0], runs[3])
+    ]
+    assert lines[-1] == "* the best on each data set: highest mean val/accuracy"
 
 
 def test_without_a_validation_split_none_is_the_best(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from seqclf.run.files import make_directory
 from seqclf.run.records import STATUS, Status, find_record
 from seqclf.sweep import (
     SWEEP,
+    Asked,
     Planned,
     choose_directory,
     describe,
@@ -44,6 +45,7 @@ from seqclf.sweep import (
     plan,
     table,
     varying,
+    write_base,
 )
 
 REDRAW_S = 0.5
@@ -104,10 +106,11 @@ def _train_all(
     arguments: Namespace, directory: Path, runs: Sequence[Planned], signals: Signals
 ) -> int:
     config = runs[0].config
-    slots, num_threads, device = _deal(runs, arguments.jobs)
+    before = find_record(directory / SWEEP, Asked)
+    slots, num_threads, device = _deal(runs, arguments.jobs, before)
     asked = describe(runs, _command(arguments), num_threads)
     kept = keep_what_was_asked(directory, asked)
-    extra = [] if arguments.config is None else [f"--config={arguments.config}"]
+    extra = [f"--config={write_base(directory, config)}"]
     # These come first, so that a run's own flags count.
     extra += [f"--train.threads={kept.threads}"] * (config.train.threads is None)
     extra += ["--report=false"] * (arguments.report is None)
@@ -140,9 +143,12 @@ def _train_all(
     return _exit_code(directory, outcomes)
 
 
-def _deal(runs: Sequence[Planned], num_jobs: int | None) -> tuple[list[Slot], int, str]:
+def _deal(
+    runs: Sequence[Planned], num_jobs: int | None, before: Asked | None
+) -> tuple[list[Slot], int, str]:
     """Return what each run at a time gets: its slot, its threads, and these in words.
 
+    `before` is what an earlier start of the sweep has kept, whose threads stay.
     Raises UserError for a device that is not there.
     """
     from seqclf.processes.device import choose_device, usable_cores
@@ -151,13 +157,15 @@ def _deal(runs: Sequence[Planned], num_jobs: int | None) -> tuple[list[Slot], in
     device, _ = choose_device(config)
     gpus = find_gpus() if device == "cuda" else []
     num_cores, here = usable_cores()
-    num_jobs = min(num_jobs or len(gpus) or num_cores, len(runs))
+    threads = config.train.threads or (before.threads if before else None)
+    num_jobs = num_jobs or len(gpus) or max(1, num_cores // (threads or 1))
+    num_jobs = min(num_jobs, len(runs))
     cores = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(num_cores))
     if not gpus and num_jobs > num_cores:
         _say(f"note: {num_jobs} runs at once share {here}; --jobs {num_cores} is as fast")
     words = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}, {here}" if gpus else here
-    threads = config.train.threads or max(1, num_cores // num_jobs // (config.train.shards or 1))
-    return deal(num_jobs, cores, gpus), threads, words
+    threads = threads or max(1, num_cores // num_jobs // (config.train.shards or 1))
+    return deal(num_jobs, threads, cores, gpus), threads, words
 
 
 def _fetch_data(runs: Sequence[Planned]) -> None:
