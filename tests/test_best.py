@@ -158,7 +158,7 @@ def test_it_ends_and_chooses_as_the_figures_say(
     assert ended in out
     form = "{:.2%}" if metric == "val/accuracy" else "{:.4f}"
     assert f"best        step {best}: {metric} {form.format(values[best])}\n" in out
-    assert f"val        {values[best]:9.2%} " in out or metric != "val/accuracy"
+    assert f"val   {values[best]:7.2%} " in out or metric != "val/accuracy"
 
 
 def test_patience_may_be_a_share_of_the_run(early: Path, tmp_path: Path) -> None:
