@@ -171,8 +171,12 @@ def test_a_run_without_test_examples_is_a_run(
     kept = {"tracking.wandb": "disabled"}
     fit(settings=kept, run_dir=tmp_path / "alone")
     fit(settings=kept, run_dir=tmp_path / "watched", validation=0.2)
-    assert "Predictions" not in (tmp_path / "alone" / "report.html").read_text()
-    assert "Val split" in (tmp_path / "watched" / "report.html").read_text()
+    alone, watched = (
+        (tmp_path / name / "report.html").read_text() for name in ("alone", "watched")
+    )
+    assert " split, step" not in alone
+    assert "Validation split, step" in watched
+    assert "Test split, step" not in watched
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "watched")]) == 0
     assert "val/accuracy" in capsys.readouterr().out
@@ -431,7 +435,8 @@ def test_a_result_draws_itself_in_a_notebook() -> None:
     assert "<script" not in shown
     assert "&lt;script&gt;" in shown
     assert "d&amp;wn" in shown
-    assert shown.count("<svg") == 2  # the confusion matrix of test, and the loss
+    num_thumbnails = shown.count('<svg class="series"')
+    assert shown.count("<svg") == 2 + num_thumbnails  # the confusion matrix of test, and the loss
     accuracy = result.metrics["test/accuracy"]
     assert accuracy is not None
     assert f"{100 * accuracy:.2f} %" in shown

@@ -24,7 +24,7 @@ def thumbnail(picture: Picture, label: str) -> Markup:
     if picture.kind == "text":
         return Markup('<p class="text">{}</p>').format(picture.values)
     if picture.kind == "image":
-        return Markup('<img class="image" src="{}" alt="{}">').format(
+        return Markup('<img class="image" width="100%" src="{}" alt="{}">').format(
             png_url(picture.values), label
         )
     lane = max(LEAST_LANE, HIGH // len(picture.values[0]))
