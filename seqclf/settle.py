@@ -155,13 +155,8 @@ class Setup:
 
     @property
     def takes_best(self) -> bool:
-        """Whether the result is the weights of the best evaluation, not the last ones.
-
-        Few validation examples cannot tell which are better, so there `keep_best` has to ask.
-        """
-        if not self.config.chooses_best or self.splits.validation is None:
-            return False
-        return self.config.checkpoint.keep_best or len(self.splits.validation) >= FEW
+        """Whether the result is the weights of the best evaluation, not the last ones."""
+        return takes_best(self.config, len(self.splits.validation or ()))
 
     def last_step(self, decay_from: int) -> int:
         """Return the step that the run ends at, if its patience ran out at a step (0: never)."""
@@ -187,6 +182,16 @@ class Setup:
         """Return whether a checkpoint is due before this step: the config asks, or it is best."""
         every = self.config.checkpoint.every or self.usual_every
         return step > 0 and (step % every == 0 or step == best_step)
+
+
+def takes_best(config: Config, num_validation: int) -> bool:
+    """Return whether a run with so many validation examples takes the best evaluation's weights.
+
+    Few cannot tell which weights are better, so there `keep_best` has to ask.
+    """
+    if not config.chooses_best or not num_validation:
+        return False
+    return config.checkpoint.keep_best or num_validation >= FEW
 
 
 def settle(requested: Config, splits: Splits) -> Setup:

@@ -12,13 +12,13 @@ from textwrap import wrap
 import torch
 from torch import Tensor
 
-from seqclf.config.settings import settings_by_name
+from seqclf.config.settings import Model, settings_by_name
 from seqclf.data.batches import padding_fraction
 from seqclf.data.readers.rows import quote
 from seqclf.data.sequences import Sequences, spread_over_classes
 from seqclf.evaluate import Metrics
 from seqclf.measure import Measured
-from seqclf.model import Architecture, LSTMClassifier
+from seqclf.model import LSTMClassifier
 from seqclf.prefixes import (
     classify_prefixes,
     image_lines,
@@ -239,20 +239,20 @@ def opening(setup: Setup, path: Path) -> list[str]:
         )
     return [
         *lines,
-        f"model       {_model_text(setup.architecture)}",
+        f"model       {model_text(config.model, setup.architecture.num_parameters)}",
         f"run         {path}",
         f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
         f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
     ]
 
 
-def _model_text(architecture: Architecture) -> str:
-    """Return what the model is, and how many numbers training changes."""
-    count = architecture.num_layers
-    text = f"LSTM, {count} layer{'s' * (count > 1)} of {architecture.hidden_size}"
-    text += ", both directions" * architecture.bidirectional
-    text += f", {architecture.conv} convolutions beside it" * (architecture.conv > 0)
-    return f"{text}, pooling {architecture.pooling}: {architecture.num_parameters:,} parameters"
+def model_text(model: Model, num_parameters: int) -> str:
+    """Return what a model with settled settings is, and how many numbers training changes."""
+    count = model.num_layers
+    text = f"LSTM, {count} layer{'s' * (count > 1)} of {model.hidden_size}"
+    text += ", both directions" * model.bidirectional
+    text += f", {model.conv} convolutions beside it" * (model.conv != 0)
+    return f"{text}, pooling {model.pooling}: {num_parameters:,} parameters"
 
 
 def measured_text(measured: Measured, classes: tuple[str, ...]) -> str:

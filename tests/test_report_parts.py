@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.training import train_tiny
+from sklearn.datasets import load_digits
 
+import seqclf
+from seqclf.config.load import config_from
 from seqclf.data import sources
 from seqclf.prefixes import probabilities
 from seqclf.report.curves import curves_of_run
 from seqclf.report.evaluation import show_evaluation
 from seqclf.report.matrix import DARK, LIGHT, draw_confusion, ramp, text_on
 from seqclf.report.overview import changed_settings, loss_note, role_of_validation, split_rows
+from seqclf.report.page import page_of_run
 from seqclf.report.reading import choose_examples, examples_of_cells, read_example
-from seqclf.report.render import inline_figure
+from seqclf.report.render import inline_figure, render
 from seqclf.report.run_record import read_run
 from seqclf.run.weights import load_model
 
@@ -142,22 +146,65 @@ def test_a_page_says_what_was_run(digits: Path) -> None:
     assert rows["training"].steps == "8 x 8 pixels"
 
 
-def test_why_the_training_loss_lies_above_the_others_is_said_where_it_does(digits: Path) -> None:
+def test_what_raises_the_training_loss_above_the_others_is_said_where_it_lies_there(
+    digits: Path,
+) -> None:
     run = read_run(digits)
 
     def note(train: float, test: float, **changes: float) -> str | None:
         loss = run.config.loss.model_copy(update=changes)
         model = run.config.model.model_copy(update={"dropout": 0.2})
         config = run.config.model_copy(update={"loss": loss, "model": model})
-        lines: list[dict[str, float | None]] = [{"step": 9, "train/loss": train, "test/loss": test}]
+        lines: list[dict[str, float | None]] = [
+            {"step": 8, "train/loss": 2.0},
+            {"step": 9, "train/loss": train, "test/loss": test},
+        ]
         return loss_note(replace(run, config=config, metric_lines=lines))
 
-    both = "The training loss lies above the others because it alone is taken with "
+    both = "The training loss lies above the others: it alone is taken with "
     assert note(0.5, 0.2, label_smoothing=0.1) == f"{both}label smoothing and dropout."
     assert note(0.5, 0.2) == f"{both}dropout."
     assert note(0.1, 0.2) is None
-    best = run.config.checkpoint.model_copy(update={"keep_best": True})
-    chosen = run.config.model_copy(update={"checkpoint": best})
-    assert role_of_validation(chosen, is_calibrated=True) == (
-        "chose the weights and fitted the temperature, so it is no result"
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_examples", "is_calibrated", "role"),
+    [
+        ({"checkpoint.keep_best": True}, 49, False, "chose the weights"),
+        ({"train.patience": 3}, 50, True, "chose the weights and fitted the temperature"),
+        # Too few to choose weights by: the last ones are taken.
+        ({"train.patience": 3}, 49, False, "decided when training ends"),
+        ({}, 50, True, "fitted the temperature"),
+        ({}, 50, False, "watched training"),
+    ],
+)
+def test_a_page_says_what_the_validation_examples_did(
+    settings: dict[str, object], num_examples: int, is_calibrated: bool, role: str
+) -> None:
+    config = config_from({**settings, "data.val_fraction": 0.1}, None, "the test")
+    said = role_of_validation(config, num_examples, is_calibrated=is_calibrated)
+    assert said == f"{role}, so it is no result"
+
+
+def test_a_run_of_one_step_without_a_test_split_has_a_page(tmp_path: Path) -> None:
+    images, labels = load_digits(return_X_y=True)
+    data = images.reshape(-1, 8, 8), labels
+    settings = {"train.steps": 1, "train.threads": 1, "model.hidden_size": 8, "model.conv": 4}
+    seqclf.train(
+        {**settings, "tracking.wandb": "disabled"},
+        train=(data[0][:100], data[1][:100]),
+        validation=(data[0][100:160], data[1][100:160]),
+        run_dir=tmp_path / "run",
+        verbose=0,
     )
+    page = page_of_run(read_run(tmp_path / "run"), {})
+    assert list(page.evaluations) == ["val"]
+    assert page.validation_role == "fitted the temperature, so it is no result"
+    assert page.no_early_because == "the data have no test examples"
+    assert (page.headline, page.reading, page.baselines, page.curves) == (None, None, [], {})
+    assert page.loss_note is None  # one point is no curve
+    assert dict(page.overview)["model"].startswith(
+        "LSTM, 1 layer of 8, both directions, 4 convolutions beside it, pooling max: "
+    )
+    assert [row.name for row in page.splits] == ["training", "validation"]
+    assert "No curve: nothing was logged twice." in render(page)

@@ -14,6 +14,8 @@ from seqclf.data.sequences import Sequences
 from seqclf.data.sources import Splits
 from seqclf.report.run_record import RunRecord
 from seqclf.run.records import CONFIG, EVALUATION, FACTS, METRICS, MODEL, SESSIONS, STATUS
+from seqclf.settle import takes_best
+from seqclf.terminal import model_text
 
 FILES = {
     CONFIG: "all settings",
@@ -51,14 +53,11 @@ def overview(run: RunRecord) -> list[tuple[str, str]]:
     """Return what was run, as names and values."""
     facts = run.facts
     config = run.config
-    model = config.model
     step, epoch = (0, 0.0) if run.status is None else (run.status.step, run.status.epoch)
-    layers = f"{model.num_layers} layer{'s' * (model.num_layers > 1)} of {model.hidden_size}"
-    layers += ", both directions" * model.bidirectional
     times = [session.time.replace("T", " ") for session in run.sessions]
     rows = {
         "data": facts.data or config.data.name,
-        "model": f"LSTM, {layers}, pooling {model.pooling}, {facts.num_parameters:,} parameters",
+        "model": model_text(config.model, facts.num_parameters),
         "steps": f"{step:,} of {facts.num_steps:,} ({epoch:.3g} epochs)",
         "training time": f"{run.training_s:,.1f} s, without evaluations and saves",
         "started": ", ".join(dict.fromkeys((times[0], times[-1]))) if times else "",
@@ -109,8 +108,8 @@ def _split_row(name: str, split: Sequences) -> SplitRow:
 
 
 def loss_note(run: RunRecord) -> str | None:
-    """Say why the training loss lies above the others at the end; None where it does not."""
-    train = [value for _, value in run.points("train/loss")[-1:]]
+    """Say what raises the training loss where it ends above the others; else None."""
+    train = [value for _, value in run.points("train/loss")]
     others = [points[-1][1] for name in ("val/loss", "test/loss") if (points := run.points(name))]
     config = run.config
     augment = config.data.augment
@@ -121,17 +120,19 @@ def loss_note(run: RunRecord) -> str | None:
         "augmentation": augment.shift > 0 or augment.flip or augment.noise not in (0, "auto"),
     }
     found = [name for name, is_so in reasons.items() if is_so]
-    if not (train and others and train[0] > max(others) and found):
+    if not (len(train) > 1 and others and train[-1] > max(others) and found):
         return None
     names = " and ".join(filter(None, (", ".join(found[:-1]), found[-1])))
-    return f"The training loss lies above the others because it alone is taken with {names}."
+    return f"The training loss lies above the others: it alone is taken with {names}."
 
 
-def role_of_validation(config: Config, *, is_calibrated: bool) -> str:
+def role_of_validation(config: Config, num_examples: int, *, is_calibrated: bool) -> str:
     """Say what the validation examples did, so that their figures are no result."""
     chose = []
-    if config.checkpoint.keep_best or config.train.patience is not None:
+    if takes_best(config, num_examples):
         chose.append("chose the weights")
+    elif config.train.patience is not None:
+        chose.append("decided when training ends")
     if is_calibrated:
         chose.append("fitted the temperature")
     return f"{' and '.join(chose) or 'watched training'}, so it is no result"

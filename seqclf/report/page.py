@@ -162,7 +162,6 @@ def page_of_runs(runs: list[RunRecord], flags: dict[str, str]) -> Page:
 def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
     """Put together the page of one run."""
     curves = curves_of_run(run)
-    is_calibrated = any(one.calibrated for one in run.evaluations.values())
     page = Page(
         run.path.name or str(run.path),
         curves,
@@ -170,18 +169,19 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
         error=None if run.status is None else run.status.error,
         captions={name: PANELS[name].caption for name in curves},
         loss_note=loss_note(run),
-        validation_role=role_of_validation(run.config, is_calibrated=is_calibrated),
         overview=overview(run),
         settings=changed_settings(run.config),
         commands=next_commands(run.path.name),
         command=command_again(run.path.name, run.config.seed),
     )
+    temperature = 1.0
     try:
         saved = find_weights(run.path)
+        temperature = saved.architecture.temperature
         model = saved.build()
         config, splits = load_data(run.path, flags)
     except UserError as error:
-        return with_evaluations(replace(page, no_reading_because=str(error)), run)
+        return with_evaluations(replace(page, no_reading_because=str(error)), run, temperature)
     name = saved.file.parent.name
     reason = reason_against(saved.architecture)
     has_test = len(splits.test) > 0  # a Python program may train without
@@ -197,10 +197,10 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
         no_early_because=reason,
         weights=None if name == MODEL else f"{name}, as the run has no result yet",
     )
-    return with_evaluations(page, run)
+    return with_evaluations(page, run, temperature)
 
 
-def with_evaluations(page: Page, run: RunRecord) -> Page:
+def with_evaluations(page: Page, run: RunRecord, temperature: float) -> Page:
     """Return a page with its evaluations, that of the test split first: it is the result."""
     evaluations: dict[str, EvaluationSection] = {
         split: show_evaluation(
@@ -212,7 +212,13 @@ def with_evaluations(page: Page, run: RunRecord) -> Page:
         if split in run.evaluations
     }
     sentence = headline(evaluations["test"]) if "test" in evaluations else None
-    return replace(page, evaluations=evaluations, headline=sentence)
+    role = None
+    if "val" in evaluations:
+        # Where the weights are gone, the test split's evaluation still knows of a temperature.
+        is_calibrated = temperature != 1 or any(one.calibrated for one in evaluations.values())
+        n = evaluations["val"].n
+        role = role_of_validation(run.config, n, is_calibrated=is_calibrated)
+    return replace(page, evaluations=evaluations, headline=sentence, validation_role=role)
 
 
 def feature_names(splits: Splits) -> list[str]:
