@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from seqclf.report.curves import PANELS, draw_panel
 from seqclf.report.evaluation import EvaluationSection, show_evaluation
-from seqclf.report.figures import draw_curves
 from seqclf.report.matrix import draw_confusion
 from seqclf.report.render import inline_figure
 from seqclf.report.thumbnails import thumbnail
@@ -36,7 +36,7 @@ CELL = """
 {% for caption, svg in figures.items() %}<figure style="margin: 0; width: 19rem">
 {{ svg }}<figcaption>{{ caption }}</figcaption></figure>{% endfor %}
 {% for mistake in mistakes %}<figure style="margin: 0; width: 9rem">
-{{ thumbnail(mistake.picture, "") }}
+{{ thumbnail(mistake.picture, "example " ~ mistake.title) }}
 <figcaption>{{ mistake.guess }} ({{ "%.0f"|format(100 * mistake.probability) }} %), truth
 {{ mistake.truth }}; example {{ mistake.title }}</figcaption></figure>{% endfor %}
 </div>
@@ -62,10 +62,10 @@ def draw_cell(
             evaluation.classes, evaluation.confusion
         )
         mistakes = evaluation.mistakes[:MOST_MISTAKES]
-    curves = {name: _points(history, name) for name in ("train/loss", "val/loss")}
-    curves = {name: points for name, points in curves.items() if points}
-    if curves:
-        figures["loss over the step"] = draw_curves(curves, "loss")
+    panel = PANELS["loss"]
+    losses = {name: _points(history, name) for name in panel.metrics}
+    if any(losses.values()):
+        figures[panel.caption] = draw_panel(panel, losses, None)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(CELL).render(
         title=title,

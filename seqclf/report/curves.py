@@ -54,11 +54,12 @@ def curves_of_run(run: RunRecord) -> dict[str, str]:
     for name, panel in PANELS.items():
         points = {metric: run.points(metric) for metric in panel.metrics}
         if max(map(len, points.values())) > 1:
-            figures[name] = _draw_panel(panel, points, run)
+            figures[name] = draw_panel(panel, points, run)
     return figures
 
 
-def _draw_panel(panel: Panel, points_of: dict[str, list[Point]], run: RunRecord) -> str:
+def draw_panel(panel: Panel, points_of: dict[str, list[Point]], run: RunRecord | None) -> str:
+    """Draw the metrics of a panel; of a run that is at hand its starts and skipped steps, too."""
     with canvas(*(SMALL if panel.is_small else (WIDTH, HEIGHT))) as figure:
         axes = figure.subplots()
         for metric, points in points_of.items():
@@ -74,7 +75,8 @@ def _draw_panel(panel: Panel, points_of: dict[str, list[Point]], run: RunRecord)
         axes.set_xlim(left=0)
         axes.set_xlabel("step")
         if not panel.is_small:
-            _mark_starts_and_skips(axes, run)
+            if run is not None:
+                _mark_starts_and_skips(axes, run)
             _put_legend(figure, axes)
         return to_svg(figure)
 

@@ -101,24 +101,6 @@ def short_label(name: str) -> str:
     return f"{name[:6]}…{name[7 - MOST_LETTERS :]}"
 
 
-def draw_curves(runs: dict[str, list[Point]], ylabel: str) -> str:
-    """Draw curves over the step; a long one as means over blocks, with their range as a shade."""
-    with canvas() as figure:
-        axes = figure.subplots()
-        for number, (name, points) in enumerate(runs.items()):
-            colour = COLOURS[number % 8]
-            steps, means, lows, highs = zip(*in_blocks(points), strict=True)
-            marker = "." if len(points) < MOST_MARKED_POINTS else ""
-            axes.plot(steps, means, marker=marker, lw=1.1, color=colour, label=short_label(name))
-            if lows != highs:
-                axes.fill_between(steps, lows, highs, color=colour, alpha=0.2, lw=0)
-        axes.set_xlabel("step")
-        axes.set_ylabel(ylabel)
-        if len(runs) > 1:
-            axes.legend(fontsize=8)
-        return to_svg(figure)
-
-
 def in_blocks(
     points: list[Point], most: int = MOST_BLOCKS
 ) -> list[tuple[float, float, float, float]]:
