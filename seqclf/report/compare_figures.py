@@ -11,6 +11,7 @@ from seqclf.report.figures import (
     canvas,
     in_blocks,
     plain_log_axis,
+    printable,
     to_svg,
 )
 
@@ -80,8 +81,6 @@ def over_seeds(
 
 def short_name(name: str) -> str:
     """Return a setting's name as it fits below a figure: printable, with its middle left out."""
-    text = "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name
-    )
+    text = printable(name)
     half = MOST_OF_A_LEGEND // 2
     return text if len(text) <= MOST_OF_A_LEGEND else f"{text[: half - 1]}…{text[-half:]}"
