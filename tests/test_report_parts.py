@@ -10,20 +10,38 @@ import numpy as np
 import pytest
 import torch
 from helpers.training import train_tiny
+from matplotlib.axes import Axes
 from sklearn.datasets import load_digits
 
 import seqclf
 from seqclf.config.load import config_from
 from seqclf.data import sources
+from seqclf.data.pictures import Picture
 from seqclf.prefixes import probabilities
-from seqclf.report.curves import curves_of_run
+from seqclf.report.compare_figures import draw_settings
+from seqclf.report.curves import PANELS, curves_of_run, draw_panel
 from seqclf.report.evaluation import show_evaluation
+from seqclf.report.figures import INK
 from seqclf.report.matrix import DARK, LIGHT, draw_confusion, ramp, text_on
-from seqclf.report.overview import changed_settings, loss_note, role_of_validation, split_rows
-from seqclf.report.page import page_of_run
-from seqclf.report.reading import choose_examples, examples_of_cells, read_example
+from seqclf.report.overview import (
+    changed_settings,
+    command_again,
+    links_to_files,
+    loss_note,
+    role_of_validation,
+    split_rows,
+)
+from seqclf.report.page import page_of_run, show_baselines
+from seqclf.report.reading import (
+    choose_columns,
+    choose_examples,
+    examples_of_cells,
+    played_picture,
+    read_example,
+)
 from seqclf.report.render import inline_figure, render
-from seqclf.report.run_record import read_run
+from seqclf.report.run_record import RunRecord, read_run
+from seqclf.report.thumbnails import scaled, thumbnail
 from seqclf.run.weights import load_model
 
 
@@ -62,6 +80,8 @@ def test_the_examples_of_a_cell_have_its_truth_and_its_guess(digits: Path) -> No
     chances = probabilities(model, *test.rows(slice(None)))
     cells = examples_of_cells(test, torch.arange(359), chances)
     assert sum(map(len, cells.values())) <= 60
+    is_right = [truth == guess for truth, guess in cells]
+    assert is_right == sorted(is_right)  # the mistakes are first
     confusion = run.evaluations["test"].confusion
     for (truth, guess), examples in cells.items():
         assert 1 <= len(examples) <= confusion[truth][guess]
@@ -94,6 +114,36 @@ def test_a_page_of_any_number_of_classes(digits: Path, count: int) -> None:
     ]
 
 
+def test_an_evaluation_shows_its_most_frequent_mistakes_first(digits: Path) -> None:
+    test = read_run(digits).evaluations["test"]
+    section = show_evaluation(test, "test")
+    wrong = np.array(test.confusion) * (1 - np.eye(10, dtype=int))
+    assert [count for count, *_ in section.pairs] == sorted(wrong[wrong > 0])[:-11:-1]
+    recorded = {(one.truth, one.guess) for one in test.mistakes}
+    assert {(cell.truth, cell.guess) for cell in section.cells} == recorded
+    counts = [cell.num_examples for cell in section.cells]
+    assert counts == sorted(counts, reverse=True)
+    # Gaps of 2 and 2 of 10 examples, one to either side.
+    bins = test.model_copy(update={"calibration": [[4, 4.0, 2.0], [6, 1.0, 3.0]]})
+    assert show_evaluation(bins, "test").calibration_error == pytest.approx(0.4)
+    diverged = {
+        f"{split}/{name}": None for split in ("test", "val") for name in ("loss", "macro_f1")
+    }
+    broken = test.model_copy(update={"metrics": diverged})
+    assert "diverged" in (show_evaluation(broken, "test").doubt or "")
+    assert show_evaluation(broken, "val").doubt is None  # it is no result anyway
+
+
+def test_a_cell_lies_at_its_truth_and_guess_and_has_the_shade_of_its_share() -> None:
+    svg = draw_confusion(("a", "b"), [[800, 200], [0, 1]])
+    cells = re.findall(r'guess (.): \d+</title><rect class="m(\d+)" x="([\d.]+)" y="([\d.]+)"', svg)
+    (first, second, last) = [(name, int(level), float(x), float(y)) for name, level, x, y in cells]
+    assert [first[0], second[0], last[0]] == ["a", "b", "b"]
+    assert (first[3], first[2] < second[2]) == (second[3], True)  # a row is one truth
+    assert (second[2], second[3] < last[3]) == (last[2], True)
+    assert second[1] < first[1] < last[1] == 10  # of its truth, not of all examples
+
+
 def test_numbers_in_cells_have_contrast_on_both_maps() -> None:
     def luminance(colour: str) -> float:  # the formula of WCAG 2
         shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -114,6 +164,59 @@ def test_a_figure_loses_no_digit_of_a_name() -> None:
     assert inlined.count("0.12345") == svg.count("0.12345")
     assert 'aria-label="&#34;&gt; 0.98765"' in inlined
     assert 'href="#test-confusion-cell-0-1"' in inlined
+    assert INK in svg
+    assert INK not in inlined  # the page's colour of text is there in its place
+
+
+def test_pictures_show_a_whole_sequence_and_all_its_features() -> None:
+    rows = [[float(step), 1.0] for step in range(100)]
+    rising, flat = scaled(rows, 40, 60)
+    assert len(rising) == len(flat) <= 40
+    assert (rising[0], rising[-1], rising) == (0, 60, sorted(rising))
+    tops = [
+        int(y)
+        for y in re.findall(r'd="M\d+ (\d+)', thumbnail(Picture(kind="series", values=rows), "a"))
+    ]
+    assert len(tops) == 2
+    assert tops[0] < 30 < tops[1]  # a lane each
+    columns = Picture(kind="image", values=[[1, 2, 3], [4, 5, 6]])  # of three pixels
+    assert played_picture(columns, across=True, is_text=False)["size"] == [2, 3]
+    assert played_picture(columns, across=False, is_text=False)["size"] == [3, 2]
+
+
+def test_of_many_classes_the_truth_and_the_guess_are_always_shown() -> None:
+    chances = torch.full((2, 30), 0.01)
+    chances[:, 10:18] = 0.05
+    assert choose_columns(chances, always=[3, 29]) == [3, *range(10, 18), 29]
+    assert choose_columns(chances[:, :10], always=[3, 5]) == list(range(10))
+
+
+def test_the_band_of_a_setting_reaches_from_its_lowest_to_its_highest_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bands: list[tuple[list[float], ...]] = []
+    monkeypatch.setattr(Axes, "fill_between", lambda _, *ends, **style: bands.append(ends))
+    draw_settings({"lr 1": [[(1, 2.0), (2, 3.0)], [(1, 4.0), (2, 1.0)]], "lr 2": [[(1, 1.0)]]}, "y")
+    assert bands == [([1, 2], [2.0, 1.0], [4.0, 3.0])]
+
+
+def test_a_curve_marks_where_a_run_went_on_and_what_it_skipped(digits: Path) -> None:
+    run = read_run(digits)
+    assert not {"resumed", "skipped steps"} & set(re.findall(r">([^<]+)</text>", loss_of(run)))
+    again = run.sessions[0].model_copy(update={"step": 20})
+    lines: list[dict[str, float | None]] = [
+        {"step": 20, "train/skipped": 1.0},
+        {"step": 30, "train/skipped": 1.0},
+    ]
+    told = loss_of(
+        replace(run, sessions=[*run.sessions, again], metric_lines=[*run.metric_lines, *lines])
+    )
+    assert {"resumed", "skipped steps"} < set(re.findall(r">([^<]+)</text>", told))
+
+
+def loss_of(run: RunRecord) -> str:
+    points = {name: run.points(name) for name in PANELS["loss"].metrics}
+    return draw_panel(PANELS["loss"], points, run)
 
 
 def test_curves_need_two_points_and_no_accuracy_lies_above_1(digits: Path) -> None:
@@ -143,7 +246,14 @@ def test_a_page_says_what_was_run(digits: Path) -> None:
     assert rows["training"].num_examples == 1438
     most = int(counts.argmax())
     assert rows["training"].most == f"{most}: {counts[most]} ({counts[most] / 1438:.1%})"
+    fewest = int(counts.argmin())
+    assert rows["training"].fewest == f"{fewest}: {counts[fewest]} ({counts[fewest] / 1438:.1%})"
     assert rows["training"].steps == "8 x 8 pixels"
+    [majority] = show_baselines(run.config, splits)
+    assert majority.accuracy == float((splits.test.labels == most).double().mean())
+    assert command_again("a b", 4) == "seqclf train --config 'a b/config.yaml' --seed 5"
+    [address] = [link[0] for link in links_to_files(digits, digits.parent) if link[1] == "run.json"]
+    assert (digits.parent / address).samefile(digits / "run.json")
 
 
 def test_what_raises_the_training_loss_above_the_others_is_said_where_it_lies_there(
