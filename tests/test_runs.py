@@ -98,6 +98,27 @@ def test_of_several_data_sets_each_has_its_best_run(tmp_path: Path) -> None:
     assert "* the best test/accuracy of the finished runs on the same data; settings are" in table
 
 
+def test_data_of_one_name_have_their_fingerprint_and_settings_have_six_columns(
+    tmp_path: Path,
+) -> None:
+    values: dict[str, dict[str, list[float]]] = {
+        "optim": {"lr": [0.1, 0.2], "clip": [1, 2], "warmup": [0, 0.1]},
+        "model": {"dropout": [0, 0.1], "num_layers": [1, 2], "hidden_size": [4, 8]},
+    }
+    for number, data in enumerate(("1" * 64, "1" * 64, "2" * 64)):
+        path = make(tmp_path / str(number), age_s=number, data=data)
+        settings = {
+            section: {name: pair[number % 2] for name, pair in names.items()}
+            for section, names in values.items()
+        }
+        (path / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    lines = listing.runs_table(tmp_path).splitlines()
+    columns = ["hidden_size", "num_layers", "dropout", "lr", "warmup"]
+    assert lines[0].split()[5:-3] == ["data", *columns]
+    assert [line.split()[-7] for line in lines[1:4]] == ["11111111", "11111111", "22222222"]
+    assert "1 more setting differs: seqclf report RUN RUN shows all" in lines
+
+
 def test_running_is_what_holds_its_lock(tmp_path: Path) -> None:
     make(tmp_path / "busy", "running")
     assert listing.list_runs(tmp_path)[0].state == "crashed"

@@ -184,7 +184,8 @@ def runs_table(root: Path, sort: str | None = None) -> str:
             line += "; settings are chosen by a validation split, as --data.val-fraction 0.1 makes"
         lines.append(line)
     if num_left_out:
-        lines.append(f"{num_left_out} more settings differ: seqclf report RUN RUN shows all")
+        differ = "settings differ" if num_left_out > 1 else "setting differs"
+        lines.append(f"{num_left_out} more {differ}: seqclf report RUN RUN shows all")
     lines += _means(
         "finished runs that differ in their seed only: mean ± standard deviation",
         [(run.family, run.seed, run) for run in finished],
