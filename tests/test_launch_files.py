@@ -188,12 +188,12 @@ def test_the_context_is_what_the_image_copies() -> None:
 @pytest.mark.slow
 def test_the_copied_files_install_and_train_in_a_clean_directory(tmp_path: Path) -> None:
     """Take the steps of the image without its base: no torch is installed, no user made."""
-    work, site = tmp_path / words_of("WORKDIR")[0].strip("/"), tmp_path / "site"
-    work.mkdir()
+    app, site = tmp_path / words_of("WORKDIR")[0].strip("/"), tmp_path / "site"
+    app.mkdir()
     for step in dockerfile():
         if step.instruction == "COPY":
             *sources, target = step.words.split()
-            place = tmp_path / target.strip("/") if target.startswith("/") else work / target
+            place = tmp_path / target.strip("/") if target.startswith("/") else app / target
             for source in sources:
                 copy_like_docker(source, place, is_folder=target.endswith("/"))
         elif step.instruction == "RUN" and "/build" in step.words:
@@ -208,14 +208,14 @@ def test_the_copied_files_install_and_train_in_a_clean_directory(tmp_path: Path)
     program = json.loads(words_of("ENTRYPOINT")[0])
     done = subprocess.run(
         [sys.executable, *program[1:], *flags, "--train.threads", "1"],
-        cwd=work,
+        cwd=app,
         env=clean_environment() | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert read_status(work / "runs/debug").state == "finished"
+    assert read_status(app / "runs/debug").state == "finished"
     assert (site / "seqclf" / "recipes" / "mnist.yaml").is_file()
 
 
