@@ -6,18 +6,17 @@ settled when the processes start (processes/start.py).
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from seqclf.config.settings import MANY_EXAMPLES, NOISE, UNNAMED, Config, Value, settings_by_name
+from seqclf.config.naming import run_name
+from seqclf.config.settings import MANY_EXAMPLES, NOISE, Config, Value
 from seqclf.conv import count_reference
 from seqclf.data import idx
 from seqclf.data.batches import BatchPlan, count_steps
@@ -40,7 +39,6 @@ CHANNELS = 64  # of convolutions, where they pay
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
 FEW = 50  # validation examples; fewer are too few to choose by
 DECAY = 0.1  # share of a run over which the rate falls when the patience has run out
-MOST_OF_A_NAME = 80  # characters of flags in a run's name; a hash stands for more
 
 
 @dataclass(frozen=True)
@@ -275,7 +273,7 @@ def make_plan(config: Config, examples: Sequences) -> BatchPlan:
     if buffer < len(examples):
         lengths = examples.lengths if config.data.bucket else None
         blocks = Blocks(len(examples), batch_size, config.seed, buffer, lengths)
-    elif examples.lengths is not None and _needs_buckets(config, examples):
+    elif examples.lengths is not None and _needs_buckets(config, examples.lengths):
         budget = config.data.max_steps_per_batch
         longest = int(examples.lengths.max())
         if budget is not None and longest > budget:
@@ -290,13 +288,12 @@ def make_plan(config: Config, examples: Sequences) -> BatchPlan:
     return replace(plan, num_steps=count_steps(plan.steps_per_epoch, steps=steps, epochs=epochs))
 
 
-def _needs_buckets(config: Config, examples: Sequences) -> bool:
+def _needs_buckets(config: Config, lengths: Tensor) -> bool:
     """Return whether sequences are put into buckets: not if very many are all of one length.
 
     Sorting them would take memory for nothing. Fewer have buckets, as older runs had.
     """
-    lengths = examples.lengths
-    if lengths is None or not config.data.bucket:
+    if not config.data.bucket:
         return False
     are_few = len(lengths) <= LARGEST_STORED
     is_cut = config.data.max_steps_per_batch is not None
@@ -360,41 +357,6 @@ def choose_run_dir(
         return config.run_dir or str(Path("runs") / run_name(config, config_path, flagged))
 
     return Path(str(runtime.from_main(choose)))
-
-
-def run_name(config: Config, path: str | Path | None, flagged: Sequence[str]) -> str:
-    """Name a run: the config file's stem, or the data set, plus the flags that change the result.
-
-    >>> run_name(Config(), "configs/mnist.yaml", [])
-    'mnist'
-    """
-    values = settings_by_name(config)
-    base = Path(path).stem if path is not None else config.data.name
-    if config.data.path is not None:
-        folder = Path(config.data.path).absolute().name
-        base = folder if path is None or base == "files" else f"{base}-{folder}"
-    settings = {
-        name: values[name]
-        for name in flagged
-        if name not in UNNAMED and not (path is None and name == "data.name")
-    }
-    return f"{base}-{name_of(settings)}" if settings else base
-
-
-def name_of(settings: Mapping[str, Value]) -> str:
-    """Name a file after settings; a hash stands for a long name, and for letters of paths.
-
-    >>> name_of({"seed": 1, "optim.lr": 0.02})
-    'optim.lr=0.02-seed=1'
-    """
-    text = "-".join(f"{name}={_plain(settings[name])}" for name in sorted(settings))
-    if len(text) >= MOST_OF_A_NAME or re.search(r"[^\w.=+,-]", text):
-        return hashlib.sha256(f"-{text}".encode()).hexdigest()[:10]
-    return text
-
-
-def _plain(value: Value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def find_data(

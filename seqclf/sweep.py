@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel
 
 from seqclf.config.load import load_config
+from seqclf.config.naming import name_of, run_name
 from seqclf.config.settings import NEUTRAL, Config, Value, fields, settings_by_name
 from seqclf.config.yaml import dump, dump_value
 from seqclf.errors import UserError, printable
@@ -164,8 +165,6 @@ def _picked(config: Config, names: Sequence[str]) -> dict[str, Value]:
 
 def _name_runs(settings: Sequence[dict[str, Value]]) -> list[str]:
     """Name each run after its settings; a data set after its folder, where the folders differ."""
-    from seqclf.settle import name_of  # takes torch, which a mistake need not wait for
-
     short = [
         {**one, "data.path": Path(str(one["data.path"])).name} if "data.path" in one else one
         for one in settings
@@ -187,8 +186,6 @@ def varying(runs: Sequence[Planned]) -> dict[str, list[Value]]:
 
 def choose_directory(config: str | None, flags: Mapping[str, str], runs: Sequence[Planned]) -> Path:
     """Return the directory of a sweep: `run_dir`, or one whose name says what was asked for."""
-    from seqclf.settle import name_of, run_name
-
     first = runs[0].config
     if first.run_dir is not None:
         return Path(first.run_dir)

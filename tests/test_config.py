@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from seqclf.cli.main import main
 from seqclf.config import recipes
 from seqclf.config.load import load_config
+from seqclf.config.naming import run_name
 from seqclf.config.settings import NEUTRAL, Config, Data, Optim, Train, Value, settings_by_name
 from seqclf.config.yaml import dump, read_yaml
 from seqclf.errors import UserError
-from seqclf.settle import run_name
 
 no_deadline = hypothesis_settings(deadline=None)
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

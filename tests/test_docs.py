@@ -18,8 +18,8 @@ from torch.distributed.run import get_args_parser
 from seqclf.cli.main import main, parse
 from seqclf.cli.options import given_settings, load_settings
 from seqclf.config.load import load_config
+from seqclf.config.naming import run_name
 from seqclf.config.settings import fields
-from seqclf.settle import run_name
 from seqclf.sweep import plan
 
 PAGES = {
