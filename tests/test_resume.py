@@ -74,7 +74,8 @@ def test_another_world_size_goes_on_with_the_same_examples(
 
 
 def test_with_shards_any_number_of_processes_ends_with_the_same_bits(tmp_path: Path) -> None:
-    sharded = {**EVERYTHING_ON, "train.shards": 4, "train.micro_batch_size": None}
+    # In blocks, as test_distributed.py has shards without.
+    sharded = {**IN_BLOCKS, "train.shards": 4, "train.micro_batch_size": None}
     for world_size in (1, 4):
         run_ranks(world_size, train_tiny, tmp_path / str(world_size), sharded)
     for world_size, stop_at in ((2, 20), (1, 41), (4, None)):
