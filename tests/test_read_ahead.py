@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -113,12 +113,16 @@ def test_a_disk_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Asked(Sequences):
-    """Notes what it is asked to have read."""
+    """Notes what it is asked to have read, and forgotten."""
 
     ranges: list[tuple[int, int]]
+    dropped: list[list[tuple[int, int]]]
 
     def will_need(self, first: int, end: int) -> None:
         self.ranges.append((first, end))
+
+    def drop(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self.dropped.append(list(ranges))
 
 
 def test_the_blocks_of_the_next_buffer_are_asked_for_before_it_begins() -> None:
@@ -126,6 +130,7 @@ def test_the_blocks_of_the_next_buffer_are_asked_for_before_it_begins() -> None:
     plan = BatchPlan(1000, 10, 0, num_steps=180, blocks=blocks)
     sequences = Asked(torch.zeros(1, 1, 1), torch.zeros(1), ("a",))
     object.__setattr__(sequences, "ranges", [])
+    object.__setattr__(sequences, "dropped", [])
     asked = ask_ahead(sequences, plan, plan.shares(25, 0, 1), drops=True)
     assert next(asked).step == 25  # in buffer 1, of 20 steps each
     wanted = [*blocks.ranges(1), *blocks.ranges(2)]
@@ -135,8 +140,20 @@ def test_the_blocks_of_the_next_buffer_are_asked_for_before_it_begins() -> None:
     assert next(asked).step == 40
     wanted += blocks.ranges(3)
     wait_for(lambda: sequences.ranges == wanted)
+    assert sequences.dropped == [blocks.ranges(0), blocks.ranges(1)]
     assert len(list(asked)) == 139
     assert len(readers()) == 0
+
+
+def test_an_error_while_blocks_are_asked_for_is_raised() -> None:
+    class Failing(Sequences):
+        def will_need(self, first: int, end: int) -> None:
+            raise ArithmeticError(f"{first} to {end}")
+
+    plan = BatchPlan(1000, 10, 0, num_steps=9, blocks=Blocks(1000, 10, seed=0, buffer=200))
+    sequences = Failing(torch.zeros(1, 1, 1), torch.zeros(1), ("a",))
+    with pytest.raises(ArithmeticError, match=r"\d+ to \d+"):
+        list(ask_ahead(sequences, plan, plan.shares(0, 0, 1), drops=False))
 
 
 # ---- a run that fails with them

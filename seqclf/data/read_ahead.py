@@ -8,11 +8,12 @@ and as forks they keep each pipe open that this process has.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -24,7 +25,9 @@ AHEAD = 2  # batches that each thread reads ahead
 JOIN_S = 5.0  # how long the end waits for threads whose disk may never answer
 
 Read = Callable[[Share], Batch]
-Jobs = SimpleQueue[tuple[Share, "Future[Batch]"] | None]
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Jobs: TypeAlias = "SimpleQueue[tuple[Job, Future[Result]] | None]"
 
 
 def read_ahead(
@@ -43,7 +46,7 @@ def read_ahead(
     if not num_threads:
         yield from map(read, shares)
         return
-    jobs: Jobs = SimpleQueue()
+    jobs: Jobs[Share, Batch] = SimpleQueue()
     waiting: deque[Future[Batch]] = deque()
     threads: list[Thread] = []
     try:
@@ -72,39 +75,38 @@ def ask_ahead(
     """Yield shares, and have the kernel read the examples of the buffer after the one in use.
 
     The first buffer is waited for. `drops` has the kernel forget the buffer before, where memory
-    cannot keep all.
+    cannot keep all. An error of `sequences` is raised here.
     """
     blocks = plan.blocks
     assert blocks is not None
-    numbers: SimpleQueue[int | None] = SimpleQueue()
-    is_asked: defaultdict[int, Event] = defaultdict(Event)  # a buffer -> whether all of it is
+    jobs: Jobs[int, None] = SimpleQueue()
+    asked: dict[int, Future[None]] = {}  # the buffer in use, and the next one
     has_ended = Event()
 
-    def ask() -> None:
-        while (number := numbers.get()) is not None:
-            if drops and number >= 2:
-                sequences.drop(blocks.ranges(number - 2))
-            for first, end in blocks.ranges(number):
-                if has_ended.is_set():
-                    return
-                sequences.will_need(first, end)
-            is_asked[number].set()
+    def ask(number: int) -> None:
+        if drops and number >= 2:
+            sequences.drop(blocks.ranges(number - 2))
+        for first, end in blocks.ranges(number):
+            if has_ended.is_set():
+                return
+            sequences.will_need(first, end)
 
     threads: list[Thread] = []
-    asked = -1
     try:
-        _start(threads, 1, ask)
+        _start(threads, 1, lambda: _work(jobs, ask))
         for share in shares:
             number = blocks.buffer_of(*divmod(share.step, plan.steps_per_epoch))
-            for later in range(max(asked + 1, number), number + 2):
-                numbers.put(later)
-                asked = later
+            asked.pop(number - 1, None)
+            for later in (number, number + 1):
+                if later not in asked:
+                    asked[later] = Future()
+                    jobs.put((later, asked[later]))
             # Else each example of a block not yet asked for would have the kernel read around it.
-            is_asked[number].wait()
+            asked[number].result()
             yield share
     finally:
         has_ended.set()
-        numbers.put(None)
+        jobs.put(None)
         for thread in threads:
             thread.join(JOIN_S)
 
@@ -132,13 +134,13 @@ def _start(threads: list[Thread], count: int, work: Callable[[], None]) -> None:
     torch.set_num_threads(num_threads)  # what threads that torch starts later begin with
 
 
-def _work(jobs: Jobs, read: Read) -> None:
-    while (job := jobs.get()) is not None:
-        share, future = job
+def _work(jobs: Jobs[Job, Result], do: Callable[[Job], Result]) -> None:
+    while (task := jobs.get()) is not None:
+        job, future = task
         if not future.set_running_or_notify_cancel():
             continue
         try:
-            future.set_result(read(share))
+            future.set_result(do(job))
         except BaseException as error:
             future.set_exception(error)
 
