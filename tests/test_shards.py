@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import sys
+from mmap import PAGESIZE
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
@@ -12,11 +16,14 @@ import pytest
 import torch
 from helpers.commands import Capture, call
 from helpers.files import change_json, weights_of
+from helpers.launching import wait_for
 from helpers.training import train_tiny
 from safetensors.numpy import load_file
 
 from seqclf.cli import main
+from seqclf.data.mapping import as_read_only_tensor, drop, map_pieces, will_need
 from seqclf.data.prepared import INFO, VALUES, DatasetInfo, FileInfo, open_dataset, verify
+from seqclf.data.values_file import ValuesFile
 from seqclf.errors import UserError
 
 COUNT, FEATURES = 3000, 3
@@ -134,6 +141,53 @@ def test_a_shard_may_lie_on_another_disk(made: Path, tmp_path: Path, capsys: Cap
     with pytest.raises(UserError, match=r"values-00001-of-\d+.safetensors: missing"):
         open_dataset(made)
     change_json(made / INFO, files=files)
+
+
+def resident(values: torch.Tensor) -> np.ndarray:
+    """Return for each page of mapped values whether the kernel keeps it in memory."""
+    low = values.data_ptr() - values.data_ptr() % PAGESIZE
+    size = values.data_ptr() + values.nbytes - low
+    found = np.zeros(-(-size // PAGESIZE), np.uint8)
+    address, places = ctypes.c_void_p(low), found.ctypes.data_as(ctypes.c_void_p)
+    assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(size), places) == 0
+    return (found & 1).astype(bool)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked to forget")
+def test_rows_of_several_shards_are_dropped_and_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("seqclf.data.values_file.SHARD_BYTES", 2**17)
+    wanted = np.arange(100_000 * 3, dtype="<f4").reshape(-1, 3)
+    shard = 2**14 * wanted[0].nbytes  # where the second one begins
+    with TemporaryDirectory(dir="/var/tmp") as folder:  # pytest's own may lie in /dev/shm
+        file = ValuesFile(Path(folder))
+        file.write(wanted)
+        pieces = file.finish("F32", (3,), 4)
+        assert pieces[0].size == shard
+        for piece in pieces:
+            with piece.path.open("rb") as written:
+                os.fsync(written.fileno())  # the kernel forgets nothing else
+        values = as_read_only_tensor(map_pieces(pieces, "<f4", wanted.shape))
+        assert np.array_equal(values.numpy(), wanted)
+        assert resident(values).all()
+        drop(values, [(2**13, 5 * 2**13), (0, 1)])  # half of the first shard to half of the third
+        if resident(values).all():
+            pytest.skip("this file system keeps its files in memory")
+        dropped = np.flatnonzero(~resident(values)) * PAGESIZE
+        assert shard // 2 < dropped.min()
+        assert dropped.max() < 5 * shard // 2
+        # The kernel may keep large pages that are mapped in part.
+        assert set(range(shard, 2 * shard, PAGESIZE)) <= set(dropped.tolist())
+        will_need(values, 2**13, 5 * 2**13)
+        wait_for(lambda: bool(resident(values).all()))
+        assert np.array_equal(values.numpy(), wanted)
+
+
+def test_values_that_are_no_file_are_kept() -> None:
+    values = torch.ones(10_000, 3)
+    drop(values, [(0, 10_000)])
+    assert bool((values == 1).all())
 
 
 def test_values_larger_than_memory_and_swap_are_mapped(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,32 +51,30 @@ def map_pieces(
 ) -> np.ndarray:
     """Map pieces of files as one array, which lives as long as the mapping.
 
-    Each piece but the first begins where a page of memory may, and each but the last one ends so.
+    Of several pieces each begins where a page of memory may, and each but the last one ends so.
     Raises OSError.
     """
-    skipped = pieces[0].first % mmap.PAGESIZE
+    if len(pieces) == 1:
+        return np.memmap(pieces[0].path, dtype, "r+" if writable else "r", pieces[0].first, shape)
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     region = mmap.mmap(
         -1,
-        skipped + sum(piece.size for piece in pieces),
+        sum(piece.size for piece in pieces),
         flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE,
         prot=protection,
     )
     address = np.frombuffer(region, np.uint8).ctypes.data
-    place = 0
-    for number, piece in enumerate(pieces):
-        before = 0 if number else skipped
-        _map_at(address + place, piece, before, protection)
-        place += before + piece.size
-    return np.ndarray(shape, dtype, region, skipped)
+    for piece in pieces:
+        _map_at(address, piece, protection)
+        address += piece.size
+    return np.ndarray(shape, dtype, region)
 
 
-def _map_at(address: int, piece: Piece, before: int, protection: int) -> None:
-    """Map a piece, with the bytes before it back to the beginning of a page."""
+def _map_at(address: int, piece: Piece, protection: int) -> None:
     descriptor = os.open(piece.path, os.O_RDWR if protection & mmap.PROT_WRITE else os.O_RDONLY)
     try:
-        flags, first = mmap.MAP_SHARED | MAP_FIXED, piece.first - before
-        found = libc.mmap(address, before + piece.size, protection, flags, descriptor, first)
+        flags = mmap.MAP_SHARED | MAP_FIXED
+        found = libc.mmap(address, piece.size, protection, flags, descriptor, piece.first)
     finally:
         os.close(descriptor)
     if found != address:
@@ -106,21 +104,19 @@ def drop(values: Tensor, ranges: Sequence[tuple[int, int]]) -> None:
     """
     if sys.platform != "linux":
         return
-    with ExitStack() as files:
-        mapped = _mapped_files()
-        opened = {path: files.enter_context(open(path, "rb")) for *_, path in mapped}
-        for first, end in ranges:
-            low, high = _addresses(values, first, end)
-            # Rows beside these may be in use, and lie in the same first and last page.
-            low, high = low + mmap.PAGESIZE, high - high % mmap.PAGESIZE
-            if low >= high:
+    files = _mapped_files(*_addresses(values, 0, len(values)))
+    for first, end in ranges:
+        low, high = _addresses(values, first, end)
+        # Rows beside these may be in use, and lie in the same first and last page.
+        low, high = low + mmap.PAGESIZE, high - high % mmap.PAGESIZE
+        for start, stop, offset, path in files:
+            part_low, part_high = max(low, start), min(high, stop)
+            if part_low >= part_high:
                 continue
-            libc.madvise(low, high - low, mmap.MADV_DONTNEED)  # the kernel keeps what is mapped
-            for start, stop, offset, path in mapped:
-                if start < high and low < stop:
-                    place = offset + max(low, start) - start
-                    size = min(high, stop) - max(low, start)
-                    os.posix_fadvise(opened[path].fileno(), place, size, os.POSIX_FADV_DONTNEED)
+            libc.madvise(part_low, part_high - part_low, mmap.MADV_DONTNEED)  # else it keeps them
+            with suppress(OSError), open(path, "rb") as file:  # a file that was moved stays there
+                place, size = offset + part_low - start, part_high - part_low
+                os.posix_fadvise(file.fileno(), place, size, os.POSIX_FADV_DONTNEED)
 
 
 def _addresses(values: Tensor, first: int, end: int) -> tuple[int, int]:
@@ -130,12 +126,15 @@ def _addresses(values: Tensor, first: int, end: int) -> tuple[int, int]:
     return low - low % mmap.PAGESIZE, values.data_ptr() + end * step
 
 
-def _mapped_files() -> list[tuple[int, int, int, str]]:
-    """Return where files of values lie in memory: first address, last, offset in the file, path."""
+def _mapped_files(low: int, high: int) -> list[tuple[int, int, int, str]]:
+    """Return the files in a range of addresses: first address, last, offset in the file, path.
+
+    Not those that are mapped as a private copy: the kernel would forget what was written to it.
+    """
     found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
-        span, _, offset, _, _, *path = line.split(maxsplit=5)
-        if path and path[0].endswith(".safetensors"):
-            low, high = (int(address, 16) for address in span.split("-"))
-            found.append((low, high, int(offset, 16), path[0]))
+        span, permissions, offset, _, _, *path = line.split(maxsplit=5)
+        start, stop = (int(address, 16) for address in span.split("-"))
+        if path and permissions.endswith("s") and start < high and low < stop:
+            found.append((start, stop, int(offset, 16), path[0]))
     return found

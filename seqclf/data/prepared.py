@@ -273,7 +273,8 @@ def _map_values(folder: Path, info: DatasetInfo) -> Tensor:
                 f"{folder / INFO}: mean, std or features are not of the {num_features} features "
                 f"of {path.name}; {REMEDY}"
             )
-        if pieces and (header_bytes % PAGESIZE or pieces[-1].size % PAGESIZE):
+        is_shard = header_bytes % PAGESIZE == 0 and (not pieces or pieces[-1].size % PAGESIZE == 0)
+        if info.format == 2 and not is_shard:
             raise UserError(f"{path}: not a shard that `prepare` wrote; {REMEDY}")
         pieces.append(Piece(path, header_bytes, path.stat().st_size - header_bytes))
         num_steps += shape[0]
