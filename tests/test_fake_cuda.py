@@ -106,21 +106,14 @@ def run_on_cuda(
             evaluate(runtime, model, sequences, batch_size=2, shards=shards)
 
 
-@settings(max_examples=5, deadline=None)
-@given(architectures(), st.booleans(), st.sampled_from([None, 3]))
-def test_no_tensor_of_the_cpu_meets_one_of_the_gpu(
-    runtime: Runtime, architecture: Architecture, on_device: bool, shards: int | None
-) -> None:
-    run_on_cuda(runtime, architecture, on_device=on_device, shards=shards)
+@pytest.mark.parametrize("count", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_no_tensor_of_the_cpu_meets_one_of_the_gpu(runtime: Runtime, count: int) -> None:
+    @settings(max_examples=count, deadline=None)
+    @given(architectures(), st.booleans(), st.sampled_from([None, 3]))
+    def check(architecture: Architecture, on_device: bool, shards: int | None) -> None:
+        run_on_cuda(runtime, architecture, on_device=on_device, shards=shards)
 
-
-@pytest.mark.slow
-@settings(max_examples=50, deadline=None)
-@given(architectures(), st.booleans(), st.sampled_from([None, 3]))
-def test_nor_in_many_more_architectures(
-    runtime: Runtime, architecture: Architecture, on_device: bool, shards: int | None
-) -> None:
-    run_on_cuda(runtime, architecture, on_device=on_device, shards=shards)
+    check()
 
 
 def test_that_test_fails_where_two_devices_meet(
