@@ -190,6 +190,30 @@ def test_blocks_mix_epochs_and_places(monkeypatch: pytest.MonkeyPatch) -> None:
         assert int(counts.min()) > 10
         correlation = torch.corrcoef(torch.stack([order, torch.arange(10_000)]).double())[0, 1]
         assert abs(float(correlation)) < 0.1
+        # A batch has examples of many blocks of ten.
+        assert min(len((batch // 10).unique()) for batch in order.split(10)) > 4
+    # Each buffer has a shuffle of its own, and each epoch's blocks begin elsewhere.
+    shuffles, remainders = set(), set()
+    for epoch, number in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        members = blocks.members(epoch, number)
+        shuffled = epochs[epoch].split(1000)[number]
+        assert 95 < len(blocks.ranges(epoch * 10 + number)) <= 102  # of ten, some side by side
+        shuffles.add(tuple(members.argsort()[shuffled.argsort().argsort()].tolist()))
+        remainders.add((epoch, int(members[0]) % 10))
+    assert len(shuffles) == 4
+    assert len(remainders) == len({remainder for _, remainder in remainders}) == 2
+
+
+def test_batches_of_like_length_of_a_buffer_come_in_any_order() -> None:
+    lengths = torch.arange(1000) % 97 + 1
+    blocks = Blocks(1000, 10, seed=0, buffer=500, lengths=lengths)
+    orders = []
+    for epoch, number in ((0, 0), (0, 1), (1, 0)):
+        ids = [blocks.batch(epoch, 50 * number + index) for index in range(50)]
+        means = torch.tensor([float(lengths[batch].double().mean()) for batch in ids])
+        orders.append(tuple(means.argsort().tolist()))
+        assert abs(float(torch.corrcoef(torch.stack([means, torch.arange(50.0)]))[0, 1])) < 0.5
+    assert len(set(orders)) == 3
 
 
 @no_deadline
@@ -269,6 +293,13 @@ def test_the_orders_are_the_same_in_every_version() -> None:
     }
     found = [plan.batch(4).tolist() for plan in (plain, bucketed)]
     assert found == expected[plain.order]
+    lengths = torch.arange(42) % 7 + 1
+    blocks = [Blocks(42, 4, seed=3, buffer=20, lengths=some) for some in (None, lengths)]
+    expected = {
+        "stored": [[23, 17, 5, 15], [20, 5, 6, 13]],
+        "computed": [[35, 1, 9, 19], [27, 33, 20, 34]],
+    }
+    assert [some.batch(1, 6).tolist() for some in blocks] == expected[plain.order]
 
 
 @no_deadline
