@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from seqclf.errors import UserError
 from seqclf.processes import network
-from seqclf.processes.network import INTERFACE, address_of_name, choose_interface, source_address
+from seqclf.processes.network import (
+    INTERFACE,
+    address_of_name,
+    addresses,
+    choose_interface,
+    source_address,
+)
 
 HERE = {"eth0": ["10.0.0.2", "fe80::1"], "ib0": ["192.168.7.2"]}
 # What an address of this host is on the way to each host; None: there is no way.
@@ -56,6 +63,11 @@ def test_a_name_that_means_loopback_gives_way_to_the_interface_on_the_way(
     said = capsys.readouterr().err
     line = f"note: gloo uses {chosen}: this host's name, {socket.gethostname()}, means 127.0.1.1"
     assert said.startswith(line) if chosen else not said
+    monkeypatch.delenv(INTERFACE, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # another process of this host has said so
+    choose_interface()
+    assert os.environ.get(INTERFACE) == chosen
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("own", [None, "127.0.1.1"])
@@ -94,6 +106,18 @@ def test_the_users_interface_stands_if_it_exists(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(INTERFACE, f"{loopback},eth77")
     with pytest.raises(UserError, match=f"{INTERFACE}: eth77: no interface of this host"):
         choose_interface()
+
+
+def test_an_interface_has_addresses_that_other_hosts_may_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hardware = SimpleNamespace(family=psutil.AF_LINK, address="02:42:ac:11:00:02")
+    four = SimpleNamespace(family=socket.AF_INET, address="10.0.0.2")
+    six = SimpleNamespace(family=socket.AF_INET6, address="fe80::1%eth0")
+    own = SimpleNamespace(family=socket.AF_INET, address="127.0.0.1")
+    found = {"lo": [own], "eth0": [hardware, four, six], "down0": [hardware]}
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: found)
+    assert addresses() == {"eth0": ["10.0.0.2", "fe80::1"]}
 
 
 def test_addresses_are_those_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
