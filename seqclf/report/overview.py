@@ -63,8 +63,8 @@ def overview(run: RunRecord) -> list[tuple[str, str]]:
         "started": ", ".join(dict.fromkeys((times[0], times[-1]))) if times else "",
         "starts": str(len(run.sessions)),
         "where": ", ".join(filter(None, (facts.host, facts.device, facts.precision))),
-        "processes": f"{facts.world_size}, each with {facts.threads} CPU thread{'s' * (facts.threads > 1)}"
-        * bool(facts.world_size),
+        "processes": str(facts.world_size or ""),
+        "CPU threads of each": str(facts.threads) * bool(facts.world_size),
         "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
         "code": facts.git or "",
         "weights": (facts.weights_sha256 or "")[:16],
