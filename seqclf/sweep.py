@@ -262,7 +262,8 @@ class Group(NamedTuple):
     def mean(self, metric: str) -> float:
         """Return the mean of a metric; NaN unless each run has finished and has it."""
         values = [one.get(metric, math.nan) for one in self.metrics]
-        return sum(values) / len(values) if len(values) == self.num_runs else math.nan
+        # Means of equal counts may differ in the last bits of their sums: rounded, they are equal.
+        return round(sum(values) / len(values), 7) if len(values) == self.num_runs else math.nan
 
 
 def group_runs(path: Path, runs: Sequence[Planned]) -> list[Group]:
@@ -309,7 +310,7 @@ def table(path: Path, runs: Sequence[Planned]) -> str:
     ]
     repeated = " and ".join(name for name in REPEATED if name in varying(runs))
     title = f"mean ± standard deviation over {repeated}" if repeated else "one run a line"
-    return printable(title) + "\n" + "\n".join([*map(printable, lines), *_verdict(groups, metric)])
+    return "\n".join([*map(printable, [title, *lines]), *_verdict(groups, metric, best)])
 
 
 def _cell(group: Group, metric: str) -> str:
@@ -326,32 +327,34 @@ def choosing_metric(runs: Sequence[Planned]) -> str:
 def choose_best(groups: Sequence[Group], metric: str) -> list[Group]:
     """Return of each data set the group with the best mean of a validation metric.
 
-    Of equals it is the first one. A group alone on its data set is not compared.
+    Of equals it is the one with the lower mean loss, as in training, or else the first. A group
+    alone on its data set is not compared.
 
     A group with a run that has not finished is never chosen: the runs that diverge are often those
     that fail.
     """
-    sign = -1 if best_of(metric) == "min" else 1
+    sign = 1 if best_of(metric) == "min" else -1
+
+    def rank(group: Group) -> tuple[float, float]:
+        loss = group.mean("val/loss")
+        return sign * group.mean(metric), math.inf if math.isnan(loss) else loss
+
     able = [group for group in groups if math.isfinite(group.mean(metric))]
     rivals: dict[str, list[Group]] = {}
     for group in able:
         data_set = str([group.settings.get(name) for name in DATA_SETS])
         rivals.setdefault(data_set, []).append(group)
-    return [
-        max(some, key=lambda group: sign * group.mean(metric))
-        for some in rivals.values()
-        if len(some) > 1
-    ]
+    return [min(some, key=rank) for some in rivals.values() if len(some) > 1]
 
 
-def _verdict(groups: Sequence[Group], metric: str) -> list[str]:
-    """Return the line that says what chose the best group, or why none is chosen."""
+def _verdict(groups: Sequence[Group], metric: str, best: Sequence[Group]) -> list[str]:
+    """Return the line that says what chose the best groups, or why none is chosen."""
     if len(groups) == 1:
         return []
     several = any(
         len({str(group.settings.get(name)) for group in groups}) > 1 for name in DATA_SETS
     )
-    if choose_best(groups, metric):
+    if best:
         word = "lowest" if best_of(metric) == "min" else "highest"
         text = f"* the best{' on each data set' * several}: {word} mean {metric}"
         missing = sum(not math.isfinite(group.mean(metric)) for group in groups)

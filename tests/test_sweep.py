@@ -357,6 +357,18 @@ def test_the_best_is_that_of_the_validation_split_and_of_whole_groups(tmp_path: 
     ]
 
 
+def test_of_equal_means_the_lower_loss_is_the_best(tmp_path: Path) -> None:
+    # 140 and 138 of 143 are in the mean as many as twice 139, but for the last bit of a sum.
+    runs = plan(None, {"optim.lr": "0.1,0.2,0.3", "seed": "0-1", "data.val_fraction": "0.1"})
+    counts, losses = (139, 139, 140, 138, 138, 139), (0.1, 0.2, 0.3, 0.4, 0.01, 0.01)
+    for run, count, loss in zip(runs, counts, losses, strict=True):
+        finish(tmp_path / run.name, val_accuracy=count / 143, val_loss=loss)
+    assert [line.split()[1] for line in table(tmp_path, runs).splitlines() if line[:1] == "*"] == [
+        "0.1",
+        "the",
+    ]
+
+
 def test_the_best_is_one_of_each_data_set(tmp_path: Path) -> None:
     flags = {"data.name": "digits,mnist", "optim.lr": "0.1,0.2", "data.val_fraction": "0.1"}
     runs = plan(None, flags)
