@@ -142,6 +142,7 @@ def run_all(
                     outcomes[run.name] = Outcome("finished")
                 else:
                     jobs.append(_start(path, run, free.pop(0), extra))
+            watch(jobs)  # first, so that it knows each job whose end is told
             for job in filter(Job.has_ended, list(jobs)):
                 jobs.remove(job)
                 free.append(job.slot)
@@ -151,7 +152,6 @@ def run_all(
                     continue
                 outcomes[job.run.name] = outcome
                 tell(job.run, outcome)
-            watch(jobs)
             if jobs:
                 time.sleep(TICK_S)
     return outcomes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,10 +184,32 @@ def test_a_failed_run_stops_no_other_and_the_same_command_tries_it_again(
     assert f"failed      seed=13: unlucky (log: {root}/seed=13/train.log)" in lines
     assert "note: a note (3 of 3 runs)" in lines
     assert "   2 of 3  0.1000 ± 0.0000  0.5000 ± 0.0000" in lines
+    assert lines[-1] == f"runs        seqclf runs {root}"  # a report takes whole runs only
     code, out, _ = call(capsys, *words, "--quiet")
     assert code == 1
-    assert "started" not in out
+    assert out.splitlines() == [
+        "note: a note (3 of 3 runs)",
+        "mean ± standard deviation over seed",
+        "   n       val/accuracy     test/accuracy",
+        "   2 of 3  0.1000 ± 0.0000  0.5000 ± 0.0000",
+        f"failed      seed=13: unlucky (log: {root}/seed=13/train.log)",
+    ]
     assert [len(starts_of(root / f"seed={seed}")) for seed in (12, 13, 14)] == [1, 2, 1]
+
+
+def test_a_run_that_ends_at_once_is_told(
+    capsys: Capture, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.Job, "has_ended", lambda job: job.process.wait() is not None)
+    code, out, _ = call(capsys, *SWEEP, "--run-dir", root, "--jobs", "1")
+    assert code == 0
+    assert re.findall("^(?:started|finished) .*=...", out, re.M) == [
+        "started     optim.lr=0.1",
+        "finished    optim.lr=0.1",
+        "started     optim.lr=0.2",
+        "finished    optim.lr=0.2",
+    ]
+    assert out.splitlines()[-1] == f"runs        seqclf runs {root}; seqclf report {root}/*/"
 
 
 def test_each_run_gets_cores_threads_and_a_group_of_its_own(capsys: Capture, root: Path) -> None:
@@ -282,8 +305,7 @@ def test_ctrl_c_stops_all_runs_and_says_how_to_go_on(capsys: Capture, root: Path
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     assert out.splitlines()[-1] == (
-        "stopped by a signal; 0 of 2 runs are finished, the others saved what they had done; the "
-        "same command goes on"
+        "stopped by a signal; 0 of 2 runs are finished; the same command goes on with the others"
     )
     states = [json.loads(file.read_text())["state"] for file in root.glob("*/status.json")]
     assert states == ["preempted"] * 2

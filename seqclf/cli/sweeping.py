@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from seqclf.cli.options import given_settings
+from seqclf.config.yaml import dump_value
 from seqclf.console import BAR
 from seqclf.errors import FAILED, PREEMPTED, UserError, printable_lines
 from seqclf.jobs import (
@@ -118,7 +118,8 @@ def _train_all(
         extra.append(f"--tracking.group={directory.name}")
     if not config.quiet:
         done = sum(is_finished(directory / run.name) for run in runs)
-        lists = (f"{name} {', '.join(map(str, values))}" for name, values in varying(runs).items())
+        differing = varying(runs).items()
+        lists = (f"{name} {', '.join(map(dump_value, values))}" for name, values in differing)
         _say(f"sweep       {len(runs)} runs: {'; '.join(lists)}")
         _say(f"directory   {directory}" + f" ({done} of the runs are finished)" * (done > 0))
         threads = f"{kept.threads} thread{'s' * (kept.threads > 1)}"
@@ -134,13 +135,23 @@ def _train_all(
     if signals.requested is not None:
         if others := [run.name for run in runs if is_running(directory / run.name)]:
             _say(f"note: an earlier start's runs go on: {', '.join(others)}")
+        _say_ends(directory, outcomes, {"failed"})
         _say(
-            f"stopped by a signal; {finished} of {len(runs)} runs are finished, the others saved "
-            "what they had done; the same command goes on"
+            f"stopped by a signal; {finished} of {len(runs)} runs are finished; the same command "
+            "goes on with the others"
         )
         return PREEMPTED
     _say(table(directory, runs))
-    return _exit_code(directory, outcomes)
+    _say_ends(directory, outcomes, {"failed", "stopped"})
+    if not config.quiet:
+        place = shlex.quote(str(directory))
+        # A run that failed early has nothing that a report could show.
+        report = f"; seqclf report {place}/*/" * (finished == len(runs))
+        _say(f"runs        seqclf runs {place}{report}")
+    states = {outcome.state for outcome in outcomes.values()}
+    if "failed" in states:
+        return FAILED
+    return PREEMPTED if "stopped" in states else 0
 
 
 def _deal(
@@ -181,23 +192,21 @@ def _fetch_data(runs: Sequence[Planned]) -> None:
 
 
 def _say_notes(directory: Path, runs: Sequence[Planned]) -> None:
-    """Print each note and warning of the runs once."""
-    counts = Counter(line for run in runs for line in set(notes_of(directory / run.name)))
-    for line, count in counts.items():
-        _say(f"{line} ({count} of {len(runs)} runs)")
+    """Print each note and warning of the runs once, with the runs' number or the one run's name."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for line in dict.fromkeys(notes_of(directory / run.name)):
+            names.setdefault(line, []).append(run.name)
+    for line, (first, *others) in names.items():
+        _say(f"{line} ({f'{len(others) + 1} of {len(runs)} runs' if others else first})")
 
 
-def _exit_code(directory: Path, outcomes: dict[str, Outcome]) -> int:
-    """Return the exit code, and print the runs that did not finish."""
-    states = {outcome.state for outcome in outcomes.values()}
+def _say_ends(directory: Path, outcomes: dict[str, Outcome], states: set[str]) -> None:
+    """Print the runs that ended in one of these states, and why."""
     for name, (state, cause) in outcomes.items():
-        if state != "finished":
+        if state in states:
             why = f": {cause}" if cause else ""
             _say(f"{state:<12}{name}{why} (log: {directory / name / LOG})")
-    _say(f"runs        seqclf runs {directory}; seqclf report {directory}/*/")
-    if "failed" in states:
-        return FAILED
-    return PREEMPTED if "stopped" in states else 0
 
 
 class Progress:
