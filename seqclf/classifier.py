@@ -12,7 +12,8 @@ import html
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -70,24 +71,8 @@ def load(
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
         raise UserError("an empty list of models; name one or more")
-    with tempfile.TemporaryDirectory() as folder:
-        names = {}  # of the models of the Hub, by their folders
-        places = []
-        for number, each in enumerate(paths):
-            if isinstance(each, str) and each.startswith(hub.PREFIX):
-                place = Path(folder) / str(number)
-                hub.fetch(hub.parse_name(each), place)
-                names[str(place)] = each
-            else:
-                place = Path(each)
-            places.append(place)
-        try:
-            members, loaded = load_members(places, device, raw=raw)
-        except UserError as error:
-            message = str(error)
-            for folder_name, name in names.items():
-                message = message.replace(folder_name, name)
-            raise UserError(message) from None
+    with _on_disk(paths) as (places, names):
+        members, loaded = load_members(places, device, raw=raw)
     members = [one._replace(name=names.get(one.name, one.name)) for one in members]
     for where, saved in loaded:
         is_chosen = os.path.realpath(saved.file.parent) == os.path.realpath(where)
@@ -102,6 +87,33 @@ def load(
         others=others,
         unknown_tokens=unknown_tokens,
     )
+
+
+@contextmanager
+def _on_disk(
+    paths: Sequence[str | os.PathLike[str]],
+) -> Iterator[tuple[list[Path], dict[str, str]]]:
+    """Yield where models are, and the names of those that are downloaded meanwhile, by folder.
+
+    A UserError of the body names a model of the Hub, not its folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        places: list[Path] = []
+        names: dict[str, str] = {}
+        for number, each in enumerate(paths):
+            if isinstance(each, str) and each.startswith(hub.PREFIX):
+                places.append(Path(folder, f"model-{number:04}"))  # begins as no other one does
+                hub.fetch(hub.parse_name(each), places[-1])
+                names[str(places[-1])] = each
+            else:
+                places.append(Path(each))
+        try:
+            yield places, names
+        except UserError as error:
+            message = str(error)
+            for place, name in names.items():
+                message = message.replace(place, name)
+            raise UserError(message) from None
 
 
 class Classifier:
