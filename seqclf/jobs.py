@@ -240,8 +240,7 @@ def how_far(path: Path) -> tuple[int, int, dict[str, float]]:
     metrics: dict[str, float] = {}
     with suppress(OSError, ValueError):
         for line in _end_of(path / METRICS):
-            if line.endswith("}"):  # the last one may be half written
-                metrics |= json.loads(line)
+            metrics |= json.loads(line)  # the last one may be half written
     return int(metrics.pop("step", 0)), facts.num_steps if facts else 0, metrics
 
 
@@ -251,9 +250,10 @@ def notes_of(path: Path) -> list[str]:
 
 
 def _end_of(path: Path, start: int = 0) -> list[str]:
-    """Return the last lines of a file, none of them from before `start`."""
+    """Return the last whole lines of a file, none of them from before `start`."""
     with suppress(OSError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - MOST_READ))
-        return file.read().decode(errors="replace").splitlines()
+        lines = file.read().decode(errors="replace").splitlines()
+        return lines[1:] if size - MOST_READ > start else lines  # the first one may be cut
     return []

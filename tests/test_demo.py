@@ -383,7 +383,20 @@ TABLES = {
     "clock": "id\twhen\tx\ty\na\t12:00:05\t1\t2\na\t9:59\t3\t4\n",
     "zone": "id,when,x,y\na,2024-01-01T00:30+01:00,1,2\na,2024-01-01T00:00Z,3,4\n",
     "nanoseconds": "id,when,x,y\na,1700000000000000002,1,2\na,1700000000000000001,3,4\n",
+    "quotes": '"id","when","x","y"\n"a ""b""","1","2","3"\n',
+    "padded": "id,when,x,y\na,1,-7,1\na,3,-7,-7\na,2,-7,-7\n",
+    "flags": "id,when,x,y\nb,1,true,2\nb,2,False,3\n",
     "gaps": "id,when,x,y\na,1,,4\na,2,1,?\na,4,2,NaN\na,5,n/a,9\nb,1,,1\nb,2,,2\nc,1,1,1\nc,2,,\n",
+}
+
+
+# What is no table of recordings, and what the page says then.
+NO_TABLES = {
+    "a,1,1,2\nb,1,1,2\na,2,1,2": "Line 4: \u2068a\u2069 begins again; the lines of one recording "
+    "follow each other.",
+    ",1,1,2": "Line 2: no id.",
+    "a,1,1,2\na,9:05,1,2": "Line 3: '9:05' is a time of a clock, where the first time is a number.",
+    "a,2024-02-30,1,2": "Line 2: '2024-02-30' is no time that this page can read.",
 }
 
 
@@ -391,7 +404,7 @@ TABLES = {
 def test_a_table_is_read_as_predict_reads_it(
     is_far: bool, browser: Browser, tmp_path: Path, capsys: Capture
 ) -> None:
-    reading = Reading(id="id", time="when", label="label", fill_missing=True)
+    reading = Reading(id="id", time="when", label="label", fill_missing=True, pad_value=-7)
     if is_far:
         reading = reading.model_copy(update={"offset": (0.5, -3.0)})
     classifier = simple(features=("x", "y"), mean=(0.25, 1.0), std=(2.0, 3.0), reading=reading)
@@ -408,6 +421,11 @@ def test_a_table_is_read_as_predict_reads_it(
             assert names == [line["id"] for line in lines], name
             expected = [[float(line[f"p({one})"]) for one in ("walk", "run")] for line in lines]
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=name)
+        for text, reason in NO_TABLES.items():
+            page.locator("#text").fill(f"id,when,x,y\n{text}")
+            wait_until(page, f"at('note').textContent === {json.dumps(reason)}")
+        found = page.evaluate("parseTable('true,1\\nfalse,2', page.table).sequences")
+        assert found == [[[1, 1], [0, 2]]]
 
 
 def test_each_recording_of_a_dropped_table_can_be_chosen(browser: Browser, tmp_path: Path) -> None:

@@ -354,6 +354,20 @@ def normalise_halves(found: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return F.relu(torch.cat([by_reference, F.instance_norm(second, eps=ROW_EPSILON)], 1))
 
 
+def test_of_an_odd_number_of_channels_the_reference_has_one_more() -> None:
+    layer = Layer(1, 5, 3)
+    assert layer.mean.shape == layer.variance.shape == (3, 1)
+    assert layer(torch.randn(2, 1, 9), None).shape == (2, 5, 9)
+
+
+def test_moments_have_the_digits_of_full_precision() -> None:
+    layer = Layer(1, 2, 1).bfloat16()
+    values = torch.ones(4, 1, 5000, dtype=torch.bfloat16)
+    found = layer.measure(values, None)  # 20,000 ones are not to be counted in half precision
+    assert found.mean.item() == layer.conv.weight[0].item()
+    assert found.variance.item() == 0
+
+
 def test_half_the_convolutions_see_a_shape_at_any_scale() -> None:
     model = ragged_model("last", True, 1, conv=4).eval()
     assert model.conv is not None

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from hypothesis import strategies as st
 from seqclf import jobs
 from seqclf.config.load import load_config
 from seqclf.errors import UserError
-from seqclf.sweep import plan, split_values, table
+from seqclf.processes.signals import Signals
+from seqclf.sweep import choose_directory, plan, split_values, table
 
 # Does what `seqclf train` does to a sweep: takes the lock, writes a status and ends.
 STAND_IN = """
@@ -48,6 +50,10 @@ with open(folder / "starts", "a") as starts:
 print("note: a note")
 if flags.get("seed") == "13":
     sys.exit("error: unlucky\\nsecond line")
+if flags.get("seed") == "15":
+    os.kill(os.getpid(), signal.SIGKILL)
+if flags.get("seed") == "16":
+    stop(None, None)
 while (folder.parent.parent / "wait").exists():
     time.sleep(0.01)
 tell("finished")
@@ -106,6 +112,7 @@ def test_runs_are_the_product_of_the_values_and_their_names_are_unique(
         ("loss.class_weights", "balanced,[1,2]", ["balanced", "[1,2]"]),
         ("tracking.notes", "rates, 1-3", ["rates, 1-3"]),  # changes no result
         ("data.path", "data/1-3", ["data/1-3"]),  # a text
+        ("data.path", "a,b", ["a", "b"]),
     ],
 )
 def test_what_a_flag_lists(name: str, text: str, values: list[str]) -> None:
@@ -132,7 +139,10 @@ def test_all_mistakes_are_told_before_anything_starts(capsys: Capture, root: Pat
         ({"optim.lr": "0.01,1e-2"}, "--optim.lr: of 2 values two are the same"),
         ({"seed": "0,,1"}, "--seed: nothing stands between two commas"),
         ({"seed": "0-1000"}, "--seed: 0-1000 are more than 1,000 values"),
-        ({"seed": "0-30", "optim.lr": "0.1,0.2", "eval.every": "1-20"}, "31 x 2 x 20 = 1,240 runs"),
+        (
+            {"seed": "0-30", "optim.lr": "0.1,-1", "eval.every": "1-20"},
+            "^31 x 2 x 20 = 1,240 runs; a sweep has at most 1,000\n--optim.lr: must be greater",
+        ),
         ({"optim.betas": "0.8,0.9"}, r"--optim.betas: expected a list like \[0.9, 0.999\]"),
         ({"data.folds": "3", "data.fold": "1-4"}, "--data.fold: 4 contradicts data.folds: 3"),
     ],
@@ -140,6 +150,20 @@ def test_all_mistakes_are_told_before_anything_starts(capsys: Capture, root: Pat
 def test_a_mistake_names_the_value_and_the_remedy(flags: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan(None, flags)
+
+
+def test_directories_are_named_after_what_differs() -> None:
+    flags = {"optim.lr": "0.01,0.02", "seed": "0-4", "data.val_fraction": "0.1"}
+    place = choose_directory("mnist_fast", flags, plan("mnist_fast", flags))
+    assert str(place) == "runs/sweep-mnist_fast-data.val_fraction=0.1-optim.lr=0.01,0.02-seed=0-4"
+    flags = {"optim.betas": "[0.8, 0.9],[0.9,0.999]"}
+    place = choose_directory("digits", flags, plan("digits", flags))
+    assert str(place) == "runs/sweep-digits-optim.betas=0.8,0.9,0.9,0.999"
+    assert [run.name for run in plan(None, {"data.path": "a/x,b/y"})] == [
+        "data.path=x",
+        "data.path=y",
+    ]
+    assert len({run.name for run in plan(None, {"data.path": "a/x,b/x"})}) == 2
 
 
 @pytest.mark.parametrize(
@@ -195,6 +219,61 @@ def test_a_failed_run_stops_no_other_and_the_same_command_tries_it_again(
         f"failed      seed=13: unlucky (log: {root}/seed=13/train.log)",
     ]
     assert [len(starts_of(root / f"seed={seed}")) for seed in (12, 13, 14)] == [1, 2, 1]
+    # What a run says is in its log all the same.
+    assert not load_config(root / "base.yaml")[0].quiet
+    assert "quiet" not in starts_of(root / "seed=13")[1][0]
+
+
+def test_a_run_that_is_killed_or_stopped_by_others_is_told(capsys: Capture, root: Path) -> None:
+    words = ("sweep", "--optim.lr", "0.1", "--seed", "15,16", "--run-dir", root, "--jobs", "2")
+    code, out, _ = call(capsys, *words, "--quiet")
+    assert code == 1
+    killed = f"killed by SIGKILL, often for want of memory (log: {root}/seed=15/train.log)"
+    assert f"failed      seed=15: {killed}" in out.splitlines()
+    assert f"stopped     seed=16 (log: {root}/seed=16/train.log)" in out.splitlines()
+
+
+def test_runs_are_stopped_if_the_sweep_fails(root: Path) -> None:
+    (root.parent / "wait").touch()
+    (run,) = plan(None, {"optim.lr": "0.1,0.2"})[:1]
+
+    started: list[jobs.Job] = []
+
+    def watch(under_way: Sequence[jobs.Job]) -> None:
+        started.extend(under_way)
+        wait_for((root / run.name / "starts").exists)
+        raise OSError("no space left")
+
+    slots = jobs.deal(1, 1, sorted(os.sched_getaffinity(0)), [])
+    with pytest.raises(OSError, match="no space left"):
+        jobs.run_all(root, [run], slots, [], Signals(), watch, lambda *_: None)
+    process = started[0].process
+    assert process is not None
+    assert process.wait(60) == 143
+
+
+def test_a_stopped_sweep_waits_for_no_run_of_an_earlier_start(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = Signals()
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert not sleeps, "it waits"
+        sleeps.append(seconds)
+        signals.requested = signal.SIGINT
+
+    monkeypatch.setattr(jobs, "is_running", lambda _: True)
+    monkeypatch.setattr("seqclf.jobs.time.sleep", sleep)
+    runs, slots = plan(None, {"optim.lr": "0.1,0.2"}), jobs.deal(1, 1, [0], [])
+    assert jobs.run_all(root, runs, slots, [], signals, lambda _: None, lambda *_: None) == {}
+
+
+def test_how_far_a_run_is_that_has_measured_much(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "train/loss": 1 / step}) for step in range(1, 1001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1001, "tra']))
+    assert (tmp_path / "metrics.jsonl").stat().st_size > jobs.MOST_READ
+    assert jobs.how_far(tmp_path) == (1000, 0, {"train/loss": 0.001})
 
 
 def test_a_run_that_ends_at_once_is_told(
@@ -243,6 +322,8 @@ def test_a_run_is_not_bound_to_fewer_cores_than_it_has_threads(
     assert "1 at once, 4 threads" in call(capsys, *words)[1]
     more = (*SWEEP, "--run-dir", f"{root}-2", "--train.threads", "3")
     assert "1 at once, 3 threads" in call(capsys, *more)[1]
+    shards = (*SWEEP, "--run-dir", f"{root}-3", "--train.shards", "2", "--jobs", "1")
+    assert "1 at once, 2 threads" in call(capsys, *shards)[1]
 
 
 def test_a_config_that_is_edited_meanwhile_changes_no_run(
@@ -263,7 +344,9 @@ def test_gpus_are_dealt(capsys: Capture, root: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     assert call(capsys, *SWEEP, "--run-dir", root)[0] == 0
+    assert not any("tracking.group" in starts_of(run)[0][0] for run in root.glob("*/"))
     found = {starts_of(run)[0][1] for run in root.glob("*/")}
     assert found == {"5", "GPU-7"}
 
@@ -352,10 +435,10 @@ def test_a_run_that_an_earlier_start_was_about_to_begin_is_waited_for(
 # ---- the table
 
 
-def finish(run: Path, **metrics: float | None) -> None:
+def finish(run: Path, state: str = "finished", **metrics: float | None) -> None:
     named = {name.replace("_", "/"): value for name, value in metrics.items()}
     run.mkdir(parents=True)
-    status = {"state": "finished", "step": 5, "metrics": named}
+    status = {"state": state, "step": 5, "metrics": named}
     (run / "status.json").write_text(json.dumps(status))
 
 
@@ -369,6 +452,7 @@ def test_the_best_is_that_of_the_validation_split_and_of_whole_groups(tmp_path: 
         ("optim.lr=0.3-seed=1", 0.99, 0.99),
     ):
         finish(tmp_path / name, val_accuracy=val, test_accuracy=test)
+    finish(tmp_path / "optim.lr=0.3-seed=0", "preempted", val_accuracy=0.99, test_accuracy=0.99)
     assert table(tmp_path, runs).splitlines() == [
         "mean ± standard deviation over seed",
         "   optim.lr  n       val/accuracy     test/accuracy",
@@ -391,6 +475,23 @@ def test_of_equal_means_the_lower_loss_is_the_best(tmp_path: Path) -> None:
     ]
 
 
+def test_the_lowest_loss_is_the_best_where_it_chooses_and_folds_are_repetitions(
+    tmp_path: Path,
+) -> None:
+    flags = {"optim.lr": "0.1,0.2", "data.folds": "2", "data.fold": "1-2"}
+    flags |= {"data.val_fraction": "0.1", "checkpoint.keep_best": "true"}
+    runs = plan(None, flags | {"checkpoint.metric": "val/loss"})
+    for run, loss in zip(runs, (0.5, 0.7, 0.1, 0.3), strict=True):
+        finish(tmp_path / run.name, val_loss=loss, val_accuracy=1 - loss)
+    assert table(tmp_path, runs).splitlines() == [
+        "mean ± standard deviation over data.fold",
+        "   optim.lr  n  val/loss",
+        "   0.1       2  0.6000 ± 0.1414",
+        "*  0.2       2  0.2000 ± 0.1414",
+        "* the best: lowest mean val/loss",
+    ]
+
+
 def test_the_best_is_one_of_each_data_set(tmp_path: Path) -> None:
     flags = {"data.name": "digits,mnist", "optim.lr": "0.1,0.2", "data.val_fraction": "0.1"}
     runs = plan(None, flags)
@@ -401,6 +502,11 @@ def test_the_best_is_one_of_each_data_set(tmp_path: Path) -> None:
         [str(run.config.data.name), str(run.config.optim.lr)] for run in (runs[0], runs[3])
     ]
     assert lines[-1] == "* the best on each data set: highest mean val/accuracy"
+    runs = [runs[0], runs[2]]
+    assert table(tmp_path, runs).splitlines()[-1] == (
+        "none is marked as the best: fewer than two on one data set have val/accuracy of all their "
+        "runs"
+    )
 
 
 def test_without_a_validation_split_none_is_the_best(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def _train_all(
     extra = [f"--config={write_base(directory, config)}"]
     # These come first, so that a run's own flags count.
     extra += [f"--train.threads={kept.threads}"] * (config.train.threads is None)
-    extra += ["--report=false"] * (arguments.report is None)
+    extra.append("--report=false")
     if config.tracking.group is None and "WANDB_RUN_GROUP" not in os.environ:
         extra.append(f"--tracking.group={directory.name}")
     if not config.quiet:
