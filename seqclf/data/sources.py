@@ -30,7 +30,7 @@ class Splits:
     validation: Sequences | None  # None: the data set has none, and data.val_fraction is 0
     test: Sequences  # may have no example, where a Python program trains without one
     stored_fingerprint: str | None = None  # of a prepared data set, whose values stay unread
-    fingerprint_before: str | None = None  # that of images before they were dealt into folds
+    fingerprint_before: str | None = None  # that of images before folds or validation were taken
     notes: tuple[str, ...] = ()  # what a user should know of the folds
 
     @property
@@ -172,8 +172,9 @@ def _load_images(data: Data, seed: int) -> Splits:
     train, test = _load_digits() if data.name == "digits" else load_idx(data)
     validation, before = None, None
     notes: tuple[str, ...] = ()
-    if data.folds is not None:
+    if data.folds is not None or data.val_fraction:
         before = Splits(data.name, train, None, test).fingerprint()
+    if data.folds is not None:
         train, test, _, notes = _take_fold(data, train, None, seed)
     if data.val_fraction:
         train, validation = _hold_out(data, train, None, seed)
