@@ -51,23 +51,24 @@ def map_pieces(
 ) -> np.ndarray:
     """Map pieces of files as one array, which lives as long as the mapping.
 
-    Of several pieces each begins where a page of memory may, and each but the last one ends so.
+    Each piece but the first begins where a page of memory may, and each but the last one ends so.
     Raises OSError.
     """
-    if len(pieces) == 1:
-        return np.memmap(pieces[0].path, dtype, "r+" if writable else "r", pieces[0].first, shape)
+    # np.memmap would keep the descriptor of a file open as long as the array lives.
+    skipped = pieces[0].first % mmap.PAGESIZE
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     region = mmap.mmap(
         -1,
-        sum(piece.size for piece in pieces),
+        skipped + sum(piece.size for piece in pieces),
         flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE,
         prot=protection,
     )
     address = np.frombuffer(region, np.uint8).ctypes.data
-    for piece in pieces:
-        _map_at(address, piece, protection)
-        address += piece.size
-    return np.ndarray(shape, dtype, region)
+    for number, (path, first, size) in enumerate(pieces):
+        before = 0 if number else skipped
+        _map_at(address, Piece(path, first - before, before + size), protection)
+        address += before + size
+    return np.ndarray(shape, dtype, region, skipped)
 
 
 def _map_at(address: int, piece: Piece, protection: int) -> None:
