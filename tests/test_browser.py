@@ -83,7 +83,8 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([run_dir], None, {})
 
 
-@pytest.mark.parametrize("which", ["digits", pytest.param("big", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["digits", "big"])
 def test_a_page_is_legible_at_any_width_in_both_schemes(
     request: pytest.FixtureRequest, browser: Browser, which: str
 ) -> None:

@@ -97,19 +97,6 @@ def has_gaps(batch: list[object]) -> bool:
     )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*(another unit|all 0; is it padding|another length|lie in 0 to 1)"
-)
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(architectures(), st.integers(0, 99))
-def test_every_architecture_says_the_same(
-    browser: Browser, tmp_path: Path, architecture: Architecture, seed: int
-) -> None:
-    check_page(architecture, seed, browser, tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*(another unit|all 0; is it padding|another length|lie in 0 to 1)"
@@ -118,7 +105,7 @@ def test_every_architecture_says_the_same(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(architectures(), st.integers(0, 99))
-def test_many_more_architectures_say_the_same(
+def test_every_architecture_says_the_same(
     browser: Browser, tmp_path: Path, architecture: Architecture, seed: int
 ) -> None:
     check_page(architecture, seed, browser, tmp_path)

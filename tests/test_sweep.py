@@ -211,7 +211,8 @@ def test_a_failed_run_stops_no_other_and_the_same_command_tries_it_again(
     assert lines[-1] == f"runs        seqclf runs {root}"  # a report takes whole runs only
     code, out, _ = call(capsys, *words, "--quiet")
     assert code == 1
-    assert out.splitlines() == [
+    # A worker of the tests may have one core, and then the sweep says that two runs share it.
+    assert [line for line in out.splitlines() if "share 1 core" not in line] == [
         "note: a note (3 of 3 runs)",
         "mean ± standard deviation over seed",
         "   n       val/accuracy     test/accuracy",
