@@ -222,6 +222,7 @@ print((psutil.Process().memory_info().rss - before) / 1e6)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     held = []
     for how in ("leave", "keep"):

@@ -95,7 +95,7 @@ def test_torchrun_starts_the_workers_again_and_they_go_on(tmp_path: Path) -> Non
         ("raises", "what went wrong first", 1),
         ("dies", "lost: rank 0, which keeps the store: no answer", 0),
         pytest.param("dies", f"lost: rank 1 on {HOST}: no answer", 1, marks=pytest.mark.slow),
-        ("sleeps", "in misbehave", 0),
+        pytest.param("sleeps", "in misbehave", 0, marks=pytest.mark.slow),
         pytest.param("hangs in C with Python's lock", "no answer", 1, marks=pytest.mark.slow),
         pytest.param("sleeps", "in misbehave", 1, marks=pytest.mark.slow),
         pytest.param("hangs in C", "in stay_in_c", 0, marks=pytest.mark.slow),

@@ -184,8 +184,10 @@ def check_same(broken: Path, straight: Path) -> None:
     assert len(keys) == len({*keys}) == 49
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world_size", "deaths"), [(1, DEATHS), pytest.param(2, DEATHS_OF_TWO, marks=pytest.mark.slow)]
+    ("world_size", "deaths"),
+    [(1, DEATHS), (2, DEATHS_OF_TWO)],
 )
 def test_killed_anywhere_and_resumed_equals_uninterrupted(
     world_size: int, deaths: list[Death], tmp_path: Path

@@ -331,6 +331,7 @@ def test_runs_on_other_data_and_folds_get_no_test(digits: Path, tmp_path: Path) 
     assert (len(seeds.answers), seeds.notes) == (1, [])  # no setting is chosen
 
 
+@pytest.mark.slow
 def test_a_file_of_the_users_is_not_replaced(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.html").write_text("precious")
     with pytest.raises(UserError, match="choose another --out"):

@@ -39,8 +39,8 @@ IN_BLOCKS = {**EVERYTHING_ON, "data.shuffle_buffer": 300}  # 6 steps; an epoch e
 @pytest.mark.parametrize(
     ("world_size", "settings"),
     [
-        pytest.param(1, EVERYTHING_ON, marks=pytest.mark.slow),
-        (2, EVERYTHING_ON),
+        (1, EVERYTHING_ON),
+        pytest.param(2, EVERYTHING_ON, marks=pytest.mark.slow),
         pytest.param(2, IN_BLOCKS, marks=pytest.mark.slow),
     ],
 )
@@ -60,7 +60,11 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert len(read_sessions(broken)) == 6
 
 
-@pytest.mark.parametrize("settings", [EVERYTHING_ON, IN_BLOCKS], ids=["all", "blocks"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(EVERYTHING_ON, marks=pytest.mark.slow), IN_BLOCKS],
+    ids=["all", "blocks"],
+)
 def test_another_world_size_goes_on_with_the_same_examples(
     settings: Mapping[str, object], tmp_path: Path
 ) -> None:

@@ -294,6 +294,7 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
     assert of_kind(found, "config")[0]["update"]["world_size"] == 2
 
 
+@pytest.mark.slow
 def test_what_the_mirror_lacks_is_sent_later(tmp_path: Path) -> None:
     """A run that was trained without W&B, too."""
     run_dir = tmp_path / "run"
