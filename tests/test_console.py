@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.files import read_metrics, read_status, step_dir
-from helpers.launching import ROOT, as_words, clean_environment, wait_for
+from helpers.launching import LIMIT_S, ROOT, as_words, clean_environment, wait_for
 from helpers.training import tiny_flags
 
 from seqclf.cli.main import main
@@ -204,7 +204,7 @@ def test_closed_streams_stop_nothing(closed: str, tmp_path: Path) -> None:
     try:
         wait_for(lambda: len(read_metrics(run)) > 1)
         process.terminate()
-        assert process.wait(60) == 143
+        assert process.wait(LIMIT_S) == 143
     finally:
         process.kill()
         process.wait()

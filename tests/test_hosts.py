@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.files import logged, read_facts, read_status, same_end, starts_of
 from helpers.hosts import Host, connected_hosts
-from helpers.launching import as_words, wait_for
+from helpers.launching import LIMIT_S, as_words, wait_for
 from helpers.training import CONSTANT_RATE, Settings, tiny_flags, train_tiny
 
 PORT = "29500"
@@ -92,7 +92,7 @@ def last_step(run_dir: Path) -> int:
 
 
 def exit_codes(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
-    return [process.wait(150) for process in processes]
+    return [process.wait(LIMIT_S) for process in processes]
 
 
 def apart(folder: Path, hosts: Sequence[Host]) -> list[Path]:

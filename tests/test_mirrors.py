@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.files import read_metrics
-from helpers.launching import wait_for
+from helpers.launching import LIMIT_S, wait_for
 from helpers.mirrored import (
     FLAGS,
     KEY,
@@ -210,7 +210,7 @@ def test_a_count_is_of_its_own_run_and_file_only(tmp_path: Path) -> None:
             lock.symlink_to(tmp_path / "victim")
         else:
             os.mkfifo(lock)
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
         assert done.returncode == 2
         assert str(lock) in done.stdout
         assert find_missing(run_dir, "wandb") == (9, 9)
@@ -236,7 +236,7 @@ def test_nobody_waits_for_a_mirror_where_others_wait(
 def test_a_mirror_by_hand_says_what_is_wrong(tmp_path: Path) -> None:
     for words in (["wandb", str(tmp_path / "none")], ["wandb"], ["else", str(tmp_path)]):
         command = [sys.executable, "-m", "seqclf.tracking.mirror", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert done.stdout + done.stderr
@@ -278,7 +278,7 @@ def test_a_network_that_is_lost_costs_nothing(
         lines = read_metrics(tmp_path / "run", timed=True)
         server.silent.clear()
         command = [sys.executable, "-m", "seqclf.tracking.mirror", "wandb", str(tmp_path / "run")]
-        subprocess.run(command, check=True, timeout=240)
+        subprocess.run(command, check=True, timeout=LIMIT_S)
         [received] = server.runs.values()
         assert received.sent == list(range(len(received.sent)))
         assert lines_in(list(received.rows.values())) == lines
@@ -327,7 +327,7 @@ def test_tensorboard_holds_every_value(tmp_path: Path) -> None:
         " for tag in events.Tags()['scalars']}))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run" / "tensorboard")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     wanted: dict[str, list[list[float]]] = {}
     for line in read_metrics(tmp_path / "run", timed=True):
         for name, value in line.items():

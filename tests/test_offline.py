@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.launching import PROGRAMS, as_words, clean_environment
+from helpers.launching import LIMIT_S, PROGRAMS, as_words, clean_environment
 from helpers.mirrored import KEY, train_mirrored
 from helpers.training import train_tiny
 from helpers.wandb_server import serving
@@ -91,7 +91,7 @@ def test_a_traced_call_leaves_the_machine_or_not(
 def test_the_default_run_connects_to_nobody(tmp_path: Path, environment: dict[str, str]) -> None:
     """As `make train` runs it: W&B, without a key, is offline."""
     words = ["launch", "launch/train.py", "--config", "configs/digits.yaml", *as_words(SHORT)]
-    words += ["--run-dir", str(tmp_path / "run")]
+    words += ["--run-dir", str(tmp_path / "run"), f"--tracking.finish_s={LIMIT_S}"]
     trace = tmp_path / "trace"
     assert connections([PROGRAMS / "accelerate", *words], trace, environment) == []
     assert list(tmp_path.glob("run/wandb/offline-run-*"))

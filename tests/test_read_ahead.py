@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from helpers.files import read_status, same_end
-from helpers.launching import PROGRAMS, as_words, clean_environment, wait_for
+from helpers.launching import LIMIT_S, PROGRAMS, as_words, clean_environment, wait_for
 from helpers.patches import full_disk
 from helpers.training import tiny_flags, train_tiny
 
@@ -50,7 +50,7 @@ def test_batches_come_in_order_whoever_is_slow() -> None:
         time.sleep(0.01 * (share.step % 3))
         return read(share)
 
-    batches = read_ahead(read_slowly, shares(20), num_threads=3, limit_s=60)
+    batches = read_ahead(read_slowly, shares(20), num_threads=3, limit_s=LIMIT_S)
     assert [batch.step for batch in batches] == list(range(20))
 
 
@@ -61,7 +61,7 @@ def test_only_a_few_batches_are_in_memory() -> None:
         steps.append(share.step)
         return read(share)
 
-    batches = read_ahead(note, shares(100), num_threads=2, limit_s=60)
+    batches = read_ahead(note, shares(100), num_threads=2, limit_s=LIMIT_S)
     next(batches)
     wait_for(lambda: len(steps) == 2 * AHEAD + 1)
     time.sleep(0.1)
@@ -77,7 +77,7 @@ def test_threads_of_torch_are_as_many_as_before() -> None:
         return read(share)
 
     torch.set_num_threads(2)
-    assert len(list(read_ahead(look, shares(4), num_threads=2, limit_s=60))) == 4
+    assert len(list(read_ahead(look, shares(4), num_threads=2, limit_s=LIMIT_S))) == 4
     assert inside == [1] * 4
     assert torch.get_num_threads() == 2
 
@@ -88,7 +88,7 @@ def test_an_error_of_a_reader_is_raised_at_its_batch() -> None:
             raise ArithmeticError("example 3")
         return read(share)
 
-    batches = read_ahead(fail, shares(9), num_threads=2, limit_s=60)
+    batches = read_ahead(fail, shares(9), num_threads=2, limit_s=LIMIT_S)
     assert [next(batches).step for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ArithmeticError, match="example 3"):
         next(batches)
@@ -197,7 +197,7 @@ def test_a_users_mistake_after_the_start_ends_a_command(tmp_path: Path) -> None:
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -224,7 +224,7 @@ def train_without_shared_memory(run_dir: Path) -> None:
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

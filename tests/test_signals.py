@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.files import read_metrics, read_status, same_end, step_dir
 from helpers.hanging import stay_in_c
-from helpers.launching import ROOT, as_words, clean_environment, wait_for
+from helpers.launching import LIMIT_S, ROOT, as_words, clean_environment, wait_for
 from helpers.patches import watch_calls, watch_steps
 from helpers.ranks import exit_codes, start_ranks
 from helpers.training import EVERYTHING_ON, tiny_flags, train_tiny
@@ -192,7 +192,7 @@ def test_the_first_process_of_a_container_saves(tmp_path: Path) -> None:
         wait_for(lambda: len(read_metrics(run)) > 2)
         children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text()
         os.kill(int(children), signal.SIGTERM)
-        assert outside.wait(60) == 143
+        assert outside.wait(LIMIT_S) == 143
     finally:
         outside.kill()
         outside.wait()

@@ -8,11 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers.files import read_facts, read_metrics, read_status, same_end
-from helpers.launching import PROGRAMS, ROOT, clean_environment, wait_for
+from helpers.launching import LIMIT_S, PROGRAMS, ROOT, clean_environment, kill_tree, wait_for
 
 from seqclf.cli.main import main
 
@@ -63,13 +64,18 @@ for _ in {1..6000}; do sleep 0.01; done
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> Path:
+def job(tmp_path: Path) -> Iterator[Path]:
     """A directory to submit from: the repository's files, and a scontrol that writes down."""
     for name in ("launch", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     stub(tmp_path, "scontrol", '#!/bin/bash\necho "$*" >> requeued\n')
-    return tmp_path
+    yield tmp_path
+    while STARTED:  # a job that outlives its failed test would disturb the tests after it
+        kill_tree(STARTED.pop())
 
 
 def stub(job: Path, name: str, text: str) -> None:
@@ -93,7 +99,7 @@ def start(job: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
     path = f"{job / 'bin'}:{PROGRAMS}:{os.environ['PATH']}"
     environment = clean_environment("SLURM") | {"PATH": path, "PYTHONPATH": str(ROOT)}
     with (job / "log").open("a") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", str(MULTI if is_multi else SCRIPT), *words],
             cwd=job,
             env=environment | {"SLURM_JOB_ID": "7"} | variables,
@@ -101,6 +107,8 @@ def start(job: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
             stderr=log,
             text=True,
         )
+    STARTED.append(process)
+    return process
 
 
 def requeued(job: Path) -> list[str]:
@@ -114,10 +122,10 @@ def stop_and_go_on(job: Path, run_dir: Path, told: str, code: int, **variables: 
     process = start(job, *LONG, **variables)
     wait_for(lambda: len(read_metrics(run_dir)) > 9)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == code
+    assert process.wait(LIMIT_S) == code
     assert read_status(run_dir).state == "preempted"
     assert requeued(job) == [told]
-    assert start(job, *LONG, SLURM_RESTART_COUNT="1", **variables).wait(120) == 0
+    assert start(job, *LONG, SLURM_RESTART_COUNT="1", **variables).wait(LIMIT_S) == 0
     assert read_status(run_dir).state == "finished"
     assert requeued(job) == [told]
     assert re.findall(r"^== job (\S+) .*: start (\d)", (job / "log").read_text(), re.M) == [
@@ -145,15 +153,15 @@ def test_two_processes_save_at_the_time_limit(job: Path) -> None:
     stop_and_go_on(job, run_dir, "requeue 7", 1, **two)
     assert read_facts(run_dir)["world_size"] == 2
     again = start(job, *LONG, **two)
-    assert again.wait(60) == 0
+    assert again.wait(LIMIT_S) == 0
     assert "is finished: nothing to do" in (job / "log").read_text()
     straight = [*LONG, "--run-dir", str(job / "straight")]
-    assert start(job, *straight, **two).wait(120) == 0
+    assert start(job, *straight, **two).wait(LIMIT_S) == 0
     assert same_end(run_dir, job / "straight")
 
 
 def test_a_mistake_is_not_requeued(job: Path) -> None:
-    assert start(job, "--optim.lr", "-1").wait(60) == 2
+    assert start(job, "--optim.lr", "-1").wait(LIMIT_S) == 2
     assert "error: --optim.lr:" in (job / "log").read_text()
     assert requeued(job) == []
 
@@ -177,7 +185,7 @@ def test_only_a_run_stopped_by_the_time_limit_is_requeued(
     wait_for(lambda: (job / "started").read_text())
     for signum in signals:
         process.send_signal(signum)
-    assert process.wait(30) == code
+    assert process.wait(LIMIT_S) == code
     assert requeued(job) == told
     assert ("not requeued after 50 starts" in (job / "log").read_text()) is (restarts == 49)
 
@@ -192,7 +200,7 @@ def test_a_cancelled_job_waits_for_its_run_and_stays_away(job: Path, signals: li
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
     (job / "leave").touch()
-    assert process.wait(30) == 143
+    assert process.wait(LIMIT_S) == 143
     assert requeued(job) == []
 
 
@@ -212,7 +220,7 @@ def test_a_process_is_started_for_each_gpu(
 ) -> None:
     for name in ("python", "torchrun"):
         stub(job, name, STAND_IN)
-    assert start(job, "--seed", "2", WHEN="at_once", CODE="0", **variables).wait(30) == 0
+    assert start(job, "--seed", "2", WHEN="at_once", CODE="0", **variables).wait(LIMIT_S) == 0
     assert (job / "started").read_text().strip() == started
 
 
@@ -235,7 +243,7 @@ def test_a_launcher_is_started_on_each_node(
 ) -> None:
     stub(two_nodes, "torchrun", ON_NODE)
     process = start(two_nodes, "--seed", "2", WHEN="at_once", CODE="0", **TWO_NODES, **gpus)
-    assert process.wait(30) == 0
+    assert process.wait(LIMIT_S) == 0
     for node in (0, 1):
         assert (two_nodes / f"started-{node}").read_text().strip() == (
             f"--nnodes 2 --node-rank {node} --nproc-per-node {processes} --master-addr localhost "
@@ -270,7 +278,7 @@ def test_only_the_time_limit_requeues_several_nodes(
     if stopping:  # Slurm's own comes to the tasks, too
         stub(two_nodes, "scancel", SCANCEL)
         subprocess.run([two_nodes / "bin/scancel"], cwd=two_nodes, check=True)
-    assert process.wait(30) == code
+    assert process.wait(LIMIT_S) == code
     assert requeued(two_nodes) == told
 
 

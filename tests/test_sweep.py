@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import Capture, call
-from helpers.launching import ROOT, clean_environment, wait_for
+from helpers.launching import LIMIT_S, ROOT, clean_environment, wait_for
 from helpers.training import TINY, tiny_flags, train_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -250,7 +250,7 @@ def test_runs_are_stopped_if_the_sweep_fails(root: Path) -> None:
         jobs.run_all(root, [run], slots, [], Signals(), watch, lambda *_: None)
     process = started[0].process
     assert process is not None
-    assert process.wait(60) == 143
+    assert process.wait(LIMIT_S) == 143
 
 
 def test_a_stopped_sweep_waits_for_no_run_of_an_earlier_start(
@@ -386,7 +386,7 @@ def test_ctrl_c_stops_all_runs_and_says_how_to_go_on(capsys: Capture, root: Path
     (root.parent / "wait").touch()
     process = start_sweep(root)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143
     assert out.splitlines()[-1] == (
         "stopped by a signal; 0 of 2 runs are finished; the same command goes on with the others"
@@ -405,7 +405,7 @@ def test_runs_outlive_a_killed_sweep_and_the_next_start_waits_for_them(
     wait.touch()
     process = start_sweep(root)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=LIMIT_S)
     monkeypatch.setattr("seqclf.jobs.time.sleep", lambda _: wait.unlink(missing_ok=True))
     code, out, _ = call(capsys, *SWEEP, "--data.name", "digits", "--run-dir", root, "--jobs", "1")
     assert code == 0
@@ -547,16 +547,16 @@ def sweep(root: Path, *words: str) -> subprocess.Popen[str]:
 def test_a_sweep_that_is_killed_and_stopped_gives_the_weights_of_runs_alone(tmp_path: Path) -> None:
     root = tmp_path / "sweep"
     process = sweep(root)
-    wait_for(lambda: list(root.glob("*/checkpoints/step-*")), 150)
+    wait_for(lambda: list(root.glob("*/checkpoints/step-*")))
     process.kill()  # its runs go on
-    process.communicate(timeout=60)
+    process.communicate(timeout=LIMIT_S)
     process = sweep(root)
-    wait_for(lambda: len(list(root.glob("*/metrics.jsonl"))) > 2, 150)
+    wait_for(lambda: len(list(root.glob("*/metrics.jsonl"))) > 2)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=150)
+    out, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143, out
     process = sweep(root, "--quiet")
-    out, _ = process.communicate(timeout=250)
+    out, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, out
     assert "highest mean val/accuracy" in out
     for seed in (0, 1):

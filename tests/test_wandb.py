@@ -16,7 +16,7 @@ import pytest
 import yaml
 from helpers.data import toy_dataset
 from helpers.files import read_metrics
-from helpers.launching import launch
+from helpers.launching import LIMIT_S, launch
 from helpers.mirrored import (
     FLAGS,
     KEY,
@@ -303,7 +303,7 @@ def test_what_the_mirror_lacks_is_sent_later(tmp_path: Path) -> None:
     command = [sys.executable, "-m", MIRROR_MODULE, "wandb", str(run_dir)]
     environment = os.environ | {"WANDB_MODE": "offline"}
     for _ in range(2):  # the second time there is nothing to send
-        subprocess.run(command, check=True, env=environment, timeout=240)
+        subprocess.run(command, check=True, env=environment, timeout=LIMIT_S)
         assert offline_lines(run_dir) == read_metrics(run_dir, timed=True)
     found = read_logs(run_dir)
     assert [record["exit_code"] for record in of_kind(found, "exit")] == [0, 0]

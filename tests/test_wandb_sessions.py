@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 from helpers.files import read_metrics, untimed
-from helpers.launching import ROOT, launch
+from helpers.launching import LIMIT_S, ROOT, launch
 from helpers.mirrored import (
     FLAGS,
     KEY,
@@ -115,7 +115,7 @@ def mirror_session(run_dir: Path, mode: str, environment: dict[str, str]) -> str
     command = [sys.executable, "-m", MIRROR_MODULE, "wandb", str(run_dir)]
     environment = environment | {"WANDB_MODE": mode}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=240
+        command, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S
     )
     return done.stdout
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this is a program of its own
 
 from helpers.files import read_metrics, weights_of
-from helpers.launching import as_words
+from helpers.launching import LIMIT_S, as_words
 from helpers.training import tiny_flags, train_tiny
 
 # fmt: off
@@ -37,7 +37,6 @@ KINDS = (
     "mkdir", "truncate", "lock", "stat",
 )
 # fmt: on
-LIMIT_S = 60
 SETTINGS = {
     "train.steps": 12,
     "train.batch_size": 50,

@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
+LIMIT_S = 240  # below the limit of a test, and more than a busy machine needs
 
 
 def clean_environment(*prefixes: str) -> dict[str, str]:
@@ -27,7 +30,7 @@ def launch(*words: str | Path, **environment: str) -> subprocess.CompletedProces
         env=clean_environment() | environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=LIMIT_S,
         check=False,
     )
 
@@ -37,7 +40,7 @@ def as_words(flags: Mapping[str, str]) -> list[str]:
     return [f"--{name}={value}" for name, value in flags.items()]
 
 
-def wait_for(condition: Callable[[], object], limit_s: float = 60) -> None:
+def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
     """Wait until a condition holds; what it looks at may not be there yet."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -48,3 +51,12 @@ def wait_for(condition: Callable[[], object], limit_s: float = 60) -> None:
             pass
         time.sleep(0.02)
     raise AssertionError("waited in vain")
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """Kill a program and all that it started, where it still runs."""
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait(LIMIT_S)

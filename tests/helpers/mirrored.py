@@ -18,7 +18,7 @@ import pytest
 from seqclf.cli.main import main
 from seqclf.tracking.mirrors import MIRROR_MODULE
 
-from .launching import as_words
+from .launching import LIMIT_S, as_words
 from .patches import before_step
 
 KEY = {"WANDB_API_KEY": "x" * 40}
@@ -48,9 +48,10 @@ def train_mirrored(run_dir: Path, **flags: str) -> int:
 
 
 def mirrors() -> list[psutil.Process]:
-    """Return the mirrors that this process has started."""
+    """Return the mirrors that this process has started and that still run."""
     children = psutil.Process().children()
-    return [child for child in children if MIRROR_MODULE in child.cmdline()]
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if MIRROR_MODULE in child.cmdline()]
 
 
 def with_children(process: psutil.Process) -> list[psutil.Process]:
@@ -93,7 +94,7 @@ def read_logs(run_dir: Path) -> list[list[Record]]:
     records = []
     for log in logs:
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log.parent)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
         records.append([json.loads(line) for line in done.stdout.splitlines()])
     return records
 

@@ -16,6 +16,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from .launching import LIMIT_S
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -35,7 +37,7 @@ def run_ranks(
             pool.submit(_enter, rank, world_size, port, partial(function, *args, **options))
             for rank in range(world_size)
         ]
-        return [future.result(timeout=120) for future in futures]
+        return [future.result(timeout=LIMIT_S) for future in futures]
 
 
 def start_ranks(
@@ -70,7 +72,7 @@ def run_mortal_ranks(
     ranks = start_ranks(world_size, function, *args, **options)
     try:
         while alive := [rank for rank in ranks if rank.exitcode is None]:
-            ended = wait([rank.sentinel for rank in alive], timeout=120)
+            ended = wait([rank.sentinel for rank in alive], timeout=LIMIT_S)
             if not ended or any(rank.exitcode for rank in ranks):
                 break
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .launching import ROOT
+from .launching import LIMIT_S, ROOT
 
 CALLS = "connect,sendto,sendmsg,sendmmsg"
 INTERNET = re.compile(
@@ -40,7 +40,7 @@ def connections(
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=LIMIT_S,
     )
     if "PTRACE" in done.stderr:
         pytest.skip("this user may not trace processes")
