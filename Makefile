@@ -29,6 +29,7 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/peers.py --data-root $(or $(SEQCLF_DATA),data)
 	.venv-bench/bin/python benchmarks/archive.py
 	.venv-bench/bin/python benchmarks/sweep.py --data-root $(or $(SEQCLF_DATA),data)
+	.venv-bench/bin/python benchmarks/streaming.py --folder /tmp/seqclf-streams
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -20,7 +20,10 @@ import psutil
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "results"
-VERSIONS = ("torch", "accelerate", "lightning", "transformers", "keras", "jax", "flax", "numpy")
+VERSIONS = (
+    *("torch", "accelerate", "lightning", "transformers", "keras", "jax", "flax", "numpy"),
+    *("datasets", "litdata"),
+)
 
 
 def about(*, cpu_only: bool = False) -> dict[str, Any]:
@@ -271,6 +274,18 @@ def sweep_table() -> str:
     return "\n".join(rows) + f"\n\n{what}; {where(found)}; medians of n = {found['rounds']} rounds."
 
 
+def streaming_table() -> str:
+    """Return the rates of streaming.py."""
+    found = load("streaming")
+    rows = ["| | examples/s | each round | s to the first batch | MB |", "| --- " * 5 + "|"]
+    for way, of in found["found"].items():
+        each = ", ".join(f"{times['examples_per_s']:,.0f}" for times in found["all"][way])
+        cells = f"{of['examples_per_s']:,.0f} | {each} | {of['first_s']:.2f} | {of['mb']:.0f}"
+        rows.append(f"| {way} | {cells} |")
+    rows += [f"| {name} | not installed | | | |" for name in found["lacking"]]
+    return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "loop": loop_table,
     "parts": parts_table,
@@ -282,6 +297,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "archive": archive_table,
     "startup": startup_table,
     "sweep": sweep_table,
+    "streaming": streaming_table,
 }
 SOURCES = {"parts": "loop", "peers-short": "peers"}  # where a table is not of its own name
 DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md")
