@@ -80,6 +80,7 @@ def test_a_killed_run_loses_and_repeats_no_point(
         logs = sorted(map(str, (tmp_path / "run").glob("wandb/offline-run-*")))
         synced = launch("wandb", "sync", *logs, WANDB_BASE_URL=server.url, **KEY)
         assert synced.returncode == 0, synced.stderr
+        assert server.runs, synced.stdout + synced.stderr
         [received] = server.runs.values()
         assert received.sent == list(range(len(received.sent)))
         assert untimed(lines_in(list(received.rows.values()))) == lines

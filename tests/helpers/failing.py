@@ -1,8 +1,10 @@
 """Runs on a disk that fails (failing.c): each call of a kind in turn, and what becomes of the run.
 
-    LD_PRELOAD=failing.so python failing.py FOLDER KIND [lasting] [resumed] [NUMBER ...]
+    LD_PRELOAD=failing.so python failing.py FOLDER KIND [lasting] [resumed] [all | NUMBER ...]
 
-Prints a JSON object for each failure. Each run is a fork, so torch is imported once.
+Prints a JSON object for each failure. Each run is a fork, so torch is imported once. Of a kind
+with many calls MOST_CALLS fail, spread over the run: each checkpoint makes the same calls. `all`,
+or SEQCLF_EVERY_CALL=1, has every call fail.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ KINDS = (
     "mkdir", "truncate", "lock", "stat",
 )
 # fmt: on
+MOST_CALLS = 12
 SETTINGS = {
     "train.steps": 12,
     "train.batch_size": 50,
@@ -100,8 +102,9 @@ class Shim:
         )
 
     def end(self) -> str:
+        """Return how many calls there were, and where the first one failed, if one did."""
         self._calls.end_plan()
-        return str(self._calls.first_failure().decode())
+        return f"{self._calls.calls_seen()} {self._calls.first_failure().decode()}"
 
 
 def train_in_fork(run: Path, said: Path, before: Callable[[], object], after: Path | None) -> int:
@@ -166,22 +169,36 @@ def ends_alike(run: Path, straight: Path, text: str) -> bool:
     return weights_of(run) == weights_of(straight) and is_whole
 
 
+def spread(total: int, most: int) -> list[int]:
+    """Return up to `most` of the numbers from 1 to total, evenly, with the first and the last."""
+    count = min(total, most)
+    return [1 + number * (total - 1) // max(1, count - 1) for number in range(count)]
+
+
 def attempt_all(
-    folder: Path, kind: str, *, lasting: bool, resumed: bool, numbers: list[int]
+    folder: Path, kind: str, *, lasting: bool, resumed: bool, numbers: list[int], most: int
 ) -> Iterator[Attempt]:
     said, where = folder / "said", folder / "where"
     straight, run = folder / "straight", folder / "run"
     code = train_in_fork(straight, said, lambda: None, None)
     assert code == 0, said.read_text()
-    for number in numbers or count(1):
+
+    def train_failing(number: int) -> tuple[int, str, str]:
+        """Train with a failure at this call; 0: at none. Return code, calls, and what failed."""
         shutil.rmtree(run, ignore_errors=True)
         if resumed:
             shutil.copytree(folder / "stopped", run)
-        plan = lambda: SHIM.plan(run, kind, number, lasting=lasting)  # noqa: B023, E731
+        plan = lambda: SHIM.plan(run, kind, number, lasting=lasting)  # noqa: E731
         code = train_in_fork(run, said, plan, where)
-        failed, text = where.read_text(), said.read_text()
-        if not failed:
-            return  # the run makes no more such calls
+        num_calls, _, failed = where.read_text().partition(" ")
+        return code, num_calls, failed
+
+    if not numbers:
+        numbers = spread(int(train_failing(0)[1]), most)
+    for number in numbers:
+        code, _, failed = train_failing(number)
+        assert failed, f"call {number} was not made"
+        text = said.read_text()
         loads = what_is_wrong(run)
         code_after = train_in_fork(run, said, lambda: None, None)
         # A run that has finished stays as it is; one that has failed makes all its lines again.
@@ -203,6 +220,8 @@ if __name__ == "__main__":
         assert train_tiny(folder / "first", SETTINGS) == 0
         assert train_tiny(folder / "stopped", SETTINGS, stop_at=6) == 143
     chosen = [int(word) for word in rest if word.isdigit()]
+    every = "all" in rest or "SEQCLF_EVERY_CALL" in os.environ
     options = {"lasting": "lasting" in rest, "resumed": "resumed" in rest}
-    for attempt in attempt_all(folder, kind, numbers=chosen, **options):
+    most = sys.maxsize if every else MOST_CALLS
+    for attempt in attempt_all(folder, kind, numbers=chosen, most=most, **options):
         print(json.dumps(attempt._asdict()), flush=True)
