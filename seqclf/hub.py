@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from seqclf.errors import UserError, printable
 from seqclf.run.checkpoint import MODEL_FILE
+from seqclf.run.files import read_file, read_json
 from seqclf.run.weights import ARCHITECTURE_FILE
 
 PREFIX = "hf://"
@@ -44,40 +45,52 @@ def parse_name(text: str) -> Name:
 def gather(model_dir: Path, folder: Path, name: Name) -> list[str]:
     """Copy a model's files to an empty folder, as the Hub wants them; return what to say of it.
 
-    Raises UserError if the folder is not empty, or cannot be written.
+    Raises UserError if a file is damaged, the folder is not empty, or it cannot be written.
     """
     notes = []
+    card = read_json(model_dir / CARD) if os.path.lexists(model_dir / CARD) else {}
+    settings, licence = card.get("settings", {}), card.get("licence")
+    if not isinstance(settings, dict):
+        raise UserError(f"{model_dir / CARD}: damaged: settings: not a JSON object")
+    if not isinstance(licence, str | None):
+        raise UserError(f"{model_dir / CARD}: licence {licence!r}: expected a text such as mit")
+    text = _read_text(model_dir / README)
+    places = [one for one, value in settings.items() if _is_place(value)]
+    settings.update(dict.fromkeys(places))
+    if places:
+        notes.append(f"{', '.join(places)}: left out of card.json, as a place on this machine")
+    if not card:
+        notes.append("no card: the model was not saved by a run")
+    if not licence:
+        notes.append(f"no licence: write one into {model_dir / CARD} before you publish")
+    there = f'seqclf.load("{PREFIX}{name.repository}")'
+    text = text.replace('seqclf.load("model")  # this folder', there)
+    if licence:
+        text = text.replace(NO_LICENCE, f"- Licence: {printable(licence)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"{folder}: not empty; name another folder")
-        for file in (MODEL_FILE, ARCHITECTURE_FILE):
-            shutil.copyfile(model_dir / file, folder / file)
-        card = json.loads((model_dir / CARD).read_text()) if (model_dir / CARD).is_file() else {}
-        settings = card.get("settings", {})
-        places = [one for one, value in settings.items() if _is_place(value)]
-        settings.update(dict.fromkeys(places))
-        if places:
-            notes.append(f"{', '.join(places)}: left out of card.json, as a place on this machine")
-        if card:
-            (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
-        else:
-            notes.append("no card: the model was not saved by a run")
-        licence = card.get("licence")
-        if not isinstance(licence, str | None):
-            raise UserError(f"{model_dir / CARD}: licence {licence!r}: expected a text such as mit")
-        if not licence:
-            notes.append(f"no licence: write one into {model_dir / CARD} before you publish")
-        readme = model_dir / README
-        text = readme.read_text(encoding="utf-8") if readme.is_file() else "# A model of seqclf\n"
-        there = f'seqclf.load("{PREFIX}{name.repository}")'
-        text = text.replace('seqclf.load("model")  # this folder', there)
-        if licence:
-            text = text.replace(NO_LICENCE, f"- Licence: {printable(licence)}")
-        (folder / README).write_text(front_matter(licence) + text, encoding="utf-8")
-    except (OSError, ValueError) as error:
+        is_empty = not any(folder.iterdir())
+        if is_empty:
+            for file in (MODEL_FILE, ARCHITECTURE_FILE):
+                shutil.copyfile(model_dir / file, folder / file)
+            if card:
+                (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+            (folder / README).write_text(front_matter(licence) + text, encoding="utf-8")
+    except OSError as error:
         raise UserError(f"{folder}: cannot write the files: {error}") from None
+    if not is_empty:
+        raise UserError(f"{folder}: not empty; name another folder")
     return notes
+
+
+def _read_text(readme: Path) -> str:
+    """Return a model's README.md, or the heading of one if there is none. Raises UserError."""
+    if not os.path.lexists(readme):
+        return "# A model of seqclf\n"
+    try:
+        return read_file(readme).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{readme}: damaged: not UTF-8") from None
 
 
 def _is_place(value: object) -> bool:

@@ -239,7 +239,8 @@ def test_a_dry_run_writes_the_folder_and_sends_nothing(
     assert yaml.safe_load(front) == {"library_name": "seqclf", "tags": list(hub.TAGS)}
     assert 'seqclf.load("hf://me/digits")' in text
     assert len(seqclf.load(out).classes_) == 10
-    assert "not empty" in refusal(capsys, "push", run, "me/digits", "--dry-run", out)
+    said = refusal(capsys, "push", run, "me/digits", "--dry-run", out)
+    assert said == f"error: {out}: not empty; name another folder\n"
 
 
 def test_a_licence_stands_in_the_card_as_in_the_lines_of_the_hub(run: Path, tmp_path: Path) -> None:
@@ -273,6 +274,29 @@ def test_a_model_without_a_card_has_a_readme_and_a_licence_is_told(
     text = (tmp_path / "b" / "README.md").read_text()
     front = text.split("---\n")[1]
     assert yaml.safe_load(front)["license"] == 'mit: "or" so'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("card.json", "[]", "damaged (not a JSON object)"),
+        ("card.json", "{", "missing or damaged (Expecting"),
+        ("card.json", "[" * 99_999, "missing or damaged (maximum recursion"),
+        ("card.json", '{"settings": null}', "damaged: settings: not a JSON object"),
+        ("card.json", '{"licence": 5}', "licence 5: expected a text such as mit"),
+        ("README.md", "\xff", "damaged: not UTF-8"),
+        ("model.safetensors", "half", "not a safetensors file"),
+    ],
+)
+def test_what_is_damaged_is_named_and_not_pushed(
+    name: str, content: str, problem: str, run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(run / "model", model)
+    (model / name).write_text(content, encoding="latin-1")
+    said = refusal(capsys, "push", model, "me/x", "--dry-run", out)
+    assert said.startswith(f"error: {model / name}: {problem}")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("name", ["digits", "me/", "a/b/c", "../x", "me/x y", "https://x/y", ""])

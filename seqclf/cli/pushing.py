@@ -21,6 +21,7 @@ def push_command(arguments: Namespace) -> int:
             f"{arguments.run_dir}: no result yet, only a checkpoint of step {saved.step}; "
             "let the run finish"
         )
+    saved.build()  # a damaged model is refused here, not by those who download it
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model" if arguments.dry_run is None else arguments.dry_run
         lines = [f"note: {one}" for one in hub.gather(saved.file.parent, folder, name)]
