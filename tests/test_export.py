@@ -35,6 +35,7 @@ from seqclf.export.check import (
     run_step,
     to_inputs,
 )
+from seqclf.export.files import write_triton
 from seqclf.export.network import build_network
 from seqclf.export.stepwise import build_step
 from seqclf.model import Architecture, Pooling
@@ -329,3 +330,12 @@ def test_a_model_repository_of_triton(run: Path, tmp_path: Path, capsys: Capture
     assert '{ name: "lengths" data_type: TYPE_INT64 dims: [1] reshape: { shape: [] } }' in config
     assert (folder / "labels.txt").read_text().split() == list(map(str, range(10)))
     assert "exists already" in refusal(capsys, "export", run, "--triton", tmp_path)
+
+
+def test_the_labels_of_triton_are_the_names_of_the_classes(tmp_path: Path) -> None:
+    odd = ("\U0001f469\u200d\U0001f467", "\u200fשלום", "two\nlines")
+    classifier = simple(classes=odd)
+    model = build_network(classifier._members[0].model, classifier._architecture)
+    write_triton(model, tmp_path / "m", odd)
+    labels = (tmp_path / "m" / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert labels == [*odd[:2], "two lines"]

@@ -280,8 +280,8 @@ def test_a_bare_model_is_enough_for_a_file(folder: Path, tmp_path: Path, capsys:
     )
     for command, *words in (["predict"], ["predict", "--split", "test"], ["evaluate"]):
         assert refusal(capsys, command, bare, *words) == (
-            f"error: {bare}: a model without its run, and so without its data; name a file after "
-            "it, or the directory of its run\n"
+            f"error: {bare}: a model without its run, and so without its data; name the "
+            "directory of its run; predict and evaluate take a file, too\n"
         )
     assert "no run there" in refusal(capsys, "report", bare)
 

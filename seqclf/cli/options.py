@@ -80,7 +80,7 @@ def check_run(run_dir: Path) -> Path:
     from seqclf.run.checkpoint import MODEL_FILE
 
     if os.path.isfile(run_dir / MODEL_FILE):
-        remedy = "name a file after it, or the directory of its run"
+        remedy = "name the directory of its run; predict and evaluate take a file, too"
         raise UserError(f"{run_dir}: a model without its run, and so without its data; {remedy}")
     raise UserError(f"{run_dir}: no run there (config.yaml is missing); see seqclf runs")
 

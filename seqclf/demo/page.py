@@ -202,8 +202,8 @@ def of_images(architecture: Architecture, test: Sequences | None) -> dict[str, A
     """
     if test is None or not len(test):
         raise UserError(
-            "no page: without the images of the run nobody knows where drawings belong; say where "
-            "they are with --data.root"
+            "no page: without the images of the run nobody knows where drawings belong; name the "
+            "directory of the run, and if they are elsewhere now, say where with --data.root"
         )
     images = test.values[:500].double()
     brightest = float(images.max()) or 1.0

@@ -20,7 +20,7 @@ import torch
 
 from seqclf.data.batches import evaluation_batches
 from seqclf.data.sequences import Sequences
-from seqclf.errors import UserError, printable
+from seqclf.errors import UserError
 from seqclf.evaluate import Metrics
 from seqclf.export.check import TOLERANCE, Comparison, compare, compare_steps, open_session
 from seqclf.export.network import LOGITS, build_network
@@ -122,7 +122,8 @@ def write_triton(onnx_model: onnx.ModelProto, folder: Path, classes: tuple[str, 
     """Write a model's folder; the model itself comes last. Raises UserError."""
     try:
         make_directory(folder / "1")
-        labels = "".join(f"{printable(name)}\n" for name in classes)
+        # A line is a name as it is in the metadata, so only a line break within it must go.
+        labels = "".join(f"{' '.join(name.splitlines())}\n" for name in classes)
         replace_file(folder / "labels.txt", labels.encode())
         replace_file(folder / "config.pbtxt", triton_config(onnx_model, folder.name).encode())
     except OSError as error:

@@ -40,7 +40,7 @@ def build_step(model: LSTMClassifier, architecture: Architecture) -> onnx.ModelP
     reading = architecture.reading
     reason = reason_against(architecture)
     if reason is None and architecture.read != "rows":
-        reason = f"the model reads the {architecture.read} of whole images"
+        reason = f"the model reads whole images (data.read {architecture.read})"
     if reason is None and reading.measured:
         reason = "the model reads which values were measured; prepare the data without --measured"
     if reason is not None:
