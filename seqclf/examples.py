@@ -95,7 +95,7 @@ def make_reader(train: Examples, options: ReadOptions, reading: Reading) -> Read
     if isinstance(first, str):
         num_tokens = NUM_BYTE_VALUES
     elif _is_tokens(first):
-        num_tokens = 1
+        num_tokens = 2
         tokens = ("",)  # their names are not known yet
     elif features:
         input_size = len(features)
@@ -107,7 +107,7 @@ def make_reader(train: Examples, options: ReadOptions, reading: Reading) -> Read
         input_size = values.shape[1] if values.ndim == 2 else 1
     architecture = Architecture(
         input_size=input_size,
-        classes=(),
+        classes=("",),
         scale=1.0,
         read="rows",
         hidden_size=1,

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqclf.contradictions import contradiction
 from seqclf.conv import ConvBranch, Moments, count_parameters
-from seqclf.data.reading import Reading
+from seqclf.data.reading import Count, Reading
 
 Pooling = Literal["last", "mean", "max", "attention"]
 Keep = Literal["first", "last"]
 Init = Literal["orthogonal", "chrono", "tutorial"]
 ImageOrder = Literal["rows", "columns", "pixels", "permuted"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PERMUTATION_SEED = 5544
 
 
@@ -56,28 +58,34 @@ class Architecture(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    input_size: int
-    classes: tuple[str, ...]
-    scale: float
+    input_size: Count
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    scale: Positive
     read: ImageOrder
-    hidden_size: int
-    num_layers: int
+    hidden_size: Count
+    num_layers: Count
     bidirectional: bool
-    dropout: float
+    dropout: Annotated[float, Field(ge=0, le=1)]
     pooling: Pooling
-    num_tokens: int = 0
-    embedding_size: int = 32
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    num_tokens: Annotated[int, Field(ge=0)] = 0
+    embedding_size: Count = 32
+    mean: tuple[FiniteFloat, ...] = ()
+    std: tuple[FiniteFloat, ...] = ()
     tokens: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
-    max_length: int | None = None
+    max_length: Count | None = None
     keep: Keep = "first"
-    stack: int = 1
-    conv: int = 0
+    stack: Count = 1
+    conv: Annotated[int, Field(ge=0)] = 0
     reading: Reading = Reading()
-    lengths: tuple[int, int] | None = None  # of the shortest and the longest training sequence
-    temperature: PositiveFloat = 1.0  # what logits are divided by before they are probabilities
+    lengths: tuple[Count, Count] | None = None  # of the shortest and the longest training sequence
+    temperature: Positive = 1.0  # what logits are divided by before they are probabilities
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Architecture:
+        if problem := contradiction(self):
+            raise ValueError(problem)
+        return self
 
     @property
     def num_parameters(self) -> int:

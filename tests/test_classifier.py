@@ -296,7 +296,8 @@ def test_images_are_read_as_in_training(tmp_path: Path, capsys: Capture) -> None
 def test_what_was_measured_follows_the_features_in_another_order() -> None:
     reading = Reading(measured=("x",), fill_missing=True)
     names = ("x", "y", "x measured")
-    architecture = bare(input_size=3, features=names, reading=reading, mean=(0.0,) * 3)
+    numbers = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    architecture = bare(input_size=3, features=names, reading=reading, **numbers)
     x_is_missing = np.array([[False, True], [True, True]])
     row = Row("a", np.array([[1.0, 2.0], [3.0, 4.0]]), "", features=("x", "y"))
     row = row._replace(measured=x_is_missing)

@@ -136,7 +136,9 @@ def test_images_stream_as_they_are_read() -> None:
 def test_added_features_stream() -> None:
     reading = Reading(measured=("x",), fill_missing=True, pad_value=0.0)
     features = ("x", "y", "x measured")
-    classifier = make(input_size=3, reading=reading, features=features, mean=(0.1,) * 3)
+    classifier = make(
+        input_size=3, reading=reading, features=features, mean=(0.1,) * 3, std=(1.0,) * 3
+    )
     values = VALUES[0].copy()
     values[2] = 0.0  # no step of a stream is padding
     stream = classifier.stream()

@@ -5,13 +5,14 @@ A data set keeps it in dataset.json, and a model in its config.json.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from seqclf.data.readers.rows import Form
 
 LabelChange = Literal["error", "majority", "cut"]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class Reading(BaseModel):
@@ -38,10 +39,12 @@ class Reading(BaseModel):
     pad_value: float | None = None
     channels_first: bool = False
 
-    window: int | None = None  # the steps of a window; None: sequences stay whole
-    stride: int | None = None  # the steps between the beginnings of two windows; None: `window`
+    window: Count | None = None  # the steps of a window; None: sequences stay whole
+    stride: Count | None = None  # the steps between the beginnings of two windows; None: `window`
     on_label_change: LabelChange = "error"
-    min_share: float = 0.0  # of a window's steps that must have its label
+    min_share: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  # of a window's steps that must have its label
+    )
 
     @property
     def has_parts(self) -> bool:
@@ -49,5 +52,5 @@ class Reading(BaseModel):
         return self.window is not None or self.on_label_change == "cut"
 
     # What becomes of the numbers before they are float32 of the model:
-    offset: tuple[float, ...] = ()  # taken off each feature in float64; empty: nothing
+    offset: tuple[FiniteFloat, ...] = ()  # taken off each feature in float64; empty: nothing
     measured: tuple[str, ...] = ()  # features beside which a 0 or 1 says whether they were measured

@@ -187,5 +187,5 @@ def first_reason(error: Exception) -> str:
     """Return an error's reason on one line, without the path, which its reader names."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return ": ".join([*map(str, first["loc"]), first["msg"]])
+        return ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])
     return (getattr(error, "strerror", None) or str(error)).partition("\n")[0]

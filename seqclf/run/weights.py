@@ -20,11 +20,10 @@ from seqclf.run.checkpoint import (
     copy_tensors,
     decode_tensors,
     encode_tensors,
-    load_tensors,
     newest_checkpoint,
     read_checkpoint,
 )
-from seqclf.run.files import read_file, read_json, read_small, replace_file
+from seqclf.run.files import first_reason, read_file, read_json, read_small, replace_file
 from seqclf.run.records import CHECKPOINTS, CONFIG, FACTS, MODEL, STATUS, Facts, read_record
 
 ARCHITECTURE_FILE = "config.json"
@@ -54,9 +53,19 @@ class SavedWeights(NamedTuple):
 
     def build(self) -> LSTMClassifier:
         """Build the model, on the CPU, ready to predict. Raises UserError if it is damaged."""
+        tensors = decode_tensors(self.content, where=str(self.file))
+        num_stored = sum(tensor.numel() for tensor in tensors.values())
+        # One that is a little too large gets a message below, of the tensor that differs.
+        if (num_parameters := self.architecture.num_parameters) > 10 * num_stored:
+            raise UserError(
+                f"{self.file}: {num_stored:,} numbers, where its {ARCHITECTURE_FILE} describes a "
+                f"model of {num_parameters:,}"
+            )
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise UserError(f"{self.file}: damaged: holds numbers that are not finite")
         with torch.random.fork_rng(devices=[]):  # the first weights, which are not kept, draw
             model = self.architecture.build().float()  # a program may have another default
-        load_tensors(self.content, model.state_dict(), where=str(self.file))
+        copy_tensors(tensors, model.state_dict(), where=str(self.file))
         return model.eval()
 
 
@@ -76,7 +85,8 @@ def load_model(run_dir: Path | str) -> tuple[LSTMClassifier, Architecture]:
             "name a finished run's directory"
         ) from None
     except ValueError as error:
-        raise UserError(f"{folder / ARCHITECTURE_FILE}: damaged: {error}") from None
+        reason = first_reason(error)
+        raise UserError(f"{folder / ARCHITECTURE_FILE}: damaged: {reason}") from None
     saved = SavedWeights(folder / MODEL_FILE, content, architecture)
     _check(saved)
     return saved.build(), architecture
@@ -116,7 +126,7 @@ def _parse(content: object, file: Path) -> Architecture:
     try:
         return Architecture.model_validate(content)
     except ValueError as error:
-        raise UserError(f"{file}: damaged: {error}") from None
+        raise UserError(f"{file}: damaged: {first_reason(error)}") from None
 
 
 def damage_of(folder: Path) -> str | None:
