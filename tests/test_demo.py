@@ -371,6 +371,10 @@ TABLES = {
     "zone": "id,when,x,y\na,2024-01-01T00:30+01:00,1,2\na,2024-01-01T00:00Z,3,4\n",
     "nanoseconds": "id,when,x,y\na,1700000000000000002,1,2\na,1700000000000000001,3,4\n",
     "quotes": '"id","when","x","y"\n"a ""b""","1","2","3"\n',
+    "broken": 'id,note,when,x,y\na,"one\nline, ""or"" two",2,1,2\na,,1,3,4\n',
+    "inches": 'id,note,when,x,y\na,5" or 7",2,1,2\na,7",1,3,4\n',
+    "comma times": "id;when;x;y\na;1,5;1;2\na;0,25;3;4\na;1;5;6\n",
+    "carriage": "id,when,x,y\ra,2,1,2\ra,1,3,4\r",
     "padded": "id,when,x,y\na,1,-7,1\na,3,-7,-7\na,2,-7,-7\n",
     "flags": "id,when,x,y\nb,1,true,2\nb,2,False,3\n",
     "gaps": "id,when,x,y\na,1,,4\na,2,1,?\na,4,2,NaN\na,5,n/a,9\nb,1,,1\nb,2,,2\nc,1,1,1\nc,2,,\n",
@@ -410,6 +414,14 @@ def test_a_table_is_read_as_predict_reads_it(
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE, err_msg=name)
         for text, reason in NO_TABLES.items():
             page.locator("#text").fill(f"id,when,x,y\n{text}")
+            wait_until(page, f"at('note').textContent === {json.dumps(reason)}")
+        for text, reason in {
+            "id,when,x,x,y\na,1,1,2,3": "Line 1: column 'x' comes twice; rename one.",
+            'id,when,x,y\na,1,1,2\n"a,2,1,2\n': "Line 3: a quote is left open, or not doubled "
+            "inside a cell.",
+            'id,note,when,x,y\na,"1\n2",1,1,2\na,,2,1,oops': "Line 4: 'oops' is no number.",
+        }.items():
+            page.locator("#text").fill(text)
             wait_until(page, f"at('note').textContent === {json.dumps(reason)}")
         found = page.evaluate("parseTable('true,1\\nfalse,2', page.table).sequences")
         assert found == [[[1, 1], [0, 2]]]

@@ -11,9 +11,10 @@ const ZONED = /^(.*?) ?(?:(Z|UTC)|([+-])(\d\d):?(\d\d)?)$/;
 
 /** Return {names, sequences}: of each recording its id, null where the table has none, and its steps. */
 function parseTable(text, spec) {
-  const lines = text.split(/\r?\n/).map((line, i) => [i + 1, line]).filter(([, line]) => line.trim());
-  const separator = findSeparator(lines.slice(0, LINES_OF_SAMPLE).map(([, line]) => line));
-  const rows = lines.map(([number, line]) => [number, splitLine(line, separator)]);
+  text = text.replace(/\r\n?/g, "\n");
+  const separator = findSeparator(text.split("\n").filter((line) => line.trim()).slice(0, LINES_OF_SAMPLE));
+  const { rows, open } = splitText(text, separator);
+  if (open) throw Error(`Line ${open}: a quote is left open, or not doubled inside a cell.`);
   const header = rows.length && isHeader(rows[0][1], spec) ? rows.shift()[1] : null;
   if (header && !rows.length) throw Error("No steps: the header line stands alone.");
   const readNumber = numberReader(spec, separator);
@@ -32,7 +33,7 @@ function parseTable(text, spec) {
     }
     last = id;
     if (!recordings.has(id)) recordings.set(id, []);
-    const time = timeColumn < 0 ? null : readTime(row[timeColumn], number);
+    const time = timeColumn < 0 ? null : readTime(row[timeColumn], number, separator);
     firstTime ??= time;
     if (time?.kind !== firstTime?.kind) {
       throw Error(`Line ${number}: '${row[timeColumn]}' is ${time.kind}, where the first time is ${firstTime.kind}.`);
@@ -52,23 +53,38 @@ function parseTable(text, spec) {
 
 function findSeparator(lines) {
   const countOf = (separator) => lines
-    .flatMap((line) => splitLine(line, separator))
+    .flatMap((line) => splitText(line, separator).rows.flatMap(([, cells]) => cells))
     .filter((cell) => NUMBER.test(cell) || COMMA.test(cell)).length;
   const counts = SEPARATORS.map(countOf);
   return SEPARATORS[counts.indexOf(Math.max(...counts))];
 }
 
-function splitLine(line, separator) {
-  if (separator === " ") return line.trim().split(/\s+/);
-  const cells = [""];
-  let isQuoted = false;
-  for (let i = 0; i < line.length; i++) {
-    if (line[i] === '"' && isQuoted && line[i + 1] === '"') cells[cells.length - 1] += line[i++];
-    else if (line[i] === '"') isQuoted = !isQuoted;
-    else if (line[i] === separator && !isQuoted) cells.push("");
-    else cells[cells.length - 1] += line[i];
+/** Return the cells of each row that is not blank, with its line, and the line where a quote stays open. */
+function splitText(text, separator) {
+  if (separator === " ") {
+    const lines = text.split("\n").map((line, i) => [i + 1, line.trim()]).filter(([, line]) => line);
+    return { rows: lines.map(([number, line]) => [number, line.split(/\s+/)]), open: 0 };
   }
-  return cells.map((cell) => cell.trim());
+  const rows = [];
+  let cells = [""], isQuoted = false, line = 1, first = 1, start = 0;
+  for (let i = 0; i <= text.length; i++) {
+    const letter = text[i]; // undefined after the last one
+    if (letter === '"' && isQuoted && text[i + 1] === '"') cells[cells.length - 1] += text[i++];
+    else if (letter === '"' && isQuoted) isQuoted = false;
+    else if (letter === '"' && !cells.at(-1).trim()) {
+      isQuoted = true; // elsewhere in a cell it is a letter, as in 5" tall
+      cells[cells.length - 1] = "";
+    } else if (letter === undefined || (letter === "\n" && !isQuoted)) {
+      if (text.slice(start, i).trim()) rows.push([first, cells.map((cell) => cell.trim())]);
+      if (letter === undefined) break;
+      [cells, start, first] = [[""], i + 1, ++line];
+    } else if (letter === separator && !isQuoted) cells.push("");
+    else {
+      cells[cells.length - 1] += letter;
+      if (letter === "\n") line++;
+    }
+  }
+  return { rows, open: isQuoted ? first : 0 };
 }
 
 function isHeader(cells, spec) {
@@ -80,6 +96,8 @@ function isHeader(cells, spec) {
 function findColumns(header, spec) {
   const all = Array.from({ length: spec.num_features }, (_, f) => f);
   if (!header || !spec.features.length) return all;
+  const twice = [...spec.features, spec.id, spec.time].find((name) => header.indexOf(name) !== header.lastIndexOf(name));
+  if (twice !== undefined) throw Error(`Line 1: column '${twice}' comes twice; rename one.`);
   const missing = spec.features.filter((name) => !header.includes(name));
   if (missing.length) throw Error(`Line 1: no column ${missing.join(", ")}, which the model reads.`);
   return spec.features.map((name) => header.indexOf(name));
@@ -112,9 +130,10 @@ function numberReader(spec, separator) {
 }
 
 /** Return what a time is, and a number that sorts it. */
-function readTime(cell, number) {
+function readTime(cell, number, separator) {
   if (/^\d+$/.test(cell)) return { kind: "a number", at: BigInt(cell) }; // nanoseconds need all digits
   if (NUMBER.test(cell)) return { kind: "a number", at: Number(cell) };
+  if (separator !== "," && COMMA.test(cell)) return { kind: "a number", at: Number(cell.replace(",", ".")) };
   const clock = CLOCK.exec(cell);
   if (clock) return { kind: "a time of a clock", at: seconds(clock) };
   const date = DATE.exec(cell);
