@@ -17,6 +17,7 @@ GENERATOR = np.random.default_rng(0)
 Steps = Callable[[int], np.ndarray]  # of the sequence with this number
 
 CONSTANT = "{}: the same at all steps of a sequence, in every sequence; --drop leaves a column out"
+TINY = "{}: all values within 1.2e-38, which training counts as 0; give them in a smaller unit"
 RISING = (
     "{}: rises from step to step in every sequence; if it is the time, --time sorts the steps by it"
 )
@@ -59,6 +60,8 @@ def beside_noise(feature: Steps, num_steps: int = 20) -> Steps:
         (lambda number: noise(20, 3), 2, []),
         (lambda number: noise(5 + number % 7, 6) + number % 2, 2, []),
         (beside_noise(lambda number: noise(1)), 2, [CONSTANT.format("f1")]),
+        (beside_noise(lambda number: noise(20) * 1e-42), 2, [TINY.format("f1")]),
+        (beside_noise(lambda number: noise(20) * 1e-36), 2, []),
         (
             beside_noise(lambda number: np.array(number % 2)),
             2,

@@ -52,6 +52,11 @@ def _feature_notes(draft: Draft, facts: FeatureFacts, *, longest: int) -> Iterat
     # A single feature is the measurement itself, and may well rise or decide.
     rising = facts.rising if draft.num_features > 1 else []
     decisive = facts.decisive if draft.num_features > 1 else []
+    if facts.too_small:
+        yield (
+            f"{titles(facts.too_small)}: all values within 1.2e-38, which training counts as 0; "
+            "give them in a smaller unit"
+        )
     if constant:
         yield (
             f"{titles(constant)}: the same at all steps of a sequence, in every sequence; "

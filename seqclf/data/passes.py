@@ -17,6 +17,7 @@ from seqclf.data.prepared import LEFT_OUT, VALUE_TYPES
 
 MOST_VALUES = 10_000  # of a feature whose classes are compared
 MOST_STEPS, MOST_NUMBERS = 2**18, 2**24  # of the file that are in memory at once
+SMALLEST = float(np.finfo(np.float32).tiny)  # training counts smaller numbers as 0
 CHANCE = 0.05  # of a finding that is none, among all features
 
 
@@ -94,7 +95,7 @@ def measure_features(draft: Draft, splits: Tensor) -> tuple[tuple[float, ...], t
         squares += _sum((steps - mean) ** 2)
     std = np.sqrt(squares / count)
     # A constant feature tells nothing, but its rounding errors would, divided by their deviation.
-    std[std <= 1e-7 * np.abs(mean)] = 1.0
+    std[(std <= 1e-7 * np.abs(mean)) | (std < SMALLEST)] = 1.0
     if draft.has_gaps.any():
         for chunk in _chunks(values):
             gaps = np.isnan(values[chunk])
@@ -120,6 +121,13 @@ class FeatureFacts:
     def constant(self) -> list[int]:
         """The features that are constant within each sequence."""
         indices: list[int] = np.flatnonzero(self._is_constant_F).tolist()
+        return indices
+
+    @property
+    def too_small(self) -> list[int]:
+        """The features that differ by less than float32 tells from 0, but differ."""
+        spread_F = self._high_CF.max(0, initial=-np.inf) - self._low_CF.min(0, initial=np.inf)
+        indices: list[int] = np.flatnonzero((spread_F > 0) & (spread_F < SMALLEST)).tolist()
         return indices
 
     @property
