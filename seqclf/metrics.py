@@ -45,6 +45,17 @@ CLOCK_METRICS = frozenset(name for name, metric in METRICS.items() if metric.clo
 BEST: dict[str, Literal["max", "min"]] = {"loss": "min", "accuracy": "max", "macro_f1": "max"}
 
 
+def percent(share: float, places: int = 1) -> str:
+    """Return a share in per cent, without the sign. Less than all is never 100.
+
+    >>> percent(0.996, 0), percent(1.0, 0), percent(0.5), percent(0.99999, 2)
+    ('>99', '100', '50.0', '>99.99')
+    """
+    text = f"{100 * share:.{places}f}"
+    is_too_much = share < 1 and float(text) >= 100
+    return f">{100 - 10**-places:.{places}f}" if is_too_much else text
+
+
 def best_of(name: str) -> Literal["max", "min"] | None:
     """Say which value of an evaluation's metric is its best one; None for a training metric.
 

@@ -265,7 +265,7 @@ def test_what_an_encoding_lacks_is_written_in_plain_letters(
 ) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    monkeypatch.setattr("seqclf.run.listing.runs_table", lambda *_: "██ 0.5 ± 0.1 ü")
+    monkeypatch.setattr("seqclf.run.listing.runs_table", lambda *_, **__: "██ 0.5 ± 0.1 ü")
     assert main(["runs"]) == 0
     assert written.getvalue() == b"## 0.5 +- 0.1 ?\n"
 

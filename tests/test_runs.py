@@ -117,6 +117,14 @@ def test_data_of_one_name_have_their_fingerprint_and_settings_have_six_columns(
     assert lines[0].split()[5:-3] == ["data", *columns]
     assert [line.split()[-7] for line in lines[1:4]] == ["11111111", "11111111", "22222222"]
     assert "1 more setting differs: seqclf report RUN RUN shows all" in lines
+    # On a terminal the last ones that do not fit are left out, too, and no line is broken.
+    longest = max(map(len, lines[:4]))
+    assert listing.runs_table(tmp_path, width=longest).splitlines() == lines
+    narrow = listing.runs_table(tmp_path, width=longest - 1).splitlines()
+    assert narrow[0].split()[5:-3] == ["data", *columns[:-1]]
+    assert "2 more settings differ: seqclf report RUN RUN shows all" in narrow
+    least = listing.runs_table(tmp_path, width=10).splitlines()[0]
+    assert least.split() == ["state", "step", "test", "acc", "age", "run", "in", str(tmp_path)]
 
 
 def test_running_is_what_holds_its_lock(tmp_path: Path) -> None:

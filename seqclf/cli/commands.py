@@ -5,11 +5,13 @@ Each imports what it needs when it is called, so that help and mistakes need not
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 
 from seqclf.cli.demonstrating import demo_command
 from seqclf.cli.exporting import export_command
@@ -135,7 +137,8 @@ def runs_command(arguments: Namespace) -> int:
     """List runs."""
     from seqclf.run.listing import runs_table
 
-    _print(runs_table(arguments.dir, arguments.sort))
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    _print(runs_table(arguments.dir, arguments.sort, width=width))
     return 0
 
 

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import UNNAMED, Config, settings_by_name
 from seqclf.errors import UserError, printable
-from seqclf.metrics import best_of
+from seqclf.metrics import best_of, percent
 from seqclf.run.records import (
     CHECKPOINTS,
     CONFIG,
@@ -143,10 +144,11 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def runs_table(root: Path, sort: str | None = None) -> str:
+def runs_table(root: Path, sort: str | None = None, *, width: int | None = None) -> str:
     """Return the list of runs as text, names last, so that long ones push nothing aside.
 
     The latest come first; with `sort` the best by that metric, and runs without it at the end.
+    With `width` the last settings are left out while a line is longer than that.
     Raises UserError for a metric that no run has.
     """
     runs = list_runs(root)
@@ -174,15 +176,19 @@ def runs_table(root: Path, sort: str | None = None) -> str:
             ]
         columns[HEADS.get(name, name)] = cells
     columns["age"] = [_age(run.age_s) for run in runs]
-    columns |= settings
     paths = [printable(os.path.relpath(run.path, root)) for run in runs]
-    lines = _aligned(columns, last=(f"run in {printable(str(root))}", paths))
+    last = (f"run in {printable(str(root))}", paths)
+    lines = _aligned(columns | settings, last)
+    while width is not None and settings and max(map(len, lines)) > width:
+        settings.popitem()
+        num_left_out += 1
+        lines = _aligned(columns | settings, last)
     if best:
         several = len({run.data_fingerprint for run in finished}) > 1
         line = f"* the best {by} of the finished runs{' on the same data' * several}"
         if by.startswith("test/"):
             line += "; settings are chosen by a validation split, as --data.val-fraction 0.1 makes"
-        lines.append(line)
+        lines += [line] if width is None else wrap(line, width)
     if num_left_out:
         differ = "settings differ" if num_left_out > 1 else "setting differs"
         lines.append(f"{num_left_out} more {differ}: seqclf report RUN RUN shows all")
@@ -349,7 +355,7 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
+    return "" if value is None else f"{percent(value, 2)}%"
 
 
 def _age(seconds: float) -> str:
