@@ -18,6 +18,7 @@ from seqclf.data.readers.rows import quote
 from seqclf.data.sequences import Sequences, spread_over_classes
 from seqclf.evaluate import Metrics
 from seqclf.measure import Measured
+from seqclf.metrics import percent
 from seqclf.model import LSTMClassifier
 from seqclf.prefixes import (
     classify_prefixes,
@@ -96,7 +97,8 @@ def reading_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str
     unit += " in permuted order" * (model.read == "permuted")
     text = _wrapped(f"reading {_title(sequences, index)}, its guess after every {unit}:")
     for drawing, name, probability in zip(drawings, names, best_E, strict=True):
-        guess = f"{name:<{name_width}}  {probability:4.0%} {'█' * round(probability * bar_width)}"
+        filled = "█" * round(probability * bar_width)
+        guess = f"{name:<{name_width}}  {percent(probability, 0):>3}% {filled}"
         text.append(f"|{drawing:<{width}}|  {guess}".rstrip())
     return "\n".join(text)
 
@@ -156,7 +158,7 @@ def _series_text(model: LSTMClassifier, sequences: Sequences, index: int) -> str
         lines.append(f"{name:<{name_width}}  {_sparkline(row)}")
     if len(features) > len(names):
         lines.append(f"and {len(features) - len(names):,} more features")
-    sure = f"{guesses[-1]} {best_E[-1]:.0%}"
+    sure = f"{guesses[-1]} {percent(best_E[-1], 0)}%"
     lines.append(f"{'guess':<{name_width}}  {_sparkline(best_E)}  {sure}")
     changes = [n for n in range(len(ends)) if n == 0 or guesses[n] != guesses[n - 1]]
     told = [f"{guesses[n]} after {ends[n]}" for n in changes[:MOST_CHANGES]]
@@ -263,7 +265,7 @@ def measured_text(measured: Measured, classes: tuple[str, ...]) -> str:
         width = max(map(len, rows))
         lines = [f"{'':<{width}} {'accuracy':>9} {'macro F1':>9} {'loss':>9}"]
         lines += [
-            f"{name:<{width}} {m.accuracy:9.2%} {m.macro_f1:9.4f} {m.loss:9.4f}"
+            f"{name:<{width}} {percent(m.accuracy, 2):>8}% {m.macro_f1:9.4f} {m.loss:9.4f}"
             for name, m in rows.items()
         ]
         lines.append("")
@@ -286,7 +288,7 @@ def metrics_text(metrics: Metrics, classes: tuple[str, ...]) -> str:
     """
     lines = [
         f"examples  {metrics.count:,}",
-        f"accuracy  {metrics.accuracy:.2%}",
+        f"accuracy  {percent(metrics.accuracy, 2)}%",
         f"macro F1  {metrics.macro_f1:.4f}",
         f"loss      {metrics.loss:.4f}",
         "",
@@ -346,7 +348,9 @@ def closing(
         accuracy = metrics[f"{split}/accuracy"]
         macro_f1 = metrics[f"{split}/macro_f1"]
         loss = metrics[f"{split}/loss"]
-        rows.append(f"{split:<4} {accuracy:8.2%} {macro_f1:8.4f} {loss:8.4f} {len(sequences):8,}")
+        rows.append(
+            f"{split:<4} {percent(accuracy, 2):>7}% {macro_f1:8.4f} {loss:8.4f} {len(sequences):8,}"
+        )
     # If the file could not be written, the run has said so, and an older one is of other weights.
     evaluation = find_evaluation(path, "test")
     doubt = None

@@ -191,6 +191,32 @@ def test_the_reading_is_played_by_slider_mouse_and_keyboard(digits: Path, browse
         assert (play.inner_text(), where.inner_text()) == ("Play", "row 8 of 8")
 
 
+def test_a_page_rounds_no_probability_up_to_all_and_cuts_no_short_name(
+    digits: Path, browser: Browser
+) -> None:
+    shares = [1, 0.99999, 0.9999, 0.9995, 0.9994, 0.5, 0.0001, 0]
+    expected = ["100 %", ">99.99 %", "99.99 %", "99.95 %", "99.9 %", "50.0 %", "0.01 %", "0.00 %"]
+    with opened(browser, digits / "report.html") as page:
+        assert page.evaluate("(shares) => shares.map(percent)", shares) == expected
+        page.evaluate(
+            """() => document.getElementById("bars").replaceChildren(
+                bar("gesture right at 10 Hz", 0.99999, true), bar("gesture up", 0.1, false))"""
+        )
+        page.set_viewport_size({"width": 1400, "height": 900})
+        names = "[...document.querySelectorAll('#bars .name')]"
+        assert page.evaluate(f"{names}.every((name) => name.scrollWidth <= name.clientWidth)")
+        lefts = page.evaluate(
+            "[...document.querySelectorAll('#bars .track')].map((one) => one.offsetLeft)"
+        )
+        assert lefts[0] == lefts[1]  # the bars begin below each other
+        widths = {
+            round(box["width"])
+            for figure in page.locator(".grid:not(.small) > figure").all()
+            if (box := figure.bounding_box()) and not figure.locator("xpath=../../..").is_hidden()
+        }
+        assert max(widths) - min(widths) < 30
+
+
 def test_a_cell_shows_its_examples(digits: Path, browser: Browser) -> None:
     found = json.loads((digits / "evaluation" / "test.json").read_text())["confusion"]
     with opened(browser, digits / "report.html") as page:

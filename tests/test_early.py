@@ -115,7 +115,9 @@ def test_the_page_has_the_curve(folder: Path, tmp_path: Path) -> None:
     assert "The best harmonic mean of accuracy and 1 - earliness is 0." in page
 
 
-def test_the_best_threshold_is_the_one_of_the_highest_mean() -> None:
+def test_the_best_threshold_is_the_one_of_the_highest_mean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = LSTMClassifier(3, 2, hidden_size=6).eval()
     test = Sequences(
         torch.randn(40, 3),
@@ -128,4 +130,11 @@ def test_the_best_threshold_is_the_one_of_the_highest_mean() -> None:
     hits, shares = decide_at_each(model, test, torch.arange(10)).mean(2)
     means = [harmonic_mean(h, s) for h, s in zip(hits.tolist(), shares.tolist(), strict=True)]
     assert section.best.harmonic_mean == pytest.approx(max(means))
+    assert len(set(shares.tolist())) > 1
+    assert set(section.figures) == {"early"}
+    model.out.weight.data.zero_()
+    model.out.bias.data.zero_()
+    # Of a model that is never sure there is one point, which is no curve.
+    monkeypatch.setattr("seqclf.report.early.THRESHOLDS", (0.9, 0.99))
+    assert watch_decisions(model, test).figures == {}
     assert section.num_read == 10

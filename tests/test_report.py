@@ -118,8 +118,7 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
     assert "Over 359 of 359 test examples" in page
     low, high = wilson(round(359 * found["test/accuracy"]), 359)
     assert (
-        "Of 359 examples that it was not trained on, it names "
-        f"{100 * found['test/accuracy']:.1f} % rightly "
+        f"It names {100 * found['test/accuracy']:.1f} % of 359 unseen examples rightly "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f})."
     ) in page
     anchors = set(re.findall(r'<li><a href="#([^"]+)"', page))
@@ -127,7 +126,7 @@ def test_a_page_says_what_the_evaluation_found(digits: Path) -> None:
     assert all(page.count(f' id="{name}"') == 1 for name in anchors)
     assert f"<code>seqclf demo {digits.name}</code>" in page
     drawn = {file.stem for file in (digits / "report-figures").iterdir()}
-    assert {"loss", "accuracy", "rate", "test-confusion", "test-reliability"} < drawn
+    assert {"loss", "accuracy", "drivers", "test-confusion", "test-reliability"} < drawn
     assert {"reading-share", "reading-decided", "reading-example-0"} < drawn
     assert all(
         re.search(r'role="(img|group)" aria-label="[^"]', svg)
@@ -160,6 +159,10 @@ def test_the_test_split_comes_first_and_a_perfect_score_has_no_interval(digits: 
 def test_what_is_no_result_is_no_headline(digits: Path) -> None:
     section = page_of_run(read_run(digits), {}).evaluations["test"]
     assert headline(section) is not None
+    perfect = replace(section, is_perfect=True, n=8, accuracy_interval=(0.67559, 1.0))
+    assert headline(perfect) == (
+        "It names all 8 unseen examples rightly (95 % interval 67.6 to 100.0)."
+    )
     assert headline(replace(section, doubt="all predictions are one class")) is None
 
 
@@ -272,7 +275,8 @@ def test_runs_are_compared(digits: Path, tmp_path: Path) -> None:
         assert name in page
     accuracies = [read_run(path).metrics["test/accuracy"] or 0 for path in (digits, other)]
     assert f"{sum(accuracies) / 2:.4f} ± " in page
-    assert {"train-loss", "test-accuracy"} < {f.stem for f in (tmp_path / "all-figures").iterdir()}
+    drawn = {file.stem for file in (tmp_path / "all-figures").iterdir()}
+    assert {"train-loss", "test-accuracy"} < drawn
     loss = (tmp_path / "all-figures/train-loss.svg").read_text()
     assert ">lr 0.01<" in loss  # the legend names what differs
     assert ">lr 0.002<" in loss

@@ -18,6 +18,7 @@ from seqclf.config.load import config_from
 from seqclf.data import sources
 from seqclf.data.pictures import Picture
 from seqclf.prefixes import probabilities
+from seqclf.report.compare import curves_by_setting
 from seqclf.report.compare_figures import draw_settings
 from seqclf.report.curves import PANELS, curves_of_run, draw_panel
 from seqclf.report.evaluation import show_evaluation
@@ -34,7 +35,6 @@ from seqclf.report.overview import (
 from seqclf.report.page import page_of_run, show_baselines
 from seqclf.report.reading import (
     choose_columns,
-    choose_examples,
     examples_of_cells,
     played_picture,
     read_example,
@@ -50,17 +50,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "digits"
     assert train_tiny(run_dir, {"train.steps": 30, "log.every": 10, "quiet": True}) == 0
     return run_dir
-
-
-def test_only_what_is_less_sure_than_70_percent_is_called_unsure() -> None:
-    sure = torch.tensor(
-        [[0.9, 0.1], [0.95, 0.05], [0.2, 0.8], [0.1, 0.9], [0.3, 0.7], [0.69, 0.31]]
-    )
-    labels = torch.tensor([0, 0, 1, 0, 1, 0])
-    chosen = choose_examples(sure, labels)
-    # The first two of different classes, then the next; the one that is wrong is 3.
-    assert chosen == {0: "right", 2: "right", 1: "right", 3: "wrong, and most sure", 5: "unsure"}
-    assert "unsure" not in choose_examples(sure[:5], labels[:5]).values()
 
 
 def test_what_is_played_is_what_the_model_says_of_each_prefix(digits: Path) -> None:
@@ -99,7 +88,7 @@ def test_a_page_of_any_number_of_classes(digits: Path, count: int) -> None:
     changed = test.model_copy(update={"confusion": matrix, "classes": names, "mistakes": []})
     section = show_evaluation(changed, "test")
     assert section.accuracy == pytest.approx(9 * count / (9 * count + 4 * (count > 5)))
-    assert [row.name for row, _ in section.classes[:2]] == (
+    assert [row.name for row in section.classes[:2]] == (
         ["class-3", "class-5"] if count > 30 else list(names[:2])
     )
     assert section.pairs == ([(4, "class-3", "class-5")] if count > 5 else [])
@@ -200,6 +189,17 @@ def test_the_band_of_a_setting_reaches_from_its_lowest_to_its_highest_seed(
     assert bands == [([1, 2], [2.0, 1.0], [4.0, 3.0])]
 
 
+def test_runs_that_share_one_point_have_no_panel_of_it(digits: Path) -> None:
+    run = read_run(digits)
+    last = run.points("test/accuracy")[-1]
+    lines = [line for line in run.metric_lines if "test/accuracy" not in line]
+    lines.append({"step": last[0], "test/accuracy": last[1]})
+    figures = curves_by_setting([replace(run, metric_lines=lines)] * 2)
+    assert "train-loss" in figures
+    assert "test-accuracy" not in figures
+    assert "test-accuracy" in curves_by_setting([run, run])
+
+
 def test_a_curve_marks_where_a_run_went_on_and_what_it_skipped(digits: Path) -> None:
     run = read_run(digits)
     assert not {"resumed", "skipped steps"} & set(re.findall(r">([^<]+)</text>", loss_of(run)))
@@ -233,6 +233,21 @@ def test_curves_need_two_points_and_no_accuracy_lies_above_1(digits: Path) -> No
     assert "test, at the end" in figures["accuracy"]
 
 
+def test_what_drives_training_is_one_figure_of_rows(digits: Path) -> None:
+    run = read_run(digits)
+    figures = curves_of_run(run)
+    assert "drivers" in figures
+    titles = re.findall(r">([^<]+)</text>", figures["drivers"])
+    assert {"learning rate", "gradient norm, before clipping", "examples per second"} < set(titles)
+    lines = [
+        {key: value for key, value in line.items() if key != "train/grad_norm"}
+        for line in run.metric_lines
+    ]
+    fewer = curves_of_run(replace(run, metric_lines=lines))["drivers"]
+    assert "gradient norm" not in fewer
+    assert "learning rate" in fewer
+
+
 def test_a_page_says_what_was_run(digits: Path) -> None:
     run = read_run(digits)
     changed = {row.name: (row.value, row.default) for row in changed_settings(run.config)}
@@ -245,11 +260,15 @@ def test_a_page_says_what_was_run(digits: Path) -> None:
     assert set(rows) == {"training", "test"}
     assert rows["training"].num_examples == 1438
     most = int(counts.argmax())
-    assert rows["training"].most == f"{most}: {counts[most]} ({counts[most] / 1438:.1%})"
+    assert rows["training"].most == f"{most}: {counts[most]} ({100 * counts[most] / 1438:.1f} %)"
     fewest = int(counts.argmin())
-    assert rows["training"].fewest == f"{fewest}: {counts[fewest]} ({counts[fewest] / 1438:.1%})"
+    assert (
+        rows["training"].fewest
+        == f"{fewest}: {counts[fewest]} ({100 * counts[fewest] / 1438:.1f} %)"
+    )
     assert rows["training"].steps == "8 x 8 pixels"
     [majority] = show_baselines(run.config, splits)
+    assert majority.title == f"majority class ({most})"
     assert majority.accuracy == float((splits.test.labels == most).double().mean())
     assert command_again("a b", 4) == "seqclf train --config 'a b/config.yaml' --seed 5"
     [address] = [link[0] for link in links_to_files(digits, digits.parent) if link[1] == "run.json"]

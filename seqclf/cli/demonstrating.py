@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from seqclf.cli.options import data_folders
 from seqclf.errors import UserError, printable, printable_lines
+from seqclf.metrics import percent
 from seqclf.run.records import CHECKPOINTS, MODEL, STATUS, Status, find_record
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def demo_command(arguments: Namespace) -> int:
     status = find_record(run_dir / STATUS, Status)
     accuracy = None if status is None else status.metrics.get("test/accuracy")
     if test is not None and accuracy is not None and saved.step is None:
-        facts.append(f"It names {accuracy:.1%} of {len(test):,} test examples correctly.")
+        facts.append(f"It names {percent(accuracy)}% of {len(test):,} test examples correctly.")
     title = printable(os.path.basename(os.path.abspath(run_dir)))
     page, notes = make_page(saved.build(), architecture, test, title=title, facts=facts)
     try:

@@ -17,6 +17,7 @@ from seqclf.data.sequences import Sequences
 from seqclf.errors import printable
 from seqclf.hub import NO_LICENCE
 from seqclf.inputs import num_features_of, what_is_read
+from seqclf.metrics import percent
 from seqclf.model import Architecture
 from seqclf.predict import kind_of
 from seqclf.report.intervals import wilson
@@ -100,10 +101,12 @@ def to_markdown(card: dict[str, Any]) -> str:
     data, accuracy = card["data"], card["test_accuracy"]
     result = "not measured"
     if accuracy:
-        low, high = accuracy["interval_95"]
+        share, low, high = (
+            f"{percent(number, 2)}%" for number in (accuracy["value"], *accuracy["interval_95"])
+        )
         result = (
-            f"{accuracy['value']:.2%} of n = {accuracy['n']:,} test examples "
-            f"(95 % interval {low:.2%} to {high:.2%}, Wilson)"
+            f"{share} of n = {accuracy['n']:,} test examples "
+            f"(95 % interval {low} to {high}, Wilson)"
         )
     metrics = "".join(
         f"| {escape(name)} | {value if value is None else format(value, '.6g')} |\n"

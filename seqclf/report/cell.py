@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from seqclf.metrics import percent
 from seqclf.report.curves import PANELS, draw_panel
 from seqclf.report.evaluation import EvaluationSection, show_evaluation
 from seqclf.report.matrix import draw_confusion
@@ -27,8 +28,8 @@ CELL = """
 <tr>{% for name in ("", "accuracy", "95 % interval", "macro F1", "loss", "examples") %}
 <th>{{ name }}</th>{% endfor %}</tr>
 {% for split, one in sections.items() %}<tr><th>{{ split }}</th>
-<td>{{ "%.2f %%"|format(100 * one.accuracy) }}</td>
-<td>{{ "%.2f to %.2f"|format(100 * one.accuracy_interval[0], 100 * one.accuracy_interval[1]) }}</td>
+<td>{{ percent(one.accuracy, 2) }} %</td>
+<td>{{ percent(one.accuracy_interval[0], 2) }} to {{ percent(one.accuracy_interval[1], 2) }}</td>
 <td>{{ number(one.macro_f1) }}</td><td>{{ number(one.loss) }}</td>
 <td>{{ "{:,}".format(one.n) }}</td></tr>{% endfor %}
 </table>
@@ -37,7 +38,7 @@ CELL = """
 {{ svg }}<figcaption>{{ caption }}</figcaption></figure>{% endfor %}
 {% for mistake in mistakes %}<figure style="margin: 0; width: 9rem">
 {{ thumbnail(mistake.picture, "example " ~ mistake.title) }}
-<figcaption>{{ mistake.guess }} ({{ "%.0f"|format(100 * mistake.probability) }} %), truth
+<figcaption>{{ mistake.guess }} ({{ percent(mistake.probability, 0) }} %), truth
 {{ mistake.truth }}; example {{ mistake.title }}</figcaption></figure>{% endfor %}
 </div>
 </div>
@@ -73,6 +74,7 @@ def draw_cell(
         figures={caption: Markup(_unlike_others(svg, caption)) for caption, svg in figures.items()},
         mistakes=mistakes,
         thumbnail=thumbnail,
+        percent=percent,
         number=lambda value: "not finite" if value is None else f"{value:.4f}",
     )
 

@@ -200,7 +200,7 @@ def curves_by_setting(runs: list[RunRecord]) -> dict[str, str]:
         for run, name in zip(runs, names, strict=True):
             if of_run := run.points(metric_name):
                 points.setdefault(name, []).append(of_run)
-        if metric.curve and points:
+        if metric.curve and any(len(one) > 1 for runs_of in points.values() for one in runs_of):
             figures[metric_name.replace("/", "-")] = draw_settings(
                 points, metric.title, log_axis=metric.log_axis
             )

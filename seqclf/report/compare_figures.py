@@ -10,6 +10,7 @@ from seqclf.report.figures import (
     Point,
     canvas,
     in_blocks,
+    is_for_log,
     plain_log_axis,
     printable,
     to_svg,
@@ -49,8 +50,8 @@ def draw_settings(
                     alpha=0.2,
                     lw=0,
                 )
-        values_drawn = (value for runs in settings.values() for run in runs for _, value in run)
-        if log_axis and min(values_drawn) > 0:
+        drawn = [value for runs in settings.values() for run in runs for _, value in run]
+        if log_axis and is_for_log(drawn):
             axes.set_yscale("log")
             plain_log_axis(axes.yaxis)
         axes.set_xlabel("step")

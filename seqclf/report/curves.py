@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from seqclf.metrics import METRICS
 from seqclf.report.figures import (
@@ -18,12 +19,11 @@ from seqclf.report.figures import (
     Point,
     canvas,
     in_blocks,
+    is_for_log,
     plain_log_axis,
     to_svg,
 )
 from seqclf.report.run_record import RunRecord
-
-SMALL = (3.6, 2.0)  # inches
 
 
 class Panel(NamedTuple):
@@ -31,7 +31,6 @@ class Panel(NamedTuple):
 
     caption: str
     metrics: tuple[str, ...]
-    is_small: bool = False
     is_share: bool = False
     """Whether the values lie between 0 and 1."""
 
@@ -39,9 +38,15 @@ class Panel(NamedTuple):
 PANELS = {
     "loss": Panel("Loss (nats) over the step", ("train/loss", "val/loss", "test/loss")),
     "accuracy": Panel("Accuracy over the step", ("val/accuracy", "test/accuracy"), is_share=True),
-    "rate": Panel("Learning rate", ("train/lr",), is_small=True),
-    "gradient-norm": Panel("Gradient norm, before clipping", ("train/grad_norm",), is_small=True),
-    "speed": Panel("Examples per second", ("train/examples_per_s",), is_small=True),
+}
+# What drives training is small: a row each, one below the other, with the steps in common.
+ROWS = {
+    "train/lr": "learning rate",
+    "train/grad_norm": "gradient norm, before clipping",
+    "train/examples_per_s": "examples per second",
+}
+CAPTIONS = {name: panel.caption for name, panel in PANELS.items()} | {
+    "drivers": "Learning rate, gradient norm and speed over the step"
 }
 # Each split has a colour of its own in all panels.
 SPLIT_COLOURS = {"train": COLOURS[0], "val": COLOURS[1], "test": COLOURS[2]}
@@ -52,21 +57,24 @@ def curves_of_run(run: RunRecord) -> dict[str, str]:
     """Draw the panels in which at least one metric has two points."""
     figures = {}
     for name, panel in PANELS.items():
-        points = {metric: run.points(metric) for metric in panel.metrics}
-        if max(map(len, points.values())) > 1:
-            figures[name] = draw_panel(panel, points, run)
+        points_of = {metric: run.points(metric) for metric in panel.metrics}
+        if max(map(len, points_of.values())) > 1:
+            figures[name] = draw_panel(panel, points_of, run)
+    rows = {name: points for name in ROWS if len(points := run.points(name)) > 1}
+    if rows:
+        figures["drivers"] = draw_rows(rows)
     return figures
 
 
 def draw_panel(panel: Panel, points_of: dict[str, list[Point]], run: RunRecord | None) -> str:
     """Draw the metrics of a panel; of a run that is at hand its starts and skipped steps, too."""
-    with canvas(*(SMALL if panel.is_small else (WIDTH, HEIGHT))) as figure:
+    with canvas() as figure:
         axes = figure.subplots()
         for metric, points in points_of.items():
             if points:
                 _draw_metric(axes, metric, points, is_share=panel.is_share)
-        is_log = any(METRICS[metric].log_axis for metric in panel.metrics)
-        if is_log and all(value > 0 for points in points_of.values() for _, value in points):
+        values = [value for points in points_of.values() for _, value in points]
+        if any(METRICS[metric].log_axis for metric in panel.metrics) and is_for_log(values):
             axes.set_yscale("log")
             plain_log_axis(axes.yaxis)
         if panel.is_share:
@@ -74,10 +82,29 @@ def draw_panel(panel: Panel, points_of: dict[str, list[Point]], run: RunRecord |
             axes.set_ylim(max(0, low), min(1, high))
         axes.set_xlim(left=0)
         axes.set_xlabel("step")
-        if not panel.is_small:
-            if run is not None:
-                _mark_starts_and_skips(axes, run)
-            _put_legend(figure, axes)
+        if run is not None:
+            _mark_starts_and_skips(axes, run)
+        _put_legend(figure, axes)
+        return to_svg(figure)
+
+
+def draw_rows(rows: dict[str, list[Point]]) -> str:
+    """Draw metrics one below the other, each on an axis of its own."""
+    with canvas(WIDTH, HEIGHT * (1 + len(rows)) / (1 + len(ROWS))) as figure:
+        grid = figure.subplots(len(rows), sharex=True, squeeze=False)
+        for axes, (metric, points) in zip(grid[:, 0], rows.items(), strict=True):
+            _draw_metric(axes, metric, points, is_share=False)
+            axes.set_title(ROWS[metric], fontsize=9, loc="left", pad=2)
+            values = [value for _, value in points]
+            if METRICS[metric].log_axis and is_for_log(values):
+                axes.set_yscale("log")
+                plain_log_axis(axes.yaxis, subs=(1,) if max(values) > 50 * min(values) else (1, 3))
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(2))
+                axes.yaxis.set_major_formatter("{x:,g}")
+                axes.set_ylim(0, 1.15 * max(values) or 1)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("step")
         return to_svg(figure)
 
 

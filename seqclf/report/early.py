@@ -41,6 +41,7 @@ class EarlySection(NamedTuple):
     num_read: int
     best: Threshold
     figures: dict[str, str]
+    """None where every threshold comes to the same."""
 
 
 def watch_decisions(model: LSTMClassifier, test: Sequences) -> EarlySection:
@@ -56,8 +57,12 @@ def watch_decisions(model: LSTMClassifier, test: Sequences) -> EarlySection:
         )
     ]
     best = max(points, key=lambda point: point.harmonic_mean)
-    figure = draw_early([(point.earliness, point.accuracy, point.until) for point in points])
-    return EarlySection(len(ids_N), best, {"early": figure})
+    figures = {}
+    if len({point.earliness for point in points}) > 1:
+        figures["early"] = draw_early(
+            [(point.earliness, point.accuracy, point.until) for point in points]
+        )
+    return EarlySection(len(ids_N), best, figures)
 
 
 def decide_at_each(model: LSTMClassifier, test: Sequences, ids_B: Tensor) -> Tensor:

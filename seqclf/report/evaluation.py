@@ -9,7 +9,7 @@ from seqclf.data.pictures import Picture
 from seqclf.report.figures import draw_reliability
 from seqclf.report.intervals import macro_f1_interval, wilson
 from seqclf.report.matrix import Cell, draw_confusion
-from seqclf.run.records import ClassRow, Evaluation, MistakeRecord, class_table
+from seqclf.run.records import Evaluation, MistakeRecord, class_table
 from seqclf.run.verdict import why_no_result
 
 MOST_PAIRS = 10  # of confused classes
@@ -22,6 +22,21 @@ class Example(NamedTuple):
     title: str
     probability: float
     picture: Picture
+
+
+class ClassLine(NamedTuple):
+    """How well one class is named; None where there is nothing to measure it by."""
+
+    name: str
+    support: int
+    precision: float | None
+    """None of a class that is never the guess."""
+    recall: float | None
+    """None of a class without an example."""
+    interval: tuple[float, float] | None
+    """Of the recall."""
+    f1: float | None
+    """None of a class that is neither a truth nor a guess; macro F1 leaves it out, too."""
 
 
 class CellSection(NamedTuple):
@@ -52,8 +67,11 @@ class EvaluationSection:
     """Why the numbers are no result."""
     is_perfect: bool
     """Whether there is no mistake."""
-    classes: list[tuple[ClassRow, tuple[float, float]]]
-    """Each with the interval of its recall; of many classes the worst are first."""
+    has_many_classes: bool
+    classes: list[ClassLine]
+    """Of many classes the worst are first, and those without an example last."""
+    num_absent: int
+    """Classes without an example."""
     pairs: list[tuple[int, str, str]]
     """Pairs of classes that are confused most: how often, truth, guess."""
     mistakes: list[MistakeRecord]
@@ -95,11 +113,10 @@ def show_evaluation(
         error = calibration_error(record.calibration)
         calibrated = (record.temperature, error, record.loss)
         figures[f"{split}-reliability-calibrated"] = draw_reliability(record.calibration)
-    table = [
-        (row, wilson(h, row.support)) for row, h in zip(class_table(evaluation), hits, strict=True)
-    ]
-    if len(table) > MANY_CLASSES:
-        table.sort(key=lambda one: one[0].f1)
+    lines = class_lines(evaluation)
+    has_many_classes = len(lines) > MANY_CLASSES
+    if has_many_classes:
+        lines.sort(key=lambda line: (not line.support, line.f1 or 0))
     return EvaluationSection(
         step=evaluation.step,
         n=n,
@@ -112,12 +129,33 @@ def show_evaluation(
         calibrated=calibrated,
         doubt=why_no_result(evaluation, split) if split == "test" else None,
         is_perfect=sum(hits) == n,
-        classes=table,
+        has_many_classes=has_many_classes,
+        classes=lines,
+        num_absent=sum(not line.support for line in lines),
         pairs=[(mistakes[i, j], classes[i], classes[j]) for i, j in worst_first[:MOST_PAIRS]],
         mistakes=evaluation.mistakes,
         cells=cells,
         figures=figures,
     )
+
+
+def class_lines(evaluation: Evaluation) -> list[ClassLine]:
+    """Return precision, recall and F1 of each class, where the split can tell them."""
+    lines = []
+    for number, row in enumerate(class_table(evaluation)):
+        hits = evaluation.confusion[number][number]
+        num_named = sum(truth[number] for truth in evaluation.confusion)
+        lines.append(
+            ClassLine(
+                row.name,
+                row.support,
+                precision=row.precision if num_named else None,
+                recall=row.recall if row.support else None,
+                interval=wilson(hits, row.support) if row.support else None,
+                f1=row.f1 if num_named or row.support else None,
+            )
+        )
+    return lines
 
 
 def mistakes_by_cell(evaluation: Evaluation) -> dict[Cell, list[Example]]:

@@ -6,9 +6,11 @@ Shapes: E ends of lines, C classes.
 from __future__ import annotations
 
 import io
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -23,10 +25,10 @@ INK = "#1f2429"  # a page replaces it by its own colour of text
 PAPER = "#fdfdfd"  # a page replaces it by nothing
 COLOURS = ("#3b82f6", "#e8833a", "#2a9d63", "#d64550", "#8b6fd6", "#b08a1e", "#1b9aaa", "#c2589a")
 WIDTH, HEIGHT = 4.2, 2.8  # inches of 72 points
-MOST_LABELS = 30  # on an axis of classes
-MOST_LETTERS = 14  # of a label
+MOST_LETTERS = 16  # of a label
 MOST_NUMBERS = 15  # classes of a confusion matrix whose cells show their counts
 MOST_BLOCKS = 150  # of a curve
+LEAST_OF_LOG = 5  # times the lowest value is the highest one, or a logarithmic axis has few numbers
 MOST_MARKED_POINTS = 40  # a curve of fewer points marks each of them
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -101,6 +103,21 @@ def short_label(name: str) -> str:
     return f"{name[:6]}…{name[7 - MOST_LETTERS :]}"
 
 
+def short_labels(names: Sequence[str]) -> list[str]:
+    """Return names as they fit into a figure; long ones lose the words that all begin with.
+
+    >>> short_labels(["gesture up at 1 Hz", "gesture left at 1 Hz"])
+    ['…up at 1 Hz', '…left at 1 Hz']
+    """
+    names = [printable(name) for name in names]
+    if len(names) > 1 and max(map(len, names)) > MOST_LETTERS:
+        ends = zip(min(names), max(names), strict=False)  # what these share all names share
+        shared = "".join(a for a, _ in takewhile(lambda letters: letters[0] == letters[1], ends))
+        words = re.match(r".*[ _./-]", shared)
+        names = [f"…{name[words.end() :]}" if words else name for name in names]
+    return [short_label(name) for name in names]
+
+
 def in_blocks(
     points: list[Point], most: int = MOST_BLOCKS
 ) -> list[tuple[float, float, float, float]]:
@@ -112,6 +129,15 @@ def in_blocks(
     size = -(-len(points) // most)
     blocks = [tuple(zip(*points[i : i + size], strict=True)) for i in range(0, len(points), size)]
     return [(fmean(steps), fmean(values), min(values), max(values)) for steps, values in blocks]
+
+
+def is_for_log(values: Collection[float]) -> bool:
+    """Return whether a logarithmic axis shows values well: they are positive, and span enough.
+
+    >>> is_for_log([0.1, 0.5]), is_for_log([0.8, 1.6]), is_for_log([0.0, 9.0])
+    (True, False, False)
+    """
+    return min(values) > 0 and max(values) >= LEAST_OF_LOG * min(values)
 
 
 def plain_log_axis(axis: Axis, subs: tuple[int, ...] = (1, 2, 5)) -> None:
@@ -176,6 +202,7 @@ def draw_early(points: list[tuple[float, float, float]]) -> str:
                 taken.append(x)
         axes.set_xlabel("earliness: mean share of the steps read")
         axes.set_ylabel("accuracy")
+        axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         return to_svg(figure)
 
@@ -196,7 +223,7 @@ def draw_decisions(points_of_class: dict[str, list[float]], *, end: float, xlabe
             medianprops={"color": COLOURS[1], "lw": 2},
         )
         axes.set_xlim(0, 1.02 * end)
-        names = [short_label(name) for name in points_of_class]
+        names = short_labels(list(points_of_class))
         axes.set_yticks(range(1, len(names) + 1), names[::-1])
         axes.set_xlabel(xlabel)
         return to_svg(figure)
@@ -225,7 +252,7 @@ def _draw_across(figure: Figure, reading: Reading) -> None:
         steps = [1 + number * picture.stride for number in range(len(picture.values))]
         for number, feature in enumerate(columns):
             top.plot(steps, feature, lw=1, color=COLOURS[number % 8])
-    names = [short_label(name) for name in reading.classes]
+    names = short_labels(reading.classes)
     extent = (first, last, len(names) - 0.5, -0.5)
     bottom.imshow(list(zip(*reading.probabilities, strict=True)), extent=extent, **HEAT)
     bottom.set_yticks(range(len(names)), names, fontsize=8)
@@ -247,7 +274,7 @@ def _draw_down(figure: Figure, reading: Reading) -> None:
             left.text(1, first + (number + 0.5) * reading.ends[0], line, **style)
     left.set_xticks([])
     left.set_ylabel("read so far")
-    names = [short_label(name) for name in reading.classes]
+    names = short_labels(reading.classes)
     extent = (-0.5, len(names) - 0.5, last, first)
     right.imshow(reading.probabilities, extent=extent, **HEAT)
     right.set_xticks(range(len(names)), names, fontsize=8, rotation=_rotation(names))

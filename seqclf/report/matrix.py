@@ -5,11 +5,12 @@ A page colours a cell by its class (m0 to m10), so that a dark page has a map of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 
 from markupsafe import Markup
 
-from seqclf.report.figures import INK, MOST_LABELS, MOST_NUMBERS, WIDTH, printable, short_label
+from seqclf.report.figures import INK, MOST_NUMBERS, WIDTH, printable, short_labels
 
 Cell = tuple[int, int]  # truth and guess, as numbers of classes
 
@@ -17,6 +18,7 @@ LEVELS = 10  # of shade, above none
 LIGHT = ("#f4f7fb", "#08306b")  # from a share of 0 to 1, on a light page
 DARK = ("#1a222d", "#a8d2ff")
 LETTER = 4.7  # the width of a letter of 8 px, in px
+LEAST_OF_LABEL = 10.4  # px from one label to the next; of more classes every second one, or fewer
 
 
 def ramp(ends: tuple[str, str]) -> list[str]:
@@ -70,7 +72,7 @@ def draw_confusion(
     A cell of `linked` leads to the element `cell-TRUTH-GUESS`.
     """
     count = len(classes)
-    names = [short_label(name) for name in classes]
+    names = short_labels(classes)
     longest = LETTER * max(map(len, names))
     is_turned = max(map(len, names)) > 2
     left, below = 18 + longest, 18 + (longest if is_turned else 8)
@@ -124,7 +126,7 @@ def _cells(
 
 def _labels(names: list[str], *, left: float, side: float, is_turned: bool) -> Iterator[Markup]:
     bottom = 2 + side * len(names)
-    for number in range(0, len(names), -(-len(names) // MOST_LABELS)):
+    for number in range(0, len(names), math.ceil(LEAST_OF_LABEL / side)):
         middle = side * (number + 0.5)
         yield _text(left - 3, 5 + middle, names[number], "end")
         if is_turned:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from seqclf.config.settings import Config, settings_by_name
 from seqclf.data.sequences import Sequences
 from seqclf.data.sources import Splits
+from seqclf.metrics import percent
 from seqclf.report.run_record import RunRecord
 from seqclf.run.records import CONFIG, EVALUATION, FACTS, METRICS, MODEL, SESSIONS, STATUS
 from seqclf.settle import takes_best
@@ -59,7 +60,7 @@ def overview(run: RunRecord) -> list[tuple[str, str]]:
         "data": facts.data or config.data.name,
         "model": model_text(config.model, facts.num_parameters),
         "steps": f"{step:,} of {facts.num_steps:,} ({epoch:.3g} epochs)",
-        "training time": f"{run.training_s:,.1f} s, without evaluations and saves",
+        "training time": f"{run.training_s:,.1f} s of steps, beside start, evaluations and saves",
         "started": ", ".join(dict.fromkeys((times[0], times[-1]))) if times else "",
         "starts": str(len(run.sessions)),
         "where": ", ".join(filter(None, (facts.host, facts.device, facts.precision))),
@@ -103,8 +104,8 @@ def _split_row(name: str, split: Sequences) -> SplitRow:
         name,
         n,
         steps,
-        most=f"{split.classes[most]}: {counts[most]:,} ({counts[most] / n:.1%})",
-        fewest=f"{split.classes[fewest]}: {counts[fewest]:,} ({counts[fewest] / n:.1%})",
+        most=f"{split.classes[most]}: {counts[most]:,} ({percent(counts[most] / n)} %)",
+        fewest=f"{split.classes[fewest]}: {counts[fewest]:,} ({percent(counts[fewest] / n)} %)",
     )
 
 

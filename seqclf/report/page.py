@@ -15,8 +15,9 @@ from seqclf.config.settings import Config
 from seqclf.data.pictures import MOST_FEATURES
 from seqclf.data.sources import Splits
 from seqclf.errors import UserError
+from seqclf.metrics import percent
 from seqclf.report.compare import Comparison, compare, curves_by_setting
-from seqclf.report.curves import PANELS, curves_of_run
+from seqclf.report.curves import CAPTIONS, curves_of_run
 from seqclf.report.early import EarlySection, watch_decisions
 from seqclf.report.evaluation import EvaluationSection, show_evaluation
 from seqclf.report.intervals import wilson
@@ -167,7 +168,7 @@ def page_of_run(run: RunRecord, flags: dict[str, str]) -> Page:
         curves,
         state=run.state,
         error=None if run.status is None else run.status.error,
-        captions={name: PANELS[name].caption for name in curves},
+        captions={name: CAPTIONS[name] for name in curves},
         loss_note=loss_note(run),
         overview=overview(run),
         settings=changed_settings(run.config),
@@ -239,8 +240,10 @@ def show_baselines(config: Config, splits: Splits) -> list[BaselineRow]:
     n = len(splits.test)
     if not n:
         return []
-    hits = int((splits.test.labels == name_majority(splits.train, splits.test)[0]).sum())
-    rows = [BaselineRow(TITLES["majority"], hits / n, wilson(hits, n))]
+    commonest = int(name_majority(splits.train, splits.test)[0])
+    hits = int((splits.test.labels == commonest).sum())
+    title = f"{TITLES['majority']} ({splits.train.classes[commonest]})"
+    rows = [BaselineRow(title, hits / n, wilson(hits, n))]
     # With folds the test split is a fold, of which nothing was measured.
     if config.data.path is not None and config.data.folds is None:
         found = find_baselines(Path(config.data.path), splits.stored_fingerprint)
@@ -256,8 +259,6 @@ def headline(test: EvaluationSection) -> str | None:
     """Return the result in a sentence; None if there is none."""
     if test.doubt is not None:
         return None
-    low, high = (100 * bound for bound in test.accuracy_interval)
-    return (
-        f"Of {test.n:,} examples that it was not trained on, it names {100 * test.accuracy:.1f} % "
-        f"rightly (95 % interval {low:.1f} to {high:.1f})."
-    )
+    low, high = map(percent, test.accuracy_interval)
+    share = f"all {test.n:,}" if test.is_perfect else f"{percent(test.accuracy)} % of {test.n:,}"
+    return f"It names {share} unseen examples rightly (95 % interval {low} to {high})."

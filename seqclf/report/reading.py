@@ -16,6 +16,7 @@ from torch import Tensor
 from seqclf.data.batches import MAX_EVAL_STEPS
 from seqclf.data.pictures import Picture, take_picture
 from seqclf.data.sequences import Sequences
+from seqclf.metrics import percent
 from seqclf.model import LSTMClassifier
 from seqclf.prefixes import (
     classify_prefixes,
@@ -36,9 +37,9 @@ MOST_FLOP = 2e10  # for reading many examples: half a second of a small CPU
 FEWEST_EXAMPLES = 20  # that are read, whatever it takes
 AT_ONCE = 250  # examples in a batch
 MOST_SHARES = 40  # points of the curve of accuracy
-MOST_CLASSES = 30  # in the figure of decisions, which has a row for each
+MOST_CLASSES = 20  # in the figure of decisions, which has a row for each
 EXAMPLES_OF_A_KIND = 3  # that are drawn
-UNSURE = 0.7  # an example whose guess is less probable is called unsure
+UNSURE = 0.5  # an example is unsure where a second class has at least this share of the guess's
 EXAMPLES_OF_A_CELL = 3  # of the confusion matrix
 MOST_EXAMPLES = 60  # in all cells
 MOST_NUMBERS = 2000  # of a series that is played
@@ -67,10 +68,17 @@ class ReadingSection:
 
     num_read: int
     num_examples: int
+    num_decided: int
+    """Classes of which an example is named rightly; of many the figure shows the ends alone."""
     examples: list[ReadExample]
     cells: dict[Cell, list[Example]]
     """Examples of the confusion matrix, by truth and guess."""
     figures: dict[str, str]
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the figure of decisions does not show all classes."""
+        return self.num_decided > MOST_CLASSES
 
     @property
     def groups(self) -> dict[str, dict[int, ReadExample]]:
@@ -98,7 +106,13 @@ def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
             xlabel=xlabel,
         )
     }
-    if points := decision_points(guesses_NE, labels_N, xs=xs, classes=test.classes):
+    points = decision_points(guesses_NE, labels_N, xs=xs, classes=test.classes)
+    num_decided = len(points)
+    if num_decided > MOST_CLASSES:
+        names = list(points)
+        kept = names[: MOST_CLASSES // 2] + names[-MOST_CLASSES // 2 :]
+        points = {name: points[name] for name in kept}
+    if points:
         figures["reading-decided"] = draw_decisions(points, end=xs[-1], xlabel=xlabel)
     examples = []
     for position, kind in choose_examples(probabilities_NEC[:, -1], labels_N).items():
@@ -108,6 +122,7 @@ def watch_reading(model: LSTMClassifier, test: Sequences) -> ReadingSection:
     return ReadingSection(
         num_read,
         len(test),
+        num_decided,
         examples=examples,
         cells=examples_of_cells(test, ids_N, probabilities_NEC[:, -1]),
         figures=figures,
@@ -188,10 +203,7 @@ def share_axis(
 def decision_points(
     guesses_NE: Tensor, labels_N: Tensor, *, xs: list[float], classes: tuple[str, ...]
 ) -> dict[str, list[float]]:
-    """Return where the guesses that end right are decided, by class, the earliest class first.
-
-    Of many classes only the earliest and the latest are there.
-    """
+    """Return where the guesses that end right are decided, by class, the earliest class first."""
     decided_N = decided_at(guesses_NE)
     ends_right_N = guesses_NE[:, -1] == labels_N
     points = {}
@@ -199,21 +211,20 @@ def decision_points(
         decided = decided_N[(labels_N == number) & ends_right_N].tolist()
         if decided:
             points[name] = [xs[place] for place in decided]
-    names = sorted(points, key=lambda name: statistics.median(points[name]))
-    if len(names) > MOST_CLASSES:
-        names = names[: MOST_CLASSES // 2] + names[-MOST_CLASSES // 2 :]
-    return {name: points[name] for name in names}
+    return dict(sorted(points.items(), key=lambda item: statistics.median(item[1])))
 
 
 def choose_examples(probabilities_NC: Tensor, labels_N: Tensor) -> dict[int, str]:
     """Return the positions of the examples to play, each once, with the kind that it is of.
 
-    The right ones are the first of as many classes; unsure is only what is less sure than UNSURE.
+    The right ones are the first of as many classes. Unsure is only what is less sure than UNSURE,
+    the most unsure first.
     """
     best_N, guesses_N = probabilities_NC.nan_to_num(0).max(1)
+    ratio_N = ratio_of_second(probabilities_NC)
     is_right_N = guesses_N == labels_N
     surest_first = best_N.argsort(descending=True, stable=True)
-    least_sure = surest_first.flip(0)
+    least_sure = ratio_N.argsort(descending=True, stable=True)
     first_of_class: dict[int, int] = {}
     others = []
     for position in is_right_N.nonzero()[:, 0].tolist():
@@ -222,13 +233,24 @@ def choose_examples(probabilities_NC: Tensor, labels_N: Tensor) -> dict[int, str
     candidates = {
         "right": [*first_of_class.values(), *others],
         "wrong, and most sure": surest_first[~is_right_N[surest_first]].tolist(),
-        "unsure": least_sure[best_N[least_sure] < UNSURE].tolist(),
+        "unsure": least_sure[ratio_N[least_sure] >= UNSURE].tolist(),
     }
     chosen: dict[int, str] = {}
     for kind, positions in candidates.items():
         new = [position for position in positions if position not in chosen]
         chosen |= dict.fromkeys(new[:EXAMPLES_OF_A_KIND], kind)
     return chosen
+
+
+def ratio_of_second(probabilities_NC: Tensor) -> Tensor:
+    """Return how probable the second class is, as a share of the first: of any number of classes.
+
+    A fixed limit for the guess would call nearly every example of a hundred classes unsure.
+    """
+    if probabilities_NC.shape[1] == 1:
+        return torch.zeros(len(probabilities_NC))
+    first_N, second_N = probabilities_NC.nan_to_num(0).topk(2).values.unbind(1)
+    return second_N / first_N.clamp(min=1e-12)
 
 
 def read_example(
@@ -253,7 +275,7 @@ def read_example(
     num_changes = int((guesses_E[1:] != guesses_E[:-1]).sum())
     decided = ends[int(decided_at(guesses_E[None])[0])]
     story = f"truth {test.classes[truth]}; "
-    story += f"says {test.classes[final]} ({float(probabilities_EC[-1].max()):.0%}) "
+    story += f"says {test.classes[final]} ({percent(float(probabilities_EC[-1].max()))} %) "
     story += f"for good from {unit} {decided} of {ends[-1]} on"
     if num_changes:
         story += f", after {num_changes} change{'s' * (num_changes != 1)} of mind"
@@ -275,12 +297,17 @@ def read_example(
             "ends": ends,
             "classes": reading.classes,
             "num_others": len(test.classes) - len(columns),
-            # In ten-thousandths, which take few letters.
-            "chances": (10_000 * probabilities_EC[:, columns]).round().long().tolist(),
+            "chances": in_ten_thousandths(probabilities_EC[:, columns]),
             **played_picture(reading.picture, across=across, is_text=not test.tokens),
         },
     )
     return example, draw_reading(reading, across=across)
+
+
+def in_ten_thousandths(probabilities_EC: Tensor) -> list[list[int]]:
+    """Return probabilities in few letters; 10,000 is 1 and nothing less."""
+    rounded_EC = (10_000 * probabilities_EC).round()
+    return rounded_EC.clamp(max=9_999).where(probabilities_EC < 1, rounded_EC).long().tolist()
 
 
 def played_picture(picture: Picture, *, across: bool, is_text: bool) -> dict[str, Any]:

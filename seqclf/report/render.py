@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from seqclf.metrics import percent
 from seqclf.report.figures import COLOURS, INK, PAPER
 from seqclf.report.matrix import DARK, LIGHT, ramp_css
 from seqclf.report.thumbnails import thumbnail
@@ -43,6 +44,7 @@ def render(page: Page) -> str:
         figures=figures,
         inline=lambda name, label: Markup(inline_figure(name, figures[name], label)),
         thumbnail=thumbnail,
+        percent=percent,
         colours=COLOURS,
         style=Markup(style),
         payload=Markup(payload.replace("<", "\\u003c")),  # no end of the script in a name

@@ -1,7 +1,11 @@
 // What the page of a run and the page of `seqclf demo` both draw. Text from data is only set as text.
 
 const at = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 2 : 1)} %`;
+// Less than all is never 100 %.
+const percent = (share) => {
+  const digits = (100 * share).toFixed(share >= 0.9995 || share < 0.0005 ? 2 : 1);
+  return share < 1 && Number(digits) === 100 ? ">99.99 %" : share === 1 ? "100 %" : `${digits} %`;
+};
 const count = (number) => number.toLocaleString("en");
 
 function element(tag, className, text = "") {
