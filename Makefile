@@ -1,9 +1,10 @@
 # make train: a fresh machine to a trained classifier.  make test: lint, types, tests.
 # make prove: kills, other numbers of processes and damage end with the same bits, in a minute.
+# make gpu: all that only a GPU can show (docs/gpu.md).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test slow prove bench clean
+.PHONY: train test slow prove gpu bench clean
 
 train: .venv/installed
 	$(BIN)/accelerate launch launch/train.py --config configs/digits.yaml
@@ -19,6 +20,9 @@ slow: .venv/dev
 
 prove: .venv/installed
 	$(BIN)/python benchmarks/prove.py
+
+gpu: .venv/dev
+	$(BIN)/python benchmarks/gpu.py
 
 bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/startup.py --data-root $(or $(SEQCLF_DATA),data)

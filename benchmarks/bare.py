@@ -45,13 +45,14 @@ def train_steps(
     num_steps: int,
     *,
     batch_size: int = 64,
+    hidden: int = 64,
     seed: int = 0,
     scale: float = 255.0,
 ) -> Iterator[Classifier]:
     """Train on images uint8 [N, T, F] and labels int64 [N]; yield the model after every step."""
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
-    model = Classifier(images.shape[2], 10).to(images.device)
+    model = Classifier(images.shape[2], 10, hidden).to(images.device)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
     steps_per_epoch = -(-len(images) // batch_size)

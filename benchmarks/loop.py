@@ -3,7 +3,7 @@
 Both train MNIST in one process with the default recipe; the loop logs, shows its progress, saves
 and can be stopped, the bare one does not. Blocks of 25 steps of each alternate in random order, so
 that a machine whose speed drifts slows both. No evaluation: its arithmetic is the same in both.
-Where there is a GPU both train on it, with the data in its memory.
+Where there is a GPU both train on it, with the data in its memory (see gpu.py).
 
     python benchmarks/loop.py --data-root data
 """
@@ -16,15 +16,17 @@ import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import bare
-from results import about, now, save
+from results import about, mark, now, save, seconds
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
 from seqclf.console import Console
 from seqclf.data import idx, sources
 from seqclf.data.sequences import Batch
+from seqclf.data.sources import Splits
 from seqclf.errors import UserError
 from seqclf.loss import summed_loss
 from seqclf.optim import make_optimizer, update
@@ -57,7 +59,8 @@ def main() -> None:
             idx.fetch(config.data, print)
         except UserError as error:
             sys.exit(f"error: {error}")
-        ours, theirs = measure(config, random.Random(0))
+        splits = sources.load(config.data, seed=config.seed)
+        ours, theirs = measure(config, splits, random.Random(0))
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         row = {
             "batch": batch_size,
@@ -74,39 +77,43 @@ def main() -> None:
     save("loop", about() | {"steps_per_block": BLOCK, "rows": rows})
 
 
-def measure(config: Config, draw: random.Random) -> tuple[list[float], list[float]]:
-    """Return the seconds of each block of steps of the loop and of the bare one."""
+def measure(config: Config, splits: Splits, draw: random.Random) -> tuple[list[float], list[float]]:
+    """Return the seconds of each block of steps of the loop and of the bare one.
+
+    The data of the bare one are in the device's memory, wherever the config has those of the loop.
+    """
     runtime = start_runtime(config)
     device = runtime.device
-    setup = settle(config, sources.load(config.data, seed=config.seed)).on_device(device)
+    setup = settle(config, splits).on_device(device)
     steps = bare.train_steps(
-        setup.splits.train.values,
-        setup.splits.train.labels,
+        splits.train.values.to(device),
+        splits.train.labels.to(device),
         setup.plan.num_steps,
         batch_size=setup.plan.batch_size,
+        hidden=setup.architecture.hidden_size,
     )
-    ours: list[float] = []
-    theirs: list[float] = []
+    ours: list[tuple[Any, Any]] = []  # the moments at which each block began and ended
+    theirs: list[tuple[Any, Any]] = []
 
     def bare_block() -> None:
-        started = now(device)
+        started = mark(device)
         for _ in range(BLOCK):
             next(steps, None)
-        theirs.append(now(device) - started)
+        theirs.append((started, mark(device)))
 
     batches = runtime.loader
 
     def interleaved(*args: object, **kwargs: object) -> Generator[Batch, None, None]:
         """Yield the loop's batches; at every block's end time it and let bare.py have its turn."""
-        resumed = now(device)
+        resumed = mark(device)
         for index, batch in enumerate(batches(*args, **kwargs)):  # type: ignore[arg-type]
             if index and index % BLOCK == 0:
-                ours.append(now(device) - resumed)
+                ours.append((resumed, mark(device)))
                 while len(theirs) < len(ours) - 1:
                     bare_block()
                 if draw.random() < 0.5:
                     bare_block()
-                resumed = now(device)
+                resumed = mark(device)
             yield batch
 
     runtime.loader = interleaved  # type: ignore[method-assign]
@@ -120,7 +127,9 @@ def measure(config: Config, draw: random.Random) -> tuple[list[float], list[floa
         state = restore(run, model, optimizer)
         train_steps(setup, run, state, model, optimizer)
     count = min(len(ours), len(theirs))
-    return ours[:count], theirs[:count]
+    return [seconds(*block) for block in ours[:count]], [
+        seconds(*block) for block in theirs[:count]
+    ]
 
 
 def parts(config: Config, steps: int = 300) -> dict[str, float]:

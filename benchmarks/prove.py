@@ -5,6 +5,9 @@ again and again; kills the processes with SIGKILL at random moments; compares we
 metrics at the end. Ends with 1 if anything differs.
 
     python benchmarks/prove.py --seed 1
+
+With `--device cuda` it trains on GPUs, deterministically: on one, and where there are more, on two
+and on all of them.
 """
 
 import argparse
@@ -23,12 +26,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from seqclf.config.load import load_config
 from seqclf.data import sources
 from seqclf.metrics import CLOCK_METRICS
 from seqclf.processes.start import start_runtime
 
-FLAGS = {
+FLAGS = {  # main changes them; every process that it starts gets them
     "device": "cpu",
     "data.name": "digits",
     "data.augment.shift": "1",
@@ -42,25 +47,44 @@ FLAGS = {
     "report": "false",
 }
 STRAIGHT = "1 process, straight"
+LIMIT_S = 900  # whatever has not ended by then hangs
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, help="of the moments of the kills [random]")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--processes", type=int, help="at most [4, or the number of GPUs]")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=5)
     options = parser.parse_args()
     seed = random.randrange(10_000) if options.seed is None else options.seed
     print(f"--seed {seed} repeats the draws of this call. Starting torch ...", flush=True)
-    CONTEXT.set_forkserver_preload(
-        ["seqclf.training", "sklearn.datasets", "torch._inductor.config"]
-    )
+    start_on(options.device)
+    most = options.processes
+    if most is None:
+        most = 4 if options.device == "cpu" else max(1, torch.cuda.device_count())
+    sizes = sorted({2, most}) if most > 1 else []
+    FLAGS["train.shards"] = str(math.lcm(4, *sizes))
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        runs = prove(Path(folder), random.Random(seed), steps=300, kills=5, sizes=(2, 4))
-        counted = count(runs[STRAIGHT], 4)
+        draw = random.Random(seed)
+        runs = prove(Path(folder), draw, steps=options.steps, kills=options.kills, sizes=sizes)
+        counted = count(runs[STRAIGHT], most)
         same = compare(runs)
     print(f"{time.monotonic() - started:.0f} s")
     sys.exit(0 if same and counted else 1)
+
+
+def start_on(device: str) -> None:
+    """Have the processes that this one starts train on a device."""
+    FLAGS["device"] = device
+    if device == "cuda":  # there the kernels' own order of summation is not fixed
+        FLAGS["deterministic"] = "true"
+    else:  # a process that has met a GPU must not be forked
+        preload = ["seqclf.training", "sklearn.datasets", "torch._inductor.config"]
+        CONTEXT.set_forkserver_preload(preload)
 
 
 def prove(
@@ -73,11 +97,14 @@ def prove(
         run = runs[f"{size} process{'es' * (size > 1)}, straight"] = folder / f"straight-{size}"
         seconds[size] = train(run, size, steps)
     moved = [*reversed(sizes), 1]
-    for what, name, sizes_in_turn, damage in (
+    ways = [
         (f"1 process, killed {kills} times", "killed", [1] * (kills + 1), False),
         (f"killed and moved: {', '.join(map(str, moved))} processes", "moved", moved, False),
         ("killed, a bit of the newest checkpoint flipped", "damaged", [1, 1], True),
-    ):
+    ]
+    for what, name, sizes_in_turn, damage in ways:
+        if len(sizes_in_turn) == 1:
+            continue  # one process has nowhere to move to
         runs[what] = folder / name
         moments = [seconds[size] / len(sizes_in_turn) for size in sizes_in_turn[:-1]]
         while not train_and_kill(runs[what], sizes_in_turn, moments, draw, steps, damage):
@@ -161,7 +188,9 @@ def count(run: Path, size: int) -> bool:
     logged = read_json(run / "status.json")["metrics"]
     right = counted == total and [loss, accuracy] == [logged["test/loss"], logged["test/accuracy"]]
     say(
-        run, f"{size} processes counted {counted} of {total} test examples, accuracy {accuracy:.4f}"
+        run,
+        f"{size} process{'es' * (size > 1)} counted {counted} of {total} test examples, "
+        f"accuracy {accuracy:.4f}",
     )
     if not right:
         say(run, f"NOT each once: at the end of training it was {logged}")
@@ -187,7 +216,7 @@ def say(run: Path, text: str) -> None:
 
 
 def start_and_wait(
-    run: Path, size: int, function: Callable[..., None], kill_after_s: float, *args: int
+    run: Path, size: int, function: Callable[..., None], kill_after_s: float, *args: object
 ) -> float:
     """Call a function in new processes; kill them so many seconds after the run has begun."""
     with socket.socket() as probe:
@@ -196,41 +225,55 @@ def start_and_wait(
     log_of(run).write_text("")
     begun = modified(run / "sessions.jsonl")  # it gets a line when training begins
     ranks = [
-        CONTEXT.Process(target=enter, args=(rank, size, port, function, run, *args))
+        CONTEXT.Process(target=enter, args=(FLAGS, rank, size, port, function, run, *args))
         for rank in range(size)
     ]
     for rank in ranks:
         rank.start()
+    started = time.monotonic()
     since = None
     while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
         if since is None and modified(run / "sessions.jsonl") != begun:
             since = time.monotonic()
         if since is not None and time.monotonic() - since > kill_after_s:
             break
+        if time.monotonic() - started > LIMIT_S:
+            break
         time.sleep(0.002)
+    hangs = time.monotonic() - started > LIMIT_S
     seconds = time.monotonic() - (since or math.nan)
     for rank in ranks:
         rank.kill()
     for rank in ranks:
         rank.join()
+    if hangs:
+        sys.exit(f"{log_of(run).read_text()}\nerror: not at its end after {LIMIT_S} s")
     if any((rank.exitcode or 0) > 0 for rank in ranks):
         sys.exit(f"{log_of(run).read_text()}\nerror: a process failed, see above")
     return seconds
 
 
 def enter(
-    rank: int, size: int, port: int, function: Callable[..., None], run: Path, *args: int
+    flags: dict[str, str],
+    rank: int,
+    size: int,
+    port: int,
+    function: Callable[..., None],
+    run: Path,
+    *args: object,
 ) -> None:
     """Become one of `size` processes, as a launcher would have it; write to the run's log."""
-    os.environ |= {
-        "ACCELERATE_USE_CPU": "true",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    FLAGS.update(flags)
+    os.environ["ACCELERATE_USE_CPU"] = str(flags["device"] == "cpu").lower()
+    if size > 1:  # one process has no launcher: on a GPU these would give it a DDP of its own
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
     log = os.open(log_of(run), os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -252,7 +295,7 @@ def count_rank(run: Path) -> None:
     test = sources.load(config.data, seed=config.seed).test
     runtime = start_runtime(config)
     found = evaluate(
-        *(runtime, load_model(run)[0], test),
+        *(runtime, load_model(run)[0].to(runtime.device), test),
         batch_size=config.eval.batch_size,
         shards=config.train.shards,
     )

@@ -59,6 +59,25 @@ def now(device: Any) -> float:
     return time.perf_counter()
 
 
+def mark(device: Any) -> Any:
+    """Return a moment of a device, for `seconds`; unlike `now` this does not wait for a GPU."""
+    import torch
+
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds(start: Any, end: Any) -> float:
+    """Return the seconds between two moments of a device."""
+    if isinstance(start, float):
+        return float(end - start)
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
 def save(name: str, found: dict[str, Any]) -> None:
     """Write benchmarks/results/NAME.json and the tables that come from it."""
     FOLDER.mkdir(exist_ok=True)
@@ -286,6 +305,48 @@ def streaming_table() -> str:
     return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
 
 
+def gpu_table() -> str:
+    """Return the tables of gpu.py. Raises ValueError if they are those of a rehearsal on a CPU."""
+    found = load("gpu")
+    if "gpu" not in found:
+        raise ValueError(f"{FOLDER / 'gpu.json'} was not made on a GPU: delete it")
+    return gpu_tables(found)
+
+
+def gpu_tables(found: dict[str, Any]) -> str:
+    """Return what gpu.py found: precisions, speed, seeds at once; and what failed."""
+    ways = {True: "resident", False: "streamed"}
+    lines = ["| data | precision | where the data lie | test accuracy | all losses finite |"]
+    lines.append("| --- " * 5 + "|")
+    for of in found["precisions"]:
+        ran_in = of.get("ran_in", of["precision"])
+        instead = "" if ran_in == of["precision"] else f", ran in {ran_in}"
+        cells = [of["data"], of["precision"] + instead, ways[of["resident"]]]
+        accuracy = "none" if of["accuracy"] is None else f"{100 * of['accuracy']:.1f} %"
+        lines.append(f"| {' | '.join([*cells, accuracy, 'yes' if of.get('finite') else 'NO'])} |")
+    lines += ["", "| width | batch | data | seqclf, examples/s | bare.py | time over bare.py's |"]
+    lines.append("| --- " * 6 + "|")
+    for of in found["speeds"]:
+        cells = [str(of["width"]), str(of["batch"]), ways[of["resident"]]]
+        cells += [f"{of['seqclf']:,.0f}", f"{of['bare']:,.0f}", f"{of['ratio']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds = found["seeds_at_once"]
+    if "ratio" in seeds:
+        once, after = (seeds["seconds"][way] for way in ("at once", "one after the other"))
+        lines += [
+            "",
+            f"{seeds['seeds']} seeds of `digits`, {seeds['steps']} steps: {once:.1f} s at once, "
+            f"{after:.1f} s one after the other, {seeds['ratio']:.2f} times as fast "
+            f"(medians of n = {seeds['rounds']}).",
+        ]
+    lines += ["", f"Tests: {found['run_tests'] or 'FAILED'}", ""]
+    failures = "; ".join(failure["what"] for failure in found["failed"]) or "nothing"
+    note = "" if "gpu" in found else "REHEARSAL ON A CPU, no figures of a GPU. "
+    blocks = " / ".join(str(of["blocks"]) for of in found["speeds"])
+    lines.append(f"{note}Failed: {failures}. Speed: medians of {blocks} blocks. {where(found)}.")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "loop": loop_table,
     "parts": parts_table,
@@ -298,9 +359,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "startup": startup_table,
     "sweep": sweep_table,
     "streaming": streaming_table,
+    "gpu": gpu_table,
 }
 SOURCES = {"parts": "loop", "peers-short": "peers"}  # where a table is not of its own name
-DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md")
+DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "gpu.md")
 
 
 def with_tables(text: str) -> str:

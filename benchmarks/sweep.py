@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from results import about, save
 
@@ -32,27 +33,32 @@ def main() -> None:
     common = ["--config", "mnist_fast", "--train.epochs", str(options.epochs), *QUIET]
     common += ["--data.root", str(Path(options.data_root).resolve())]
     machine = about()
-    cores = str(machine["cores"])
+    cores = machine["cores"]
+    found = compare(common, seeds=options.seeds, rounds=options.rounds, cores=cores, jobs=cores)
+    counts = {"rounds": options.rounds, "seeds": options.seeds, "epochs": options.epochs}
+    save("sweep", machine | counts | found)
+
+
+def compare(common: list[str], *, seeds: int, rounds: int, cores: int, jobs: int) -> dict[str, Any]:
+    """Return the seconds of seeds of `seqclf train COMMON`, so many jobs at once and in turn."""
     found: dict[str, list[float]] = {"at once": [], "one after the other": []}
     draw = random.Random(0)
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for way in draw.sample(list(found), len(found)):
             with tempfile.TemporaryDirectory() as folder:
-                seeds = range(options.seeds)
                 commands = [
-                    ["train", *common, "--seed", str(seed), "--train.threads", cores]
-                    for seed in seeds
+                    ["train", *common, "--seed", str(seed), "--train.threads", str(cores)]
+                    for seed in range(seeds)
                 ]
                 if way == "at once":
-                    jobs = ["--jobs", cores, "--train.threads", "1"]
-                    commands = [["sweep", *common, "--seed", f"0-{options.seeds - 1}", *jobs]]
+                    dealt = ["--jobs", str(jobs), "--train.threads", str(max(1, cores // jobs))]
+                    commands = [["sweep", *common, "--seed", f"0-{seeds - 1}", *dealt]]
                 found[way].append(seconds(commands, folder))
                 print(way, found[way][-1], flush=True)
     middle = {way: statistics.median(times) for way, times in found.items()}
     ratio = middle["one after the other"] / middle["at once"]
     print(json.dumps(middle | {"ratio": ratio}))
-    counts = {"rounds": options.rounds, "seeds": options.seeds, "epochs": options.epochs}
-    save("sweep", machine | counts | {"seconds": middle, "ratio": ratio, "all": found})
+    return {"seconds": middle, "ratio": ratio, "all": found}
 
 
 def seconds(commands: list[list[str]], folder: str) -> float:

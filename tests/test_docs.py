@@ -129,7 +129,7 @@ def test_the_commands_are_found() -> None:
         "doctor",
         "completion",
     }
-    assert {"make train", "make test", "make slow", "make bench"} <= set(COMMANDS)
+    assert {"make train", "make test", "make slow", "make bench", "make gpu"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
