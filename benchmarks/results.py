@@ -211,6 +211,42 @@ def scaling_table() -> str:
     return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
 
 
+def advise_fit_table() -> str:
+    """Return the efficiency of two processes in scaling.py, and the one of advise's model."""
+    from seqclf.cli.advise import LINKS, Cost, fit
+
+    found = load("scaling")
+    kept = [row for row in found["rows"] if row["malloc"] and row["threads"] == 1]
+    one, two = (
+        {row["batch"]: row["step_ms"] for row in kept if row["processes"] == number}
+        for number in (1, 2)
+    )
+    step_ms, example_ms, _ = fit(one)
+    latency_us, gb_per_s = LINKS["gloo on one host"]
+    num_parameters = 24_714  # of LSTM(28, 64) and ten classes
+    cost = Cost(step_ms, 1000 * example_ms, latency_us, gb_per_s, 4 * num_parameters)
+    rows = ["| batch | measured | by the model |", "| --- " * 3 + "|"]
+    for batch in one:
+        measured = one[batch] / two[batch] / 2
+        rows.append(f"| {batch} | {measured:.0%} | {cost.efficiency(batch, 2):.0%} |")
+    return "\n".join(rows) + f"\n\n{where(found)}; medians of n = {found['rounds']} rounds."
+
+
+def advise_table() -> str:
+    """Return the efficiency that advise foresaw and the one that was measured, from advise.py."""
+    found = load("advise")
+    names = ("measured", "alone", "launched")
+    rows = ["| batch | measured | foreseen | foreseen under torchrun |", "| --- " * 4 + "|"]
+    for of in found["rows"]:
+        cells = [
+            f"{statistics.median(of[name]):.0%} ({min(of[name]):.0%} to {max(of[name]):.0%})"
+            for name in names
+        ]
+        rows.append(f"| {of['batch']} | {' | '.join(cells)} |")
+    told = f"medians of n = {found['rounds']} rounds, and the least and the most"
+    return "\n".join(rows) + f"\n\n{where(found)}; {told}."
+
+
 def data_table() -> str:
     """Return the rates of data.py."""
     found = load("data")
@@ -360,9 +396,20 @@ TABLES: dict[str, Callable[[], str]] = {
     "sweep": sweep_table,
     "streaming": streaming_table,
     "gpu": gpu_table,
+    "advise": advise_table,
+    "advise-fit": advise_fit_table,
 }
-SOURCES = {"parts": "loop", "peers-short": "peers"}  # where a table is not of its own name
-DOCUMENTS = (HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "gpu.md")
+SOURCES = {
+    "parts": "loop",
+    "peers-short": "peers",
+    "advise-fit": "scaling",
+}  # where a table is not of its own name
+DOCUMENTS = (
+    HERE / "README.md",
+    HERE.parent / "README.md",
+    HERE.parent / "docs" / "gpu.md",
+    HERE.parent / "docs" / "scaling.md",
+)
 
 
 def with_tables(text: str) -> str:

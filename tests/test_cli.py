@@ -200,7 +200,7 @@ def test_help_fits_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for words in ([], ["train"], ["doctor"], ["runs"], ["init"]):
+    for words in ([], ["train"], ["doctor"], ["advise"], ["runs"], ["init"]):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -127,6 +127,7 @@ def test_the_commands_are_found() -> None:
         "checkpoints",
         "init",
         "doctor",
+        "advise",
         "completion",
     }
     assert {"make train", "make test", "make slow", "make bench", "make gpu"} <= set(COMMANDS)
@@ -203,7 +204,7 @@ def test_a_command_runs(
     if words[0] == "prepare":
         (workplace / "data" / "mine").rename(tmp_path / "mine")
     shortened = ["--train.epochs", "null", *smoke]  # in place of the command's own length
-    assert main([*words, *(shortened if words[0] == "train" else [])]) == 0
+    assert main([*words, *(shortened if words[0] in ("train", "advise") else [])]) == 0
 
 
 @pytest.mark.slow

@@ -114,6 +114,7 @@ def test_a_run_with_trackers_connects_to_nobody(
     "words",
     [
         "doctor",
+        "advise --data.name digits --gpus 2",
         "predict RUN --count 5",
         "evaluate RUN",
         "report RUN",

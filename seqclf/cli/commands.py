@@ -5,6 +5,7 @@ Each imports what it needs when it is called, so that help and mistakes need not
 
 from __future__ import annotations
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from seqclf.cli.options import (
     read_options,
     split_names,
 )
-from seqclf.cli.parser import build_parser
+from seqclf.cli.parser import ADVISE_OPTIONS, build_parser
 from seqclf.cli.predicting import evaluate_command, predict_command
 from seqclf.cli.pushing import push_command
 from seqclf.cli.sweeping import sweep_command
@@ -174,6 +175,21 @@ def doctor_command(arguments: Namespace) -> int:
     return check(config)
 
 
+def advise_command(arguments: Namespace) -> int:
+    """Say whether more processes pay."""
+    config, _ = load_settings(arguments)
+    options = {name: getattr(arguments, name) for name in ADVISE_OPTIONS}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be a number above 0")
+    gpus = given.pop("gpus", None)
+    hosts = given.pop("hosts", 1)
+    from seqclf.cli.advise import advise
+
+    return advise(config, given, gpus=gpus, hosts=hosts)
+
+
 def completion_command(arguments: Namespace) -> int:
     """Print a shell's completion script."""
     import shtab
@@ -198,5 +214,6 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "checkpoints": checkpoints_command,
     "init": init_command,
     "doctor": doctor_command,
+    "advise": advise_command,
     "completion": completion_command,
 }

@@ -9,7 +9,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -102,19 +102,24 @@ def check_speed(config: Config, runtime: Runtime) -> Iterator[Finding]:
     share = max(1, batch_size // runtime.world_size)
     model = LSTMClassifier(28, 10, hidden_size=hidden_size).to(runtime.device)
     values = torch.zeros(share, 28, 28, device=runtime.device)
-    seconds = []
-    for _ in range(12):
-        started = time.perf_counter()
-        model(values).sum().backward()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize(runtime.device)
-        seconds.append(time.perf_counter() - started)
-    seconds = seconds[2:]  # the first two warm up
+    seconds = time_calls(lambda: model(values).sum().backward(), runtime.device)
     median = statistics.median(seconds)
     remedy = None
     if max(seconds) > 5 * median:
         remedy = "other programs compete for the cores: stop them, or lower train.threads"
     yield Finding("speed", f"{share / median:,.0f} examples/s forward and backward", remedy)
+
+
+def time_calls(function: Callable[[], object], device: torch.device) -> list[float]:
+    """Return the seconds of each of ten calls, to their end on the device, after two to warm up."""
+    seconds = []
+    for _ in range(12):
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return seconds[2:]
 
 
 def check_disk(config: Config, runtime: Runtime) -> Iterator[Finding]:

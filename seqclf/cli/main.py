@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = parse(sys.argv[1:] if words is None else words)
-            if arguments.command in ("train", "doctor"):  # what runs in all pods at once
+            if arguments.command in ("train", "doctor", "advise"):  # what runs in all pods at once
                 join_pods()
             return COMMANDS[arguments.command](arguments)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,55 @@ def given_settings(arguments: Namespace) -> dict[str, str]:
     if arguments.config is None and is_prepared:
         arguments.config = FOR_PREPARED_DATA
     return flags
+
+
+def add_read_options(parser: ArgumentParser) -> None:
+    """Add what says how to read users' files."""
+    columns = {
+        "id": "column whose value is the same for all steps of a sequence (one line a step)",
+        "time": "column to sort the steps of a sequence by",
+        "label": "column of the label; without a header line a number, such as -1 for the last",
+        "group": "column of a group that must stay in one part",
+        "split_column": "column that says train, val or test",
+        "tokens": "column of words: one a step, or separated by blanks",
+        "text": "column of texts, which are read byte by byte",
+    }
+    for name, text in columns.items():
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=text)
+    parser.add_argument(
+        "--features", metavar="A,B", help="columns that are features, in this order"
+    )
+    parser.add_argument("--drop", metavar="A,B", help="columns that are no features")
+    parser.add_argument(
+        "--form", choices=["long", "wide"], help="a line is a step (long), or a sequence (wide)"
+    )
+    parser.add_argument(
+        "--header", choices=["first", "none"], help="whether the first line names the columns"
+    )
+    parser.add_argument("--encoding", help="of text files, such as latin-1 or utf-16 [utf-8]")
+    parser.add_argument(
+        "--labels", type=Path, help="file of labels beside INPUT, by id or in order"
+    )
+    parser.add_argument(
+        "--format", help="csv, tsv, txt, ts, jsonl, json or arff, for standard input"
+    )
+    parser.add_argument(
+        "--channels_first", action="store_true", help="arrays are cases x channels x time"
+    )
+    parser.add_argument(
+        "--pad_value", type=float, help="steps at the end that hold this alone are padding [NaN]"
+    )
+    parser.add_argument(
+        "--fill_missing",
+        action="store_true",
+        help="fill missing values from their neighbours in time (in .ts files they always are)",
+    )
+    parser.add_argument(
+        "--on_bad_row",
+        choices=["error", "skip"],
+        default="error",
+        help="what to do with rows that cannot be used [error]",
+    )
 
 
 def read_options(arguments: Namespace) -> ReadOptions:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from seqclf.cli.options import add_read_options
 from seqclf.config.reference import SECTIONS, kind
 from seqclf.config.settings import Config, choices, fields, is_switch, settings_by_name
 from seqclf.config.yaml import dump_value
@@ -62,6 +63,7 @@ def build_parser(*, completing: bool = False) -> ArgumentParser:
     _add_checkpoints(commands)
     _add_init(commands)
     _add_doctor(commands)
+    _add_advise(commands)
     _add_completion(commands)
     return parser
 
@@ -159,7 +161,7 @@ def _add_evaluate(commands: _Commands) -> None:
     _add_until(parser)
     _add_per(parser)
     _add_raw(parser)
-    _add_read_options(parser)
+    add_read_options(parser)
 
 
 PREDICT = """\
@@ -186,7 +188,7 @@ def _add_predict(commands: _Commands) -> None:
     _add_until(parser)
     _add_per(parser)
     _add_raw(parser)
-    _add_read_options(parser)
+    add_read_options(parser)
 
 
 def _add_runs_and_input(parser: ArgumentParser, what: str) -> None:
@@ -333,56 +335,7 @@ def _add_prepare(commands: _Commands) -> None:
         "--measured", action="store_true", help="add a 0/1 feature beside each feature with gaps"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a data set in --out")
-    _add_read_options(parser)
-
-
-def _add_read_options(parser: ArgumentParser) -> None:
-    """Add what says how to read users' files."""
-    columns = {
-        "id": "column whose value is the same for all steps of a sequence (one line a step)",
-        "time": "column to sort the steps of a sequence by",
-        "label": "column of the label; without a header line a number, such as -1 for the last",
-        "group": "column of a group that must stay in one part",
-        "split_column": "column that says train, val or test",
-        "tokens": "column of words: one a step, or separated by blanks",
-        "text": "column of texts, which are read byte by byte",
-    }
-    for name, text in columns.items():
-        parser.add_argument(f"--{name}", metavar="COLUMN", help=text)
-    parser.add_argument(
-        "--features", metavar="A,B", help="columns that are features, in this order"
-    )
-    parser.add_argument("--drop", metavar="A,B", help="columns that are no features")
-    parser.add_argument(
-        "--form", choices=["long", "wide"], help="a line is a step (long), or a sequence (wide)"
-    )
-    parser.add_argument(
-        "--header", choices=["first", "none"], help="whether the first line names the columns"
-    )
-    parser.add_argument("--encoding", help="of text files, such as latin-1 or utf-16 [utf-8]")
-    parser.add_argument(
-        "--labels", type=Path, help="file of labels beside INPUT, by id or in order"
-    )
-    parser.add_argument(
-        "--format", help="csv, tsv, txt, ts, jsonl, json or arff, for standard input"
-    )
-    parser.add_argument(
-        "--channels_first", action="store_true", help="arrays are cases x channels x time"
-    )
-    parser.add_argument(
-        "--pad_value", type=float, help="steps at the end that hold this alone are padding [NaN]"
-    )
-    parser.add_argument(
-        "--fill_missing",
-        action="store_true",
-        help="fill missing values from their neighbours in time (in .ts files they always are)",
-    )
-    parser.add_argument(
-        "--on_bad_row",
-        choices=["error", "skip"],
-        default="error",
-        help="what to do with rows that cannot be used [error]",
-    )
+    add_read_options(parser)
 
 
 def _add_describe(commands: _Commands) -> None:
@@ -428,6 +381,31 @@ def _add_doctor(commands: _Commands) -> None:
     summary = "check machine and set-up for a run of these settings"
     launched = "Launched: accelerate launch -m seqclf doctor, torchrun ... -m seqclf doctor.\n"
     commands.add_with_settings("doctor", summary, description=launched)
+
+
+ADVISE = """\
+A small model of a step, fitted to steps of this model on this machine: each
+line says what is measured and what is assumed (docs/scaling.md). Launched, as
+by torchrun ... -m seqclf advise, it measures the all-reduce, too.
+"""
+ADVISE_OPTIONS: dict[str, tuple[type[int] | type[float], str]] = {
+    "gpus": (int, "GPUs of each host, or processes on CPUs [those here, or the cores]"),
+    "hosts": (int, "hosts [1]"),
+    "step_ms": (float, "fixed part of a step, where it was measured elsewhere [measured here]"),
+    "example_us": (float, "part of a step for each example [measured here]"),
+    "latency_us": (
+        float,
+        "of a message between two processes [measured if launched, else assumed]",
+    ),
+    "gb_per_s": (float, "of the link between two processes [measured if launched, else assumed]"),
+}
+
+
+def _add_advise(commands: _Commands) -> None:
+    summary = "say whether more processes or hosts pay for these settings"
+    parser = commands.add_with_settings("advise", summary, description=ADVISE)
+    for name, (number, text) in ADVISE_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=number, metavar="N", help=text)
 
 
 def _add_completion(commands: _Commands) -> None:
