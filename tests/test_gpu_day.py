@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ import sweep
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute where the cores are free
 def test_every_part_runs_small_on_the_cpu(tmp_path: Path) -> None:
     file = tmp_path / "rehearsal.json"
     before = sorted(results.FOLDER.iterdir())
@@ -58,6 +61,7 @@ def test_a_failing_part_stops_no_other_and_is_named_at_the_end(
 
     monkeypatch.setattr(gpu, "program", lambda words: (f"{Path(words[0]).name} broke", 1))
     monkeypatch.setattr(prove, "start_and_wait", leave)
+    monkeypatch.setattr(prove, "FLAGS", dict(prove.FLAGS))
     monkeypatch.setattr(sweep, "compare", fail)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--quick"])
     with pytest.raises(SystemExit) as left:
@@ -69,6 +73,63 @@ def test_a_failing_part_stops_no_other_and_is_named_at_the_end(
     for text in ("-m broke", "prove.py broke", "a long log", "the card is on fire"):
         assert text in out
     assert "Failed: tests; prove; images, fp32, resident; " in out
+
+
+def test_on_a_gpu_all_is_saved_and_the_user_is_told_what_to_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[dict[str, str]] = []
+    saved: dict[str, Any] = {}
+
+    def start(run: Path, size: int, function: object, kill_after_s: float, *args: Any) -> None:
+        started.append(args[0])
+        if function is gpu.time_rank:
+            prove.log_of(run).write_text('a log\n{"seqclf": 1, "bare": 2, "ratio": 2, "blocks": 9}')
+
+    def outcome(run: Path) -> dict[str, Any]:
+        asked = next(name for name in ("fp32", "bf16", "fp16") if name in run.name)
+        return {"state": "finished", "ran_in": asked, "accuracy": 0.9, "finite": True}
+
+    def compare(common: list[str], **_: int) -> dict[str, Any]:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+        assert "--train.threads" not in common
+        return {"seconds": {"at once": 1.0, "one after the other": 3.0}, "ratio": 3.0, "all": {}}
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90000)
+    monkeypatch.setattr(prove, "FLAGS", dict(prove.FLAGS))
+    monkeypatch.setattr(prove, "start_and_wait", start)
+    monkeypatch.setattr(gpu, "outcome", outcome)
+    monkeypatch.setattr(sweep, "compare", compare)
+    monkeypatch.setattr(gpu, "save", lambda name, found: saved.update({name: found}))
+    monkeypatch.setattr(gpu, "program", lambda words: ("all the same\n11 skipped in 1 s", 0))
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as left:
+        gpu.main()
+    out = capsys.readouterr().out
+    assert left.value.code == 1  # tests that were skipped did not run
+    assert [failure["what"] for failure in saved["gpu"]["failed"]] == ["tests"]
+    assert "please open an issue of this repository and attach benchmarks/results/gpu.json" in out
+    assert {flags["device"] for flags in started} == {"cuda"}
+    assert prove.FLAGS["deterministic"] == "true"
+    assert len(saved["gpu"]["precisions"]) == len(saved["gpu"]["speeds"]) == 18
+    monkeypatch.setattr(results, "load", lambda name: saved[name])
+    table = results.gpu_table()
+    assert "| images | fp16 | streamed | 90.0 % | yes |" in table
+    assert "| 1024 | 4096 | streamed | 1 | 2 | 2.000 |" in table
+    assert "1.0 s at once, 3.0 s one after the other, 3.00 times as fast" in table
+    assert "Failed: tests. Speed: medians of 9 / " in table
+    assert "cuDNN 90000" in table
+
+
+def test_the_time_between_cuda_events_is_in_seconds() -> None:
+    start, end = Mock(), Mock()
+    start.elapsed_time.side_effect = lambda other: 1500.0 if other is end else None
+    assert results.seconds(start, end) == 1.5
+    end.synchronize.assert_called_once()
 
 
 def test_a_run_that_does_not_learn_fails() -> None:
