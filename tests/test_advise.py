@@ -110,7 +110,9 @@ def test_what_is_measured_and_what_is_assumed_is_said(capsys: pytest.CaptureFixt
     assert main(["advise", *FLAGS, "--gpus", "2", "--hosts", "2", "--step-ms", "3"]) == 0
     out = capsys.readouterr().out
     assert "given       step_ms 3\n" in out
-    assert re.search(r"^assumed     a network of 10 Gbit/s: 50 µs a message, 1.25 GB/s", out, re.M)
+    assert re.search(
+        r"^assumed     gloo over a network of 10 Gbit/s: 750 µs a message, 1 G", out, re.M
+    )
 
 
 def advise_on_ranks(folder: str) -> str:

@@ -38,8 +38,8 @@ MOST_TIMES = 2.2  # measured runs took up to so many times what `least_memory` s
 LINKS: dict[str, tuple[float, float]] = {
     "gloo on one host": (700, 1.0),
     "NCCL between the GPUs of a host": (20, 50.0),
-    "a network of 10 Gbit/s": (50, 1.25),
 }
+NETWORK = (50, 1.25)  # between hosts: what it adds to a message, and 10 Gbit/s
 
 
 class Cost(NamedTuple):
@@ -174,8 +174,10 @@ def find_link(setup: Setup, runtime: Runtime, hosts: int, lines: list[str]) -> d
     local = (
         "NCCL between the GPUs of a host" if runtime.device.type == "cuda" else "gloo on one host"
     )
-    name = "a network of 10 Gbit/s" if hosts > 1 else local
-    latency_us, gb_per_s = LINKS[name]
+    name, (latency_us, gb_per_s) = local, LINKS[local]
+    if hosts > 1:
+        name = f"{local.split()[0]} over a network of 10 Gbit/s"
+        latency_us, gb_per_s = latency_us + NETWORK[0], min(gb_per_s, NETWORK[1])
     text = f"assumed     {name}: {latency_us:g} µs a message, {gb_per_s:g} GB/s; torchrun ... -m "
     text += "seqclf advise measures the first"
     if n > 1:
