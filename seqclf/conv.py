@@ -16,19 +16,15 @@ from torch.nn import functional as F
 # neural networks", IJCNN 2017. The middle one is twice as wide.
 KERNEL_SIZES = (8, 5, 3)
 EPSILON, ROW_EPSILON = 1e-3, 1e-5  # added to variances: over the reference rows, over one row
-# Training examples over which the layers are normalised; of very long ones fewer are enough.
-REFERENCE, LEAST_REFERENCE, REFERENCE_STEPS = 32, 8, 2**16
+# The layers are normalised over so many training examples, and so many steps of each at most.
+REFERENCE, REFERENCE_STEPS = 32, 512
+GOLDEN_RATIO = 0.618034  # its multiples, without what is before the point, lie evenly in 0 to 1
 
 
 def count_parameters(num_features: int, channels: int) -> int:
     """Return how many numbers of a branch training changes."""
     sizes = zip(_widths(num_features, channels), KERNEL_SIZES, strict=True)
     return sum(after * (before * size + 2) for (before, after), size in sizes)
-
-
-def count_reference(num_steps: int) -> int:
-    """Return over how many examples of so many steps the layers are normalised."""
-    return min(REFERENCE, max(LEAST_REFERENCE, REFERENCE_STEPS // num_steps))
 
 
 def _widths(num_features: int, channels: int) -> list[tuple[int, int]]:
@@ -50,9 +46,11 @@ class ConvBranch(nn.Module):
     are the same training examples in every step: Salimans et al., "Improved Techniques for Training
     GANs", NeurIPS 2016 (virtual batch normalisation). With the batch's own statistics, as in the
     paper above, a row's logits would depend on the other rows, and on the number of processes. The
-    other half are normalised over the steps of each row alone, so that they see a shape at any
-    scale: Pan et al., "Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net",
-    ECCV 2018. docs/recipes.md compares the two.
+    other half are normalised over the steps of each row alone: Pan et al., "Two at Once: Enhancing
+    Learning and Generalization Capacities via IBN-Net", ECCV 2018. docs/recipes.md compares the
+    two. So are the values that the first layer reads, each feature by itself: a row far from zero
+    would else begin and end with a jump, as zeros stand around it, larger than all shapes in it.
+    The LSTM sees the values as they are.
     """
 
     def __init__(self, num_features: int, channels: int) -> None:
@@ -74,7 +72,8 @@ class ConvBranch(nn.Module):
 
         `moments` are those of each layer; without them the stored ones count.
         """
-        output_BCT, valid_B1T = values_BTF.mT, _valid(values_BTF, lengths)
+        valid_B1T = _valid(values_BTF, lengths)
+        output_BCT = _normalise_rows(values_BTF.mT, valid_B1T)
         for number, layer in enumerate(self._all_layers):
             output_BCT = layer(output_BCT, valid_B1T, None if moments is None else moments[number])
         sum_BC = _keep(output_BCT, valid_B1T).sum(2)
@@ -82,7 +81,10 @@ class ConvBranch(nn.Module):
 
     def measure(self, values_RTF: Tensor, lengths: Tensor | None) -> list[Moments]:
         """Return the moments of each layer over reference rows [R, T, F]."""
-        output_RCT, valid_R1T = values_RTF.mT, _valid(values_RTF, lengths)
+        valid_R1T = _valid(values_RTF, lengths)
+        output_RCT = _normalise_rows(values_RTF.mT, valid_R1T)
+        if values_RTF.shape[1] > REFERENCE_STEPS:
+            output_RCT, valid_R1T = _take_windows(output_RCT, lengths)
         found = []
         for layer in self._all_layers:
             found.append(layer.measure(output_RCT, valid_R1T))
@@ -121,11 +123,10 @@ class Layer(nn.Module):
         found_BCT = self._find(input_BFT, valid_B1T)
         by_reference_BDT, by_row_BCT = found_BCT.tensor_split([self.num_by_reference], dim=1)
         mean_D1, variance_D1 = moments or Moments(self.mean, self.variance)
-        mean_BC1, variance_BC1 = _moments(by_row_BCT, valid_B1T, dims=(2,))
         normal_BCT = torch.cat(
             [
                 (by_reference_BDT - mean_D1) * (variance_D1 + EPSILON).rsqrt(),
-                (by_row_BCT - mean_BC1) * (variance_BC1 + ROW_EPSILON).rsqrt(),
+                _normalise_rows(by_row_BCT, valid_B1T),
             ],
             dim=1,
         )
@@ -140,6 +141,27 @@ class Layer(nn.Module):
     def _find(self, input_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
         found_BCT: Tensor = self.conv(F.pad(_keep(input_BFT, valid_B1T), self.pad))
         return found_BCT
+
+
+def _take_windows(values_RCT: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Take REFERENCE_STEPS steps in a row of each row, and return which of them are no padding.
+
+    Early ones of some rows, and late ones of others, so that every part of a series counts.
+    """
+    num_rows, num_channels, num_steps = values_RCT.shape
+    places_R = torch.arange(num_rows, device=values_RCT.device) * GOLDEN_RATIO % 1
+    ends = num_steps if lengths is None else lengths
+    spare_R = (places_R.new_zeros(num_rows) + ends - REFERENCE_STEPS).clamp(min=0)
+    window_T = torch.arange(REFERENCE_STEPS, device=values_RCT.device)
+    steps_RT = (places_R * spare_R).long()[:, None] + window_T
+    windows_RCT = values_RCT.gather(2, steps_RT[:, None].expand(-1, num_channels, -1))
+    return windows_RCT, None if lengths is None else (steps_RT < lengths[:, None])[:, None]
+
+
+def _normalise_rows(found_BCT: Tensor, valid_B1T: Tensor | None) -> Tensor:
+    """Give each channel of each row mean 0 and variance 1 over its valid steps."""
+    mean_BC1, variance_BC1 = _moments(found_BCT, valid_B1T, dims=(2,))
+    return (found_BCT - mean_BC1) * (variance_BC1 + ROW_EPSILON).rsqrt()
 
 
 def _moments(found_BCT: Tensor, valid_B1T: Tensor | None, *, dims: tuple[int, ...]) -> Moments:

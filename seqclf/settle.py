@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seqclf.config.naming import run_name
 from seqclf.config.settings import MANY_EXAMPLES, NOISE, Config, Value
-from seqclf.conv import count_reference
+from seqclf.conv import REFERENCE
 from seqclf.data import idx
 from seqclf.data.batches import BatchPlan, count_steps
 from seqclf.data.blocks import Blocks
@@ -74,7 +74,7 @@ class Setup:
             return None
         train = self.splits.train
         by_class = train.labels.argsort(stable=True)
-        count = min(count_reference(self.longest), len(train))
+        count = min(REFERENCE, len(train))
         places = torch.linspace(0, len(train) - 1, count).round().long()
         values, lengths = train.rows(by_class[places.to(by_class.device)])
         return values.to(device), None if lengths is None else lengths.to(device)

@@ -327,9 +327,10 @@ def test_convolutions_are_normalised_over_the_reference_and_over_each_row(
     assert model.conv is not None
     values, reference = torch.randn(2, 20, 3), torch.randn(3, 20, 3)
     model.reference = (reference, lengths)
-    found = model.embed(values).mT
+    found = F.instance_norm(model.embed(values).mT, eps=ROW_EPSILON)
     ends = [20] * 3 if lengths is None else lengths.tolist()
     rows = [model.embed(row[None, :n]).mT for row, n in zip(reference, ends, strict=True)]
+    rows = [F.instance_norm(row, eps=ROW_EPSILON) for row in rows]
     for layer in model.conv.layers:
         assert isinstance(layer, Layer)
         size = layer.conv.kernel_size[0]
@@ -345,6 +346,28 @@ def test_convolutions_are_normalised_over_the_reference_and_over_each_row(
     torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-5)
     model.eval().reference = None  # the stored moments count, as in a model that is loaded
     torch.testing.assert_close(model(values), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [None, torch.tensor([700, 600, 40])])
+def test_of_long_reference_rows_a_window_counts(lengths: Tensor | None) -> None:
+    model = ragged_model("last", True, 1, conv=4)
+    assert model.conv is not None
+    values = torch.randn(3, 700, 3).cumsum(1)
+    windows = []
+    ends = [700] * 3 if lengths is None else lengths.tolist()
+    for row, end, place in zip(values, ends, (0, 0.618034, 0.236068), strict=True):
+        row = F.instance_norm(row[None, :end].mT, eps=ROW_EPSILON)
+        start = int(place * max(0, end - 512))
+        windows.append(row[..., start : start + 512])
+    first = model.conv.layers[0]
+    assert isinstance(first, Layer)
+    found = [F.conv1d(F.pad(window, (3, 4)), first.conv.weight) for window in windows]
+    steps = torch.cat(found, 2)[:, : len(first.mean)]
+    moments = model.conv.measure(values, lengths)[0]
+    torch.testing.assert_close(moments.mean[:, 0], steps.mean((0, 2)), rtol=0, atol=1e-5)
+    expected = steps.var((0, 2), correction=0)
+    torch.testing.assert_close(moments.variance[:, 0], expected, rtol=1e-5, atol=1e-6)
 
 
 def normalise_halves(found: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -375,6 +398,21 @@ def test_half_the_convolutions_see_a_shape_at_any_scale() -> None:
     small, large = (model.conv.layers[0](values.mT * factor, None) for factor in (1, 50))
     torch.testing.assert_close(small[:, 2:], large[:, 2:], rtol=1e-3, atol=1e-3)
     assert (small[:, :2] - large[:, :2]).abs().max() > 1
+
+
+@torch.no_grad()
+def test_the_convolutions_see_no_level_and_no_scale_of_a_row() -> None:
+    """Nor the jump from the zeros around a row to its level: docs/recipes.md, PLAID."""
+    model = ragged_model("last", True, 1, conv=4).double().eval()
+    assert model.conv is not None
+    values, lengths = torch.randn(2, 3, 30, 3, dtype=torch.float64)[0], torch.tensor([30, 9, 20])
+    factor, level = torch.tensor([4.0, 9.0, 2.0]), torch.tensor([-50.0, 0.0, 7.0])
+    found = model.conv(values, lengths)
+    torch.testing.assert_close(
+        model.conv(values * factor + level, lengths), found, rtol=1e-4, atol=1e-4
+    )
+    assert found.std(0).max() > 1e-2
+    assert (model(values, lengths) - model(values * factor + level, lengths)).abs().max() > 1e-2
 
 
 def test_gradients_go_through_the_reference() -> None:

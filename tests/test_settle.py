@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from helpers.files import step_dir
 from helpers.training import CONSTANT_RATE, train_tiny
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
-from seqclf.conv import count_reference
 from seqclf.data import sources
 from seqclf.run.weights import find_weights
 from seqclf.settle import settle
@@ -45,10 +43,3 @@ def test_a_checkpoint_holds_the_moments_of_its_own_weights(tmp_path: Path) -> No
     model.train().eval()  # computes them anew
     for name, buffer in model.conv.named_buffers():
         torch.testing.assert_close(buffer, stored[name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("num_steps", "count"), [(1, 32), (2048, 32), (4096, 16), (8192, 8), (10**6, 8)]
-)
-def test_of_long_sequences_fewer_are_enough(num_steps: int, count: int) -> None:
-    assert count_reference(num_steps) == count

@@ -90,9 +90,16 @@ function makeModel(spec, weights) {
     return steps.reduce((sum, step) => sum + get(step), 0) / steps.length;
   }
 
+  function momentsOf(steps, c) {
+    const center = average(steps, (step) => step[c]);
+    return [center, average(steps, (step) => (step[c] - center) ** 2) + spec.row_epsilon];
+  }
+
   function convolve(steps) {
     if (!spec.conv) return [];
-    let inputs = steps; // [T][channels]
+    const ofFeatures = Array.from(steps[0], (_, f) => momentsOf(steps, f));
+    let inputs = steps.map((step) => // [T][channels]
+      step.map((x, f) => (x - ofFeatures[f][0]) / Math.sqrt(ofFeatures[f][1])));
     for (let number = 0; `conv.layers.${number}.scale` in weights; number++) {
       const [weight, scale, shift, mean, variance] = ["conv.weight", "scale", "shift", "mean", "variance"]
         .map((name) => weights[`conv.layers.${number}.${name}`]);
@@ -108,11 +115,8 @@ function makeModel(spec, weights) {
         return sum;
       }));
       // The first channels are normalised by the training examples, the others over this sequence.
-      const moments = Array.from(scale, (_, c) => {
-        if (c < mean.length) return [mean[c], variance[c] + spec.epsilon];
-        const center = average(found, (step) => step[c]);
-        return [center, average(found, (step) => (step[c] - center) ** 2) + spec.row_epsilon];
-      });
+      const moments = Array.from(scale, (_, c) =>
+        c < mean.length ? [mean[c], variance[c] + spec.epsilon] : momentsOf(found, c));
       inputs = found.map((step) => step.map((x, c) =>
         Math.max(0, ((x - moments[c][0]) / Math.sqrt(moments[c][1])) * scale[c] + shift[c])));
     }

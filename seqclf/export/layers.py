@@ -150,6 +150,7 @@ def convolve(graph: Graph, branch: ConvBranch, steps: Steps) -> str:
         valid_B1T = graph.op("Transpose", valid_BT1, perm=[0, 2, 1])
         count = graph.op("Unsqueeze", steps.lengths, ints(1))
     count = graph.op("Cast", count, to=TensorProto.FLOAT)
+    found_BCT = normalise_rows(graph, found_BCT, valid_B1T, count)
     for layer in cast(list[Layer], list(branch.layers)):
         # Zeros stand before and after each row, where the convolution reaches beyond it.
         found_BCT = keep(graph, found_BCT, valid_B1T)
@@ -172,13 +173,18 @@ def normalise(graph: Graph, layer: Layer, found: str, valid: str | None, count: 
     centred = graph.op("Sub", by_reference, weights(layer.mean))
     spread_D1 = weights((layer.variance + EPSILON).rsqrt())
     by_reference = graph.op("Mul", centred, spread_D1)
+    by_row = normalise_rows(graph, by_row, valid, count)
+    return graph.op("Concat", by_reference, by_row, axis=1)
+
+
+def normalise_rows(graph: Graph, found: str, valid: str | None, count: str) -> str:
+    """Normalise each channel of each row over its valid steps, [B, C, T]."""
     count = graph.op("Unsqueeze", count, ints(-1))
 
     def mean(values: str) -> str:
         total = graph.op("ReduceSum", keep(graph, values, valid), ints(2))
         return graph.op("Div", total, count)
 
-    centred = graph.op("Sub", by_row, mean(by_row))
+    centred = graph.op("Sub", found, mean(found))
     variance = graph.op("Add", mean(graph.op("Mul", centred, centred)), number(ROW_EPSILON))
-    by_row = graph.op("Div", centred, graph.op("Sqrt", variance))
-    return graph.op("Concat", by_reference, by_row, axis=1)
+    return graph.op("Div", centred, graph.op("Sqrt", variance))

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from seqclf.config.settings import Config
-from seqclf.conv import count_reference
+from seqclf.conv import REFERENCE, REFERENCE_STEPS
 from seqclf.errors import UserError
 from seqclf.model import Architecture
 from seqclf.processes.cgroups import group_memory
@@ -67,8 +67,9 @@ def least_memory(
     features = architecture.embedding_size if architecture.num_tokens else architecture.input_size
     units = architecture.hidden_size * (1 + architecture.bidirectional) * architecture.num_layers
     per_example = num_steps * features + -(-num_steps // architecture.stack) * 8 * units
-    per_row = num_steps * 4 * 4 * architecture.conv  # channels of its three layers together
-    numbers = batch * (per_example + per_row) + count_reference(num_steps) * per_row
+    per_step = 4 * 4 * architecture.conv  # channels of its three layers together
+    steps = batch * num_steps + REFERENCE * min(num_steps, REFERENCE_STEPS)
+    numbers = batch * per_example + steps * per_step
     return 4 * (4 * architecture.num_parameters + numbers)
 
 
