@@ -48,17 +48,17 @@ class ConvBranch(nn.Module):
     paper above, a row's logits would depend on the other rows, and on the number of processes. The
     other half are normalised over the steps of each row alone: Pan et al., "Two at Once: Enhancing
     Learning and Generalization Capacities via IBN-Net", ECCV 2018. docs/recipes.md compares the
-    two. So are the values that the first layer reads, each feature by itself: a row far from zero
-    would else begin and end with a jump, as zeros stand around it, larger than all shapes in it.
-    The LSTM sees the values as they are.
+    two. In the first layer this half reads normalised rows, too, each feature by itself: a row far
+    from zero would else begin and end with a jump, as zeros stand around it, larger than all shapes
+    in it. The first half reads the values as they are, so that a row's level and scale count.
     """
 
     def __init__(self, num_features: int, channels: int) -> None:
         super().__init__()
         widths = _widths(num_features, channels)
         self.layers = nn.ModuleList(
-            Layer(before, after, size)
-            for (before, after), size in zip(widths, KERNEL_SIZES, strict=True)
+            Layer(before, after, size, num_groups=1 if number else 2)
+            for number, ((before, after), size) in enumerate(zip(widths, KERNEL_SIZES, strict=True))
         )
 
     @property
@@ -73,7 +73,7 @@ class ConvBranch(nn.Module):
         `moments` are those of each layer; without them the stored ones count.
         """
         valid_B1T = _valid(values_BTF, lengths)
-        output_BCT = _normalise_rows(values_BTF.mT, valid_B1T)
+        output_BCT = join_normalised(values_BTF.mT, valid_B1T)
         for number, layer in enumerate(self._all_layers):
             output_BCT = layer(output_BCT, valid_B1T, None if moments is None else moments[number])
         sum_BC = _keep(output_BCT, valid_B1T).sum(2)
@@ -82,7 +82,7 @@ class ConvBranch(nn.Module):
     def measure(self, values_RTF: Tensor, lengths: Tensor | None) -> list[Moments]:
         """Return the moments of each layer over reference rows [R, T, F]."""
         valid_R1T = _valid(values_RTF, lengths)
-        output_RCT = _normalise_rows(values_RTF.mT, valid_R1T)
+        output_RCT = join_normalised(values_RTF.mT, valid_R1T)
         if values_RTF.shape[1] > REFERENCE_STEPS:
             output_RCT, valid_R1T = _take_windows(output_RCT, lengths)
         found = []
@@ -100,18 +100,23 @@ class ConvBranch(nn.Module):
 
 
 class Layer(nn.Module):
-    """A convolution, normalised, and a rectifier."""
+    """A convolution, normalised, and a rectifier.
+
+    With two groups each half of the channels has `num_inputs` inputs of its own.
+    """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, num_inputs: int, channels: int, size: int) -> None:
+    def __init__(self, num_inputs: int, channels: int, size: int, *, num_groups: int = 1) -> None:
         super().__init__()
         # The normalisation takes a bias off again.
-        self.conv = nn.Conv1d(num_inputs, channels, size, bias=False)
+        self.conv = nn.Conv1d(
+            num_groups * num_inputs, channels, size, groups=num_groups, bias=False
+        )
         self.scale = nn.Parameter(torch.ones(channels, 1))
         self.shift = nn.Parameter(torch.zeros(channels, 1))
-        self.num_by_reference = -(-channels // 2)
+        self.num_by_reference = channels // 2
         self.register_buffer("mean", torch.zeros(self.num_by_reference, 1))
         self.register_buffer("variance", torch.ones(self.num_by_reference, 1))
         self.pad = ((size - 1) // 2, size // 2)  # as many steps come out as go in
@@ -156,6 +161,11 @@ def _take_windows(values_RCT: Tensor, lengths: Tensor | None) -> tuple[Tensor, T
     steps_RT = (places_R * spare_R).long()[:, None] + window_T
     windows_RCT = values_RCT.gather(2, steps_RT[:, None].expand(-1, num_channels, -1))
     return windows_RCT, None if lengths is None else (steps_RT < lengths[:, None])[:, None]
+
+
+def join_normalised(values_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
+    """Return the values, and after them the same, normalised over each row, [B, 2 F, T]."""
+    return torch.cat([values_BFT, _normalise_rows(values_BFT, valid_B1T)], 1)
 
 
 def _normalise_rows(found_BCT: Tensor, valid_B1T: Tensor | None) -> Tensor:

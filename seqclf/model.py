@@ -76,7 +76,7 @@ class Architecture(BaseModel):
     max_length: Count | None = None
     keep: Keep = "first"
     stack: Count = 1
-    conv: Annotated[int, Field(ge=0)] = 0
+    conv: Annotated[int, Field(ge=0, multiple_of=2)] = 0
     reading: Reading = Reading()
     lengths: tuple[Count, Count] | None = None  # of the shortest and the longest training sequence
     temperature: Positive = 1.0  # what logits are divided by before they are probabilities

@@ -46,7 +46,7 @@ def random_images(count: int, seed: int = 0) -> Sequences:
 
 def tiny_model() -> LSTMClassifier:
     torch.manual_seed(0)
-    model = LSTMClassifier(5, CLASSES, hidden_size=8, scale=255.0, conv=3)
+    model = LSTMClassifier(5, CLASSES, hidden_size=8, scale=255.0, conv=4)
     model.reference = (random_images(4, seed=1).values, None)
     return model
 

@@ -293,7 +293,7 @@ def _join(problems: Sequence[str]) -> str:
         return problems[0]
     heads = [problem.rpartition(" (found ")[0].removesuffix(", or null") for problem in problems]
     joined = ", ".join([*heads[:-1], problems[-1].removeprefix("expected ")])
-    return joined.replace("must be", "a number")
+    return joined.replace("must be a multiple", "a multiple").replace("must be", "a number")
 
 
 def _unknown_key(name: str) -> str:

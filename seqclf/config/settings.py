@@ -166,10 +166,10 @@ class Model(Settings):
     stack: Literal["auto"] | PositiveInt = 1
     """Steps that are read at once, their features side by side: long sequences become shorter, and
     faster to read. auto: a quarter of the root of the usual length; of tokens 1."""
-    conv: Literal["auto"] | NonNegativeInt = 0
+    conv: Literal["auto"] | Annotated[int, Field(ge=0, multiple_of=2)] = 0
     """Channels of a convolution branch beside the LSTM, which finds shapes wherever they stand. 0:
-    no branch. auto: 64 with numbers of fewer than 2,000 training examples, or if a training
-    sequence of numbers or image has 500 steps or more; else 0."""
+    no branch; else an even number. auto: 64 with numbers of fewer than 2,000 training examples, or
+    if a training sequence of numbers or image has 500 steps or more; else 0."""
     init: Literal["orthogonal", "chrono", "tutorial"] = "orthogonal"
     """orthogonal: recurrent weights orthogonal, forget-gate bias 1. chrono: and gates that remember
     from one step up to the longest sequence, for long ones. tutorial: torch's defaults."""

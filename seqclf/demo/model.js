@@ -98,19 +98,23 @@ function makeModel(spec, weights) {
   function convolve(steps) {
     if (!spec.conv) return [];
     const ofFeatures = Array.from(steps[0], (_, f) => momentsOf(steps, f));
-    let inputs = steps.map((step) => // [T][channels]
-      step.map((x, f) => (x - ofFeatures[f][0]) / Math.sqrt(ofFeatures[f][1])));
+    const normalised = steps.map((step) => Array.from(step, (x, f) =>
+      (x - ofFeatures[f][0]) / Math.sqrt(ofFeatures[f][1])));
+    let inputs = steps.map((step, t) => [...step, ...normalised[t]]); // [T][channels]
     for (let number = 0; `conv.layers.${number}.scale` in weights; number++) {
       const [weight, scale, shift, mean, variance] = ["conv.weight", "scale", "shift", "mean", "variance"]
         .map((name) => weights[`conv.layers.${number}.${name}`]);
-      const before = inputs[0].length, after = scale.length, size = weight.length / (before * after);
+      // In the first layer the second half of the channels reads the normalised features only.
+      const groups = number ? 1 : 2, before = inputs[0].length / groups;
+      const after = scale.length, size = weight.length / (before * after);
       const left = Math.floor((size - 1) / 2);
       const found = inputs.map((_, t) => Float64Array.from(scale, (_, c) => {
+        const first = groups === 2 && c >= after / 2 ? before : 0;
         let sum = 0;
         for (let k = 0; k < size; k++) {
           const input = inputs[t + k - left];
           if (!input) continue;
-          for (let f = 0; f < before; f++) sum += weight[(c * before + f) * size + k] * input[f];
+          for (let f = 0; f < before; f++) sum += weight[(c * before + f) * size + k] * input[first + f];
         }
         return sum;
       }));

@@ -150,11 +150,13 @@ def convolve(graph: Graph, branch: ConvBranch, steps: Steps) -> str:
         valid_B1T = graph.op("Transpose", valid_BT1, perm=[0, 2, 1])
         count = graph.op("Unsqueeze", steps.lengths, ints(1))
     count = graph.op("Cast", count, to=TensorProto.FLOAT)
-    found_BCT = normalise_rows(graph, found_BCT, valid_B1T, count)
+    normal_BFT = normalise_rows(graph, found_BCT, valid_B1T, count)
+    found_BCT = graph.op("Concat", found_BCT, normal_BFT, axis=1)
     for layer in cast(list[Layer], list(branch.layers)):
         # Zeros stand before and after each row, where the convolution reaches beyond it.
         found_BCT = keep(graph, found_BCT, valid_B1T)
-        found_BCT = graph.op("Conv", found_BCT, weights(layer.conv.weight), pads=list(layer.pad))
+        options = {"pads": list(layer.pad), "group": layer.conv.groups}
+        found_BCT = graph.op("Conv", found_BCT, weights(layer.conv.weight), **options)
         normal_BCT = normalise(graph, layer, found_BCT, valid_B1T, count)
         scaled_BCT = graph.op("Mul", normal_BCT, weights(layer.scale))
         found_BCT = graph.op("Relu", graph.op("Add", scaled_BCT, weights(layer.shift)))
