@@ -39,7 +39,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         "max_length": draw(st.none() | st.integers(1, 8)),
         "keep": draw(st.sampled_from(["first", "last"])),
         "stack": draw(st.integers(1, 4)),
-        "conv": draw(st.sampled_from([0, 0, 1, 3])),
+        "conv": draw(st.sampled_from([0, 0, 2, 6])),
         "reading": Reading(),
         "lengths": lengths,
         "temperature": draw(st.sampled_from([1.0, 0.5, 3.0])),
