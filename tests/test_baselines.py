@@ -82,7 +82,7 @@ def test_a_page_shows_the_baselines_of_its_own_data(tmp_path: Path) -> None:
         change_json(measured / "baselines.json", rows=[dtw])
         (data / "baselines.json").write_bytes((measured / "baselines.json").read_bytes())
         page = write_report([run_dir], None, {}).read_text()
-        assert "majority class 75.00 % (59.81 to 85.81)" in page  # which needs no file
+        assert "majority class (slow) 75.00 % (59.81 to 85.81)" in page  # which needs no file
         assert ("1-NN DTW 90.00 %" in page) == is_shown
     config = load_config(run_dir / "config.yaml")[0]
     fold = config.data.model_copy(update={"folds": 2, "fold": 1})  # its test split is another
