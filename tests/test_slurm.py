@@ -229,7 +229,7 @@ TWO_NODES = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[0-1]"}
 
 @pytest.mark.slow
 def test_two_nodes_save_at_the_time_limit(two_nodes: Path) -> None:
-    run_dir = two_nodes / "runs" / "debug-train.steps=1000-train.threads=1"
+    run_dir = two_nodes / "runs" / "debug-train.steps=1000"
     stop_and_go_on(two_nodes, run_dir, "requeue 7", 1, **TWO_NODES)
     assert (two_nodes / "scancelled").read_text() == "--signal=TERM 7\n"
     assert read_facts(run_dir)["world_size"] == 2
