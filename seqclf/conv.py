@@ -164,8 +164,13 @@ def _take_windows(values_RCT: Tensor, lengths: Tensor | None) -> tuple[Tensor, T
 
 
 def join_normalised(values_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
-    """Return the values, and after them the same, normalised over each row, [B, 2 F, T]."""
-    return torch.cat([values_BFT, _normalise_rows(values_BFT, valid_B1T)], 1)
+    """Return the values, and after them the same, normalised over each row, [B, 2 F, T].
+
+    The first step is taken off before: what the mean of a level would be rounded by is as large as
+    the changes of a row that hardly changes.
+    """
+    changes_BFT = values_BFT - values_BFT[..., :1]
+    return torch.cat([values_BFT, _normalise_rows(changes_BFT, valid_B1T)], 1)
 
 
 def _normalise_rows(found_BCT: Tensor, valid_B1T: Tensor | None) -> Tensor:

@@ -147,3 +147,11 @@ def test_a_sequence_of_one_step_or_of_one_value_has_convolutions() -> None:
         logits.sum().backward()
         assert logits.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_row_that_hardly_changes_is_normalised_with_the_digits_it_has() -> None:
+    values = 1000 + 0.01 * torch.randn(2, 3, 40)
+    found, exact = (join_normalised(read, None) for read in (values, values.double()))
+    torch.testing.assert_close(found[:, 3:].double(), exact[:, 3:], rtol=1e-4, atol=1e-4)
+    level = torch.full((1, 1, 7), 0.1)
+    assert (join_normalised(level, None)[:, 1:] == 0).all()

@@ -150,7 +150,8 @@ def convolve(graph: Graph, branch: ConvBranch, steps: Steps) -> str:
         valid_B1T = graph.op("Transpose", valid_BT1, perm=[0, 2, 1])
         count = graph.op("Unsqueeze", steps.lengths, ints(1))
     count = graph.op("Cast", count, to=TensorProto.FLOAT)
-    normal_BFT = normalise_rows(graph, found_BCT, valid_B1T, count)
+    changes_BFT = graph.op("Sub", found_BCT, graph.op("Gather", found_BCT, ints(0), axis=2))
+    normal_BFT = normalise_rows(graph, changes_BFT, valid_B1T, count)
     found_BCT = graph.op("Concat", found_BCT, normal_BFT, axis=1)
     for layer in cast(list[Layer], list(branch.layers)):
         # Zeros stand before and after each row, where the convolution reaches beyond it.
