@@ -98,11 +98,12 @@ def has_gaps(batch: list[object]) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings(
     "ignore:.*(another unit|all 0; is it padding|another length|lie in 0 to 1)"
 )
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(architectures(), st.integers(0, 99))
 def test_every_architecture_says_the_same(
