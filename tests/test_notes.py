@@ -180,3 +180,12 @@ def test_labels_that_are_measured_are_noted(tmp_path: Path) -> None:
         "the 12 labels are numbers with decimals: seqclf tells classes apart and predicts no "
         "numbers"
     ]
+
+
+def test_a_feature_below_float32s_normal_numbers_is_divided_by_one(tmp_path: Path) -> None:
+    """By its own deviation it would be divided by 0, as training counts such numbers as 0."""
+    steps = beside_noise(lambda number: noise(20) * 1e-42)
+    notes_of(tmp_path, map(steps, range(20)))
+    std = open_dataset(tmp_path / "d")[0].std
+    assert std[0] == pytest.approx(1, abs=0.3)
+    assert std[1] == 1
