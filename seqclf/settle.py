@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from seqclf.auto import choose_conv, choose_crop, choose_noise, choose_stack
 from seqclf.config.naming import run_name
-from seqclf.config.settings import MANY_EXAMPLES, NOISE, Config, Value
+from seqclf.config.settings import Config, Value
 from seqclf.conv import REFERENCE
 from seqclf.data import idx
 from seqclf.data.batches import BatchPlan, count_steps
@@ -34,8 +35,6 @@ from seqclf.processes.runtime import Runtime
 
 NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data set
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
-LONG = 500  # steps from which convolutions pay with many examples
-CHANNELS = 64  # of convolutions, where they pay
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
 FEW = 50  # validation examples; fewer are too few to choose by
 DECAY = 0.1  # share of a run over which the rate falls when the patience has run out
@@ -218,24 +217,25 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
             f"train.patience or checkpoint.keep_best: {config.data.path} has no validation part to "
             "choose by; prepare it with one, or set data.val_fraction, such as 0.1"
         )
-    conv = config.model.conv
-    if conv == "auto":
-        conv = choose_conv(splits.train, longest=longest)
-    noise = config.data.augment.noise
-    if noise == "auto":
-        # Convolutions see small shapes, which noise hides.
-        is_noisy = splits.train.std and len(splits.train) < MANY_EXAMPLES and not conv
-        noise = NOISE if is_noisy else 0.0
-    if noise and not splits.train.std:
+    train, augment = splits.train, config.data.augment
+    conv, stack = config.model.conv, config.model.stack
+    noise, crop = augment.noise, augment.crop
+    conv = choose_conv(train, longest=longest) if conv == "auto" else conv
+    stack = choose_stack(train, longest=longest) if stack == "auto" else stack
+    noise = choose_noise(train, conv=conv) if noise == "auto" else noise
+    crop = choose_crop(train, longest=longest) if crop == "auto" else crop
+    if noise and not train.std:
         raise UserError(
-            f"data.augment.noise: {config.data.augment.noise}: {config.data.path} holds no "
-            "features to add it to; leave it out"
+            f"data.augment.noise: {augment.noise}: {config.data.path} holds no features to add it "
+            "to; leave it out"
         )
-    batch_size, hidden_size = config.sizes(len(splits.train))
-    stack = config.model.stack
-    if stack == "auto":
-        stack = choose_stack(splits.train, longest=longest)
-    augment = config.data.augment.model_copy(update={"noise": noise})
+    if crop < 1 and math.ceil(crop * longest) == longest:
+        raise UserError(
+            f"data.augment.crop: {crop}: takes nothing from sequences of at most {longest} steps; "
+            "lower it, or leave it out"
+        )
+    batch_size, hidden_size = config.sizes(len(train))
+    augment = augment.model_copy(update={"noise": noise, "crop": crop})
     model = {"hidden_size": hidden_size, "stack": stack, "conv": conv}
     return config.model_copy(
         update={
@@ -244,24 +244,6 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
             "model": config.model.model_copy(update=model),
         }
     )
-
-
-def choose_conv(examples: Sequences, *, longest: int) -> int:
-    """Return how many channels of convolutions there are: none for tokens.
-
-    They make a step up to ten times as long, so many examples need long sequences to have them.
-    Images have them if they are as long: nobody has measured smaller ones.
-    """
-    is_small = len(examples) < MANY_EXAMPLES and bool(examples.std)
-    return CHANNELS if (is_small or longest >= LONG) and not examples.num_tokens else 0
-
-
-def choose_stack(examples: Sequences, *, longest: int) -> int:
-    """Return how many steps the LSTM reads at once: one token, and more of longer sequences."""
-    if examples.num_tokens:
-        return 1
-    usual = longest if examples.lengths is None else int(examples.lengths.median())
-    return max(1, round(math.sqrt(usual) / 4))
 
 
 def make_plan(config: Config, examples: Sequences) -> BatchPlan:

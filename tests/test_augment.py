@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqclf.config.settings import Augment
-from seqclf.data.augment import add_noise, augment, flip_images, shift_images
+from seqclf.data.augment import add_noise, augment, crop_sequences, flip_images, shift_images
 from seqclf.data.batches import split_range
 from seqclf.data.orders import mix
 from seqclf.data.sequences import Batch
@@ -98,6 +98,67 @@ def test_the_moves_depend_on_seed_and_step() -> None:
         for step in (0, 1)
     ]
     assert all(a != b for i, a in enumerate(moved) for b in moved[:i])
+
+
+# ---- crops
+
+
+def counted(lengths: list[int]) -> Batch:
+    """Make a batch in which each step of each row has a number of its own."""
+    count, longest = len(lengths), max(lengths)
+    values = torch.arange(count * longest).view(count, longest, 1)
+    labels = torch.zeros(count, dtype=torch.int64)
+    return Batch(values, labels, 3, 0, count, torch.tensor(lengths))
+
+
+def stretches(batch: Batch) -> list[list[int]]:
+    """Return the numbers of each row's steps, without padding."""
+    lengths = [batch.values.shape[1]] * len(batch.values)
+    lengths = lengths if batch.lengths is None else batch.lengths.tolist()
+    return [
+        row.flatten()[:length].tolist() for row, length in zip(batch.values, lengths, strict=True)
+    ]
+
+
+@no_deadline
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.floats(0.01, 1), st.data())
+def test_a_crop_is_a_stretch_of_its_row_wherever_the_row_is(
+    lengths: list[int], least: float, data: st.DataObject
+) -> None:
+    whole = counted(lengths)
+    found = stretches(crop_sequences(whole, least, seed=1))
+    for row, (length, steps) in enumerate(zip(lengths, found, strict=True)):
+        first = row * max(lengths)
+        assert steps == list(range(steps[0], steps[-1] + 1))
+        assert first <= steps[0]
+        assert steps[-1] < first + length
+        assert len(steps) >= least * length
+    row = data.draw(st.integers(0, len(lengths) - 1))
+    alone = whole._replace(
+        values=whole.values[row : row + 1, : lengths[row]], first=row, lengths=None
+    )
+    assert stretches(crop_sequences(alone, least, seed=1)) == [found[row]]
+
+
+def test_stretches_of_all_lengths_start_everywhere() -> None:
+    found = stretches(crop_sequences(counted([4] * 2000), 0.5, seed=0))
+    places = {(row[0] % 4, len(row)) for row in found}
+    assert places == {(0, 2), (1, 2), (2, 2), (0, 3), (1, 3), (0, 4)}
+
+
+def test_crops_depend_on_seed_and_step_and_tokens_have_them_too() -> None:
+    whole = counted([50] * 20)
+    found = [
+        stretches(crop_sequences(whole._replace(step=step), 0.5, seed))
+        for seed in (0, 1)
+        for step in (0, 1)
+    ]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    tokens = whole._replace(values=whole.values[..., 0])
+    assert stretches(crop_sequences(tokens, 0.5, 0)) == stretches(crop_sequences(whole, 0.5, 0))
+    assert crop_sequences(whole, 1.0, 0) is whole
+    filler = whole._replace(values=whole.values[:1], first=20, lengths=torch.tensor([50]))
+    assert len(crop_sequences(filler, 0.5, 0).values) == 1
 
 
 # ---- noise

@@ -194,6 +194,11 @@ def test_an_unknown_key_hints_at_the_nearest(tmp_path: Path, text: str, end: str
             "--data.emnist_split: letters contradicts data.name: auto (the default): leave it out",
         ),
         (
+            "data:\n  augment:\n    crop: 0.5\n",
+            {"data.name": "digits"},
+            "x.yaml:3:5: data.augment.crop: 0.5 contradicts data.path: null (the default): it is ",
+        ),
+        (
             "device: cpu\n",
             {"precision": "fp16"},
             "--precision: fp16 contradicts device: cpu (x.yaml:1:1): ",

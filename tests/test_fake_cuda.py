@@ -67,6 +67,7 @@ def settings_for(architecture: Architecture, shards: int | None) -> Config:
             "data.augment.shift": int(is_image),
             "data.augment.flip": is_image,
             "data.augment.noise": 0.1 * has_noise,
+            "data.augment.crop": 1.0 if is_image else 0.5,
             "loss.label_smoothing": 0.1,
             "model.dropout": 0.5,
             "train.micro_batch_size": 2,

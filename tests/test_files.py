@@ -34,6 +34,7 @@ RAGGED = {
     "data.name": "files",
     "data.augment.shift": 0,
     "data.augment.noise": 0.5,
+    "data.augment.crop": 0.6,
     "data.val_fraction": 0,
     "model.bidirectional": True,
     "model.pooling": "attention",
@@ -134,6 +135,7 @@ def test_what_auto_means_depends_on_the_data(
     settled = settle(config, load(config.data, seed=0)).config
     model = settled.model
     assert (model.stack, settled.data.augment.noise, model.conv) == expected
+    assert settled.data.augment.crop == 1.0  # these rows do not change
 
 
 def test_choosing_needs_a_split_to_choose_by(tmp_path: Path) -> None:
@@ -338,7 +340,10 @@ def test_prepare_train_predict_by_command(
     done = launch("accelerate", "launch", "launch/train.py", *flags.split())
     assert done.returncode == 0, done.stderr
     assert "padding" in done.stdout
-    assert "auto        noise 0.0, hidden_size 64, stack 1, conv 64, batch_size " in done.stdout
+    assert (
+        "auto        noise 0.0, crop 1.0, hidden_size 64, stack 1, conv 64, batch_size "
+        in done.stdout
+    )
     words = [str(run), f"{tmp_path}/x.jsonl", "--out", f"{tmp_path}/p.csv"]
     assert main.main(["predict", *words]) == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 151

@@ -14,9 +14,9 @@ from helpers.launching import ROOT
 # The wings are the modules and packages of the first level. Each may import those before it only.
 STORY = (
     "errors metrics config data conv contradictions model prefixes stepwise loss optim console "
-    "processes step evaluate calibrate settle run step_log tally predict average counts inputs "
-    "stream hub classifier predictions measure export demo terminal baselines report tracking "
-    "training examples fit estimator channels aeon sktime sweep jobs cli __main__ __init__"
+    "processes step evaluate calibrate auto settle run step_log tally predict average counts "
+    "inputs stream hub classifier predictions measure export demo terminal baselines report "
+    "tracking training examples fit estimator channels aeon sktime sweep jobs cli __main__ __init__"
 )
 WINGS = STORY.split()
 TRACKING_MAY_IMPORT = ("tracking", "errors", "metrics", "config", "data.pictures", "run.records")

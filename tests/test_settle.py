@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from helpers.data import toy_dataset
 from helpers.files import step_dir
+from helpers.launching import ROOT
 from helpers.training import CONSTANT_RATE, train_tiny
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
 from seqclf.data import sources
+from seqclf.errors import UserError
 from seqclf.run.weights import find_weights
 from seqclf.settle import settle
 
@@ -27,6 +31,19 @@ def test_convolutions_are_normalised_over_examples_of_all_classes() -> None:
     assert set(labels.bincount(minlength=10).tolist()) <= {3, 4}
     without = config.model_copy(update={"model": config.model.model_copy(update={"conv": 0})})
     assert settle(without, splits).reference(torch.device("cpu")) is None
+
+
+def test_a_crop_that_takes_nothing_is_refused(tmp_path: Path) -> None:
+    folder = toy_dataset(tmp_path / "data")
+    flags = {"data.path": str(folder), "data.augment.crop": "0.99"}
+    config = load_config(ROOT / "configs" / "files.yaml", flags)[0]
+    splits = sources.load(config.data, seed=0)
+    longest = splits.train.shape[0]
+    with pytest.raises(UserError) as caught:
+        settle(config, splits)
+    assert str(caught.value).startswith(
+        f"data.augment.crop: 0.99: takes nothing from sequences of at most {longest} steps"
+    )
 
 
 def test_a_checkpoint_holds_the_moments_of_its_own_weights(tmp_path: Path) -> None:

@@ -208,8 +208,10 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str, str]]:
         for name in ("data.augment.shift", "data.augment.flip", "data.read"):
             if values[name] != defaults[name]:
                 yield name, "data.path", "it is for images; leave it out"
-    elif data.augment.noise:
-        yield "data.augment.noise", "data.path", "it is for prepared data; leave it out"
+    else:
+        for name in ("data.augment.noise", "data.augment.crop"):
+            if values[name] != defaults[name]:
+                yield name, "data.path", "it is for prepared data; leave it out"
     if config.train.epochs is not None and config.train.steps is not None:
         yield "train.epochs", "train.steps", "either says how long to train; leave one out"
     if config.checkpoint.metric != Checkpoint().metric and not config.chooses_best:

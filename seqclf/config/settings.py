@@ -31,7 +31,6 @@ LARGEST_BATCH = 64
 MANY_EXAMPLES = 2000
 SMALL_HIDDEN_SIZE = 64
 LARGE_HIDDEN_SIZE = 128
-NOISE = 0.2  # `data.augment.noise: auto` with fewer training examples than MANY_EXAMPLES
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Resume = Literal["auto", "never"]
@@ -101,6 +100,10 @@ class Augment(Settings):
     """Add normal noise to the features of prepared data, of so many of their own standard
     deviations; 0 is off. auto: 0.2 where training examples are few and there is no
     `model.conv`."""
+    crop: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Train on a stretch of each sequence of prepared data, drawn by chance, which has at least
+    this share of its steps; 1 is off. auto: 0.5 where training examples are few and two sequences
+    of a class have little in common at the same step, as in windows of long recordings."""
 
 
 class Data(Settings):

@@ -119,7 +119,10 @@ def loss_note(run: RunRecord) -> str | None:
         "label smoothing": config.loss.label_smoothing > 0,
         "class weights": config.loss.class_weights is not None,
         "dropout": config.model.dropout > 0,
-        "augmentation": augment.shift > 0 or augment.flip or augment.noise not in (0, "auto"),
+        "augmentation": augment.shift > 0
+        or augment.flip
+        or augment.noise not in (0, "auto")
+        or augment.crop not in (1, "auto"),
     }
     found = [name for name, is_so in reasons.items() if is_so]
     if not (len(train) > 1 and others and train[-1] > max(others) and found):

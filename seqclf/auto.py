@@ -1,0 +1,57 @@
+"""What `auto` becomes: rules for data that nobody tuned to. docs/recipes.md measures them."""
+
+from __future__ import annotations
+
+import math
+
+from seqclf.config.settings import MANY_EXAMPLES
+from seqclf.data.alignment import alignment
+from seqclf.data.sequences import Sequences
+
+LONG = 500  # steps from which convolutions pay with many examples
+CHANNELS = 64  # of convolutions, where they pay
+NOISE = 0.2  # in deviations of a feature
+CROP = 0.5  # the least share of a sequence, where training takes stretches of them
+CROPPED_STEPS = 64  # fewer are not cropped
+ALIGNED = 0.1  # the alignment from which sequences stay whole
+
+
+def choose_conv(examples: Sequences, *, longest: int) -> int:
+    """Return how many channels of convolutions there are: none for tokens.
+
+    They make a step up to ten times as long, so many examples need long sequences to have them.
+    Images have them if they are as long: nobody has measured smaller ones.
+    """
+    is_worth_it = _are_few(examples) or longest >= LONG
+    return CHANNELS if is_worth_it and not examples.num_tokens else 0
+
+
+def choose_stack(examples: Sequences, *, longest: int) -> int:
+    """Return how many steps the LSTM reads at once: one token, and more of longer sequences."""
+    if examples.num_tokens:
+        return 1
+    return max(1, round(math.sqrt(_usual_length(examples, longest)) / 4))
+
+
+def choose_noise(examples: Sequences, *, conv: int) -> float:
+    """Return how much noise is added: none to small shapes, which convolutions see."""
+    return NOISE if _are_few(examples) and not conv else 0.0
+
+
+def choose_crop(examples: Sequences, *, longest: int) -> float:
+    """Return the least share of a sequence that training takes: not all, if it starts anywhere.
+
+    Many or short sequences stay whole: nobody has measured these.
+    """
+    if not _are_few(examples) or _usual_length(examples, longest) < CROPPED_STEPS:
+        return 1.0
+    return CROP if alignment(examples) < ALIGNED else 1.0
+
+
+def _are_few(examples: Sequences) -> bool:
+    """Return whether there are few examples, of numbers that a person measured."""
+    return len(examples) < MANY_EXAMPLES and bool(examples.std)
+
+
+def _usual_length(examples: Sequences, longest: int) -> int:
+    return longest if examples.lengths is None else int(examples.lengths.median())
