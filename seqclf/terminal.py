@@ -231,6 +231,11 @@ def opening(setup: Setup, path: Path) -> list[str]:
     ]
     if settled:
         lines.append(f"auto        {', '.join(settled)}")
+    if requested["data.augment.crop"] == "auto" and config.data.augment.crop != 1:
+        lines.append(
+            "note        sequences of a class have little in common at the same step, so each "
+            "training step takes stretches of them; --data.augment.crop 1 takes whole ones"
+        )
     count = 0 if splits.validation is None else len(splits.validation)
     if config.train.patience and count < FEW:
         lines.append(

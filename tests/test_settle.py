@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.data import toy_dataset
@@ -14,9 +16,11 @@ from helpers.training import CONSTANT_RATE, train_tiny
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
 from seqclf.data import sources
+from seqclf.data.prepare import Input, Preparation, prepare
 from seqclf.errors import UserError
 from seqclf.run.weights import find_weights
 from seqclf.settle import settle
+from seqclf.terminal import opening
 
 
 def test_convolutions_are_normalised_over_examples_of_all_classes() -> None:
@@ -44,6 +48,24 @@ def test_a_crop_that_takes_nothing_is_refused(tmp_path: Path) -> None:
     assert str(caught.value).startswith(
         f"data.augment.crop: 0.99: takes nothing from sequences of at most {longest} steps"
     )
+
+
+@pytest.mark.parametrize(("phase", "is_cropped"), [(0.0, False), (6.3, True)])
+def test_a_run_says_that_it_takes_stretches(tmp_path: Path, phase: float, is_cropped: bool) -> None:
+    draw = np.random.default_rng(0)
+    lines = []
+    for number in range(60):
+        wave = np.sin(np.arange(80) * (0.3 + 0.1 * (number % 2)) + draw.uniform(0, phase))
+        lines.append(json.dumps({"steps": wave[:, None].tolist(), "label": str(number % 2)}))
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    prepare([Input(tmp_path / "x.jsonl")], tmp_path / "data", Preparation(), print)
+    flags = {"data.path": str(tmp_path / "data")}
+    for flag, is_said in (({}, is_cropped), ({"data.augment.crop": "0.5"}, False)):
+        config = load_config(ROOT / "configs" / "files.yaml", {**flags, **flag})[0]
+        setup = settle(config, sources.load(config.data, seed=0))
+        assert setup.config.data.augment.crop == (0.5 if is_cropped or flag else 1.0)
+        said = "\n".join(opening(setup, tmp_path))
+        assert ("each training step takes stretches of them" in said) == is_said
 
 
 def test_a_checkpoint_holds_the_moments_of_its_own_weights(tmp_path: Path) -> None:
