@@ -40,7 +40,7 @@ def crop_sequences(batch: Batch, least: float, seed: int) -> Batch:
     all_B = batch.lengths
     if all_B is None:
         all_B = torch.full((len(values),), values.shape[1])
-    least_B = (all_B * least).ceil().long()
+    least_B = (all_B.double() * least).ceil().long()
     lengths_B = least_B + (size_B * (all_B - least_B + 1)).long()
     starts_B = (place_B * (all_B - lengths_B + 1)).long()
     longest, lengths = unequal_lengths(lengths_B)
