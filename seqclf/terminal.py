@@ -222,7 +222,10 @@ def opening(setup: Setup, path: Path) -> list[str]:
         )
     if (plan.buckets or plan.blocks) and config.data.bucket and train.lengths is not None:
         padding = padding_fraction(train.lengths, plan)
-        lines.append(f"batches     of like length: {padding:.1%} padding")
+        is_cropped = config.data.augment.crop != 1
+        lines.append(
+            f"batches     of like length: {padding:.1%} padding" + ", before crops" * is_cropped
+        )
     requested = settings_by_name(setup.requested)
     settled = [
         f"{name.rpartition('.')[2]} {value}"
@@ -233,8 +236,9 @@ def opening(setup: Setup, path: Path) -> list[str]:
         lines.append(f"auto        {', '.join(settled)}")
     if requested["data.augment.crop"] == "auto" and config.data.augment.crop != 1:
         lines.append(
-            "note        sequences of a class have little in common at the same step, so each "
-            "training step takes stretches of them; --data.augment.crop 1 takes whole ones"
+            "note        sequences of a class have little in common at the same place, so training "
+            "takes stretches of them; if a place or one rare event makes the class, take whole "
+            "ones: --data.augment.crop 1"
         )
     count = 0 if splits.validation is None else len(splits.validation)
     if config.train.patience and count < FEW:

@@ -102,8 +102,8 @@ class Augment(Settings):
     `model.conv`."""
     crop: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = 1.0
     """Train on a stretch of each sequence of prepared data, drawn by chance, which has at least
-    this share of its steps; 1 is off. auto: 0.5 where training examples are few and two sequences
-    of a class have little in common at the same step, as in windows of long recordings."""
+    this share of its steps; 1 is off. auto: 0.5 where training examples are few, have 64 steps or
+    more, and those of a class have little in common at the same place, as windows of recordings."""
 
 
 class Data(Settings):

@@ -1,6 +1,6 @@
-"""Whether sequences of one class are alike at the same step, or what tells classes apart moves.
+"""Whether sequences of one class are alike at the same place, or start anywhere.
 
-Shapes: R rows, T steps, F features.
+Shapes: T steps, F features, P pieces, K sequences of a class.
 """
 
 from __future__ import annotations
@@ -9,49 +9,54 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from seqclf.data.sequences import Sequences, spread_over_classes
 
-# The first of each: enough for a mean over all pairs, and small in memory.
-MOST_ROWS, MOST_STEPS, MOST_FEATURES = 256, 4096, 64
+PIECES = 32  # of a sequence of usual length; the mean over a piece has less noise than a step
+MOST_ROWS, MOST_FEATURES = 256, 64  # the first ones are enough for a mean
 
 
 def alignment(examples: Sequences) -> float:
-    """Return the mean correlation of two sequences of a class, at the same step: up to 1.
+    """Return how alike two sequences of a class are at the same place: a mean correlation.
 
-    Near 0 they start anywhere, as windows of a long recording do. NaN if no two sequences of a
-    class can be compared: tokens, single examples, values that do not change.
+    The same sequences give 1. Near 0 they start anywhere, as windows of a long recording do. NaN if
+    no two sequences of a class can be compared: images, tokens, single examples, values that do not
+    change.
     """
-    if examples.num_tokens:
+    if examples.num_tokens or examples.lengths is None:
         return math.nan
-    ids = spread_over_classes(examples.labels, MOST_ROWS)
-    labels_R = examples.labels.cpu()[ids]
-    values, lengths = examples.rows(ids)
-    values_RTF = values[:, :MOST_STEPS, :MOST_FEATURES].cpu().double()
-    num_steps = values_RTF.shape[1]
-    lengths_R = (
-        torch.full((len(ids),), num_steps) if lengths is None else lengths.clamp(max=num_steps)
-    )
-    valid_RT1 = (torch.arange(num_steps) < lengths_R[:, None])[..., None]
-    normal_RTF = _normalise(values_RTF, valid_RT1)
+    width = max(1, round(int(examples.lengths.median()) / PIECES))
+    count = max(MOST_ROWS, 2 * len(examples.classes))
+    of_classes: dict[int, list[Tensor]] = {}
+    for index in spread_over_classes(examples.labels, count).tolist():
+        values_1TF, _ = examples.rows(torch.tensor([index]))
+        values_TF = values_1TF[0, : 2 * PIECES * width, :MOST_FEATURES].cpu().double()
+        of_classes.setdefault(int(examples.labels[index]), []).append(_pieces(values_TF, width))
     products, squares = 0.0, 0.0
-    for label in labels_R.unique():
-        is_label_R = labels_R == label
-        count_T1 = valid_RT1[is_label_R].sum(0)
-        has_pairs_T = count_T1[:, 0] > 1
-        square_TF = normal_RTF[is_label_R].square().sum(0)
+    for rows in of_classes.values():
+        pieces_KPF = pad_sequence(rows, batch_first=True)
+        lengths_K = torch.tensor([len(row) for row in rows])
+        count_P1 = (torch.arange(pieces_KPF.shape[1]) < lengths_K[:, None]).sum(0)[:, None]
+        has_pairs_P = count_P1[:, 0] > 1
+        square_PF = pieces_KPF.square().sum(0)
         # Of all pairs: the square of a sum holds each product of two rows twice, and the squares.
-        product_TF = normal_RTF[is_label_R].sum(0).square() - square_TF
-        products += float((product_TF / (count_T1 - 1))[has_pairs_T].sum())
-        squares += float(square_TF[has_pairs_T].sum())
+        product_PF = pieces_KPF.sum(0).square() - square_PF
+        products += float((product_PF / (count_P1 - 1))[has_pairs_P].sum())
+        squares += float(square_PF[has_pairs_P].sum())
     return products / squares if squares else math.nan
 
 
-def _normalise(values_RTF: Tensor, valid_RT1: Tensor) -> Tensor:
-    """Give each feature of each row mean 0 and variance 1 over its valid steps; padding is 0."""
-    count_R11 = valid_RT1.sum(1, keepdim=True)
+def _pieces(values_TF: Tensor, width: int) -> Tensor:
+    """Return the means over pieces of a sequence, [P, F], each feature with mean 0 and variance 1.
+
+    Steps at the end that fill no piece do not count.
+    """
+    width = min(width, len(values_TF))
     # The first step is taken off before: the rounding of a high level is as large as small changes.
-    changes_RTF = (values_RTF - values_RTF[:, :1]).where(valid_RT1, 0)
-    centred_RTF = (changes_RTF - changes_RTF.sum(1, keepdim=True) / count_R11).where(valid_RT1, 0)
-    deviation_R1F = (centred_RTF.square().sum(1, keepdim=True) / count_R11).sqrt()
-    return (centred_RTF / deviation_R1F).where(deviation_R1F > 0, 0)
+    changes_TF = (values_TF - values_TF[:1])[: len(values_TF) // width * width]
+    means_PF = changes_TF.unflatten(0, (-1, width)).mean(1)
+    centred_PF = means_PF - means_PF.mean(0)
+    deviation_F = centred_PF.square().mean(0).sqrt()
+    normal_PF: Tensor = (centred_PF / deviation_F).where(deviation_F > 0, 0)
+    return normal_PF
