@@ -22,7 +22,7 @@ def choose_conv(examples: Sequences, *, longest: int) -> int:
     They make a step up to ten times as long, so many examples need long sequences to have them.
     Images have them if they are as long: nobody has measured smaller ones.
     """
-    is_worth_it = _are_few(examples) or longest >= LONG
+    is_worth_it = _are_few_measured(examples) or longest >= LONG
     return CHANNELS if is_worth_it and not examples.num_tokens else 0
 
 
@@ -35,7 +35,7 @@ def choose_stack(examples: Sequences, *, longest: int) -> int:
 
 def choose_noise(examples: Sequences, *, conv: int) -> float:
     """Return how much noise is added: none to small shapes, which convolutions see."""
-    return NOISE if _are_few(examples) and not conv else 0.0
+    return NOISE if _are_few_measured(examples) and not conv else 0.0
 
 
 def choose_crop(examples: Sequences, *, longest: int) -> float:
@@ -43,12 +43,12 @@ def choose_crop(examples: Sequences, *, longest: int) -> float:
 
     Many or short sequences stay whole: nobody has measured these.
     """
-    if not _are_few(examples) or _usual_length(examples, longest) < CROPPED_STEPS:
+    if not _are_few_measured(examples) or _usual_length(examples, longest) < CROPPED_STEPS:
         return 1.0
     return CROP if alignment(examples) < ALIGNED else 1.0
 
 
-def _are_few(examples: Sequences) -> bool:
+def _are_few_measured(examples: Sequences) -> bool:
     """Return whether there are few examples, of numbers that a person measured."""
     return len(examples) < MANY_EXAMPLES and bool(examples.std)
 

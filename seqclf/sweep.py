@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -220,16 +221,19 @@ def keep_what_was_asked(path: Path, asked: Asked) -> Asked:
     found = read_record(file, Asked)
     before, now = _as_text(found), _as_text(asked)
     default = {name: dump_value(value) for name, value in settings_by_name(Config()).items()}
-    differences = [
-        f"{name} was {then}, is {today}"
-        for name in sorted(before.keys() | now.keys())
-        if (then := before.get(name, default.get(name)))
-        != (today := now.get(name, default.get(name)))
-    ]
+    differences, command = [], found.command
+    for name in sorted(before.keys() | now.keys()):
+        then, today = before.get(name, default.get(name)), now.get(name, default.get(name))
+        if then == today:
+            continue
+        differences.append(f"{name} was {then}, is {today}")
+        # Neither command says it: the recipe is another one since.
+        if f"--{name}=" not in found.command + asked.command:
+            command += f" {shlex.quote(f'--{name}={then}')}"
     if differences:
         raise UserError(
             f"{path}: holds another sweep: {'; '.join(differences)}; the command of that one goes "
-            f"on ({found.command}), or choose another --run-dir"
+            f"on ({command}), or choose another --run-dir"
         )
     return found
 

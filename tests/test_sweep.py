@@ -337,7 +337,10 @@ def test_a_config_that_is_edited_meanwhile_changes_no_run(
     ((flags, _, _),) = starts_of(root / "optim.lr=0.1")
     assert load_config(flags["config"])[0].model.dropout == 0.25
     config.write_text("model:\n  dropout: 0.5\n")
-    assert "model.dropout was 0.25, is 0.5" in call(capsys, *words)[2]
+    error = call(capsys, *words)[2]
+    assert "model.dropout was 0.25, is 0.5" in error
+    assert " --model.dropout=0.25), or" in error
+    assert call(capsys, *words, "--model.dropout=0.25")[0] == 0
     assert load_config(flags["config"])[0].model.dropout == 0.25
 
 

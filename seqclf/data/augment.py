@@ -1,6 +1,6 @@
 """Augmentation on the device: f(seed, step, index in the global batch), so ranks do not matter.
 
-Moves, mirrors and stretches are drawn for the whole global batch: a share takes its rows of them.
+Stretches, mirrors and moves are drawn for the whole global batch: a share takes its rows of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from seqclf.data.sequences import Batch, unequal_lengths
 
 
 def augment(batch: Batch, settings: Augment, seed: int) -> Batch:
-    """Return a batch mirrored, moved, cropped and with noise, as the settings ask."""
+    """Return a batch cropped, mirrored, moved and with noise, as the settings ask."""
     batch = crop_sequences(batch, float(settings.crop), seed)
     if settings.flip:
         batch = batch._replace(values=flip_images(batch, seed))
