@@ -248,7 +248,8 @@ def test_a_refused_connection_leaves_it_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", KEY["WANDB_API_KEY"])
-    assert train_mirrored(tmp_path / "run", tracking__wandb="auto", tracking__finish_s="120") == 0
+    # W&B tries for half of this time; a busy machine takes most of a minute to start the mirror.
+    assert train_mirrored(tmp_path / "run", tracking__wandb="auto", tracking__finish_s="200") == 0
     said = capfd.readouterr().out
     assert "warning: W&B cannot be reached (" in said
     assert f"to upload: wandb sync {tmp_path}/run/wandb/offline-run-*" in said

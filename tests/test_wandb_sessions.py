@@ -45,6 +45,18 @@ KILLS = [
 FAST_KILLS = [(12, 1, 1)]
 
 
+def sync(run_dir: Path, url: str) -> str:
+    """Upload a run's logs with W&B's own command; return what it said."""
+    logs = sorted(map(str, run_dir.glob("wandb/offline-run-*")))
+    for _ in range(2):
+        done = launch("wandb", "sync", *logs, WANDB_BASE_URL=url, **KEY)
+        assert done.returncode == 0, done.stderr
+        # wandb 0.31.0 once read no record of a complete log, on a busy machine; then it read all.
+        if "error getting next record: EOF" not in done.stdout + done.stderr:
+            break
+    return done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("step", "mirror_too", "online"),
     [kill if kill in FAST_KILLS else pytest.param(*kill, marks=pytest.mark.slow) for kill in KILLS],
@@ -77,10 +89,8 @@ def test_a_killed_run_loses_and_repeats_no_point(
     exits = [record["exit_code"] for record in of_kind(found, "exit")]
     assert exits == [0] if mirror_too else [1, 0]
     with serving() as server:  # and so does what wandb sync makes of the logs
-        logs = sorted(map(str, (tmp_path / "run").glob("wandb/offline-run-*")))
-        synced = launch("wandb", "sync", *logs, WANDB_BASE_URL=server.url, **KEY)
-        assert synced.returncode == 0, synced.stderr
-        assert server.runs, synced.stdout + synced.stderr
+        said = sync(tmp_path / "run", server.url)
+        assert server.runs, said
         [received] = server.runs.values()
         assert received.sent == list(range(len(received.sent)))
         assert untimed(lines_in(list(received.rows.values()))) == lines
@@ -182,8 +192,7 @@ def test_each_line_is_there_once_after_any_sessions(tmp_path: Path, words: str) 
                 tear_last_log(run_dir)
                 continue
             if word == "sync":
-                logs = sorted(map(str, run_dir.glob("wandb/offline-run-*")))
-                launch("wandb", "sync", *logs, WANDB_BASE_URL=server.url, **KEY)
+                sync(run_dir, server.url)
                 continue
             shown = min(shown + 2, len(lines))
             if not {"online", "offline", "killed"} & set(todo):  # the last session: all is there
