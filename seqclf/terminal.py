@@ -181,7 +181,7 @@ def _sparkline(heights: list[float]) -> str:
 
 
 def opening(setup: Setup, path: Path) -> list[str]:
-    """Return the lines that say what is about to happen, and what each `auto` became."""
+    """Return the lines that say what is about to happen."""
     splits, config, plan = setup.splits, setup.config, setup.plan
     train = splits.train
     sizes = [f"{len(train):,} train"] + [f"{len(splits.test):,} test"] * (len(splits.test) > 0)
@@ -226,21 +226,33 @@ def opening(setup: Setup, path: Path) -> list[str]:
         lines.append(
             f"batches     of like length: {padding:.1%} padding" + ", before crops" * is_cropped
         )
+    return [
+        *lines,
+        *_choices(setup),
+        f"model       {model_text(config.model, setup.architecture.num_parameters)}",
+        f"run         {path}",
+        f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
+        f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
+    ]
+
+
+def _choices(setup: Setup) -> list[str]:
+    """Return the lines that say what each `auto` became, and what small data do to patience."""
+    config, validation = setup.config, setup.splits.validation
     requested = settings_by_name(setup.requested)
     settled = [
         f"{name.rpartition('.')[2]} {value}"
         for name, value in settings_by_name(config).items()
         if requested[name] == "auto" and value != "auto"
     ]
-    if settled:
-        lines.append(f"auto        {', '.join(settled)}")
+    lines = [f"auto        {', '.join(settled)}"] if settled else []
     if requested["data.augment.crop"] == "auto" and config.data.augment.crop != 1:
         lines.append(
             "note        sequences of a class have little in common at the same place, so training "
             "takes stretches of them; if a place or one rare event makes the class, take whole "
             "ones: --data.augment.crop 1"
         )
-    count = 0 if splits.validation is None else len(splits.validation)
+    count = 0 if validation is None else len(validation)
     if config.train.patience and count < FEW:
         lines.append(
             f"note        one of the {count} validation examples weighs {1 / count:.1%}: so "
@@ -248,13 +260,7 @@ def opening(setup: Setup, path: Path) -> list[str]:
             + ", and the last weights are the result" * (not setup.takes_best)
             + f"; hold out {FEW} or more"
         )
-    return [
-        *lines,
-        f"model       {model_text(config.model, setup.architecture.num_parameters)}",
-        f"run         {path}",
-        f"length      {plan.num_steps:,} steps of {plan.batch_size} examples "
-        f"({plan.num_steps / plan.steps_per_epoch:.3g} epochs)",
-    ]
+    return lines
 
 
 def model_text(model: Model, num_parameters: int) -> str:

@@ -94,7 +94,8 @@ def test_a_level_changes_nothing() -> None:
 def test_nothing_to_compare_is_not_a_number() -> None:
     row = np.arange(6.0)[:, None]
     assert math.isnan(alignment(sequences([row, row], [0, 1])))  # no two of a class
-    assert math.isnan(alignment(sequences([0 * row, 0 * row], [0, 0])))  # nothing changes
+    constant = np.full((96, 1), 0.1)
+    assert math.isnan(alignment(sequences([constant, constant], [0, 0])))  # nothing changes
     assert math.isnan(alignment(replace(sequences([row, row], [0, 0]), num_tokens=6)))
 
 

@@ -280,10 +280,12 @@ def test_what_raises_the_training_loss_above_the_others_is_said_where_it_lies_th
 ) -> None:
     run = read_run(digits)
 
-    def note(train: float, test: float, **changes: float) -> str | None:
+    def note(train: float, test: float, crop: float = 1.0, **changes: float) -> str | None:
         loss = run.config.loss.model_copy(update=changes)
         model = run.config.model.model_copy(update={"dropout": 0.2})
-        config = run.config.model_copy(update={"loss": loss, "model": model})
+        augment = run.config.data.augment.model_copy(update={"crop": crop})
+        data = run.config.data.model_copy(update={"augment": augment})
+        config = run.config.model_copy(update={"loss": loss, "model": model, "data": data})
         lines: list[dict[str, float | None]] = [
             {"step": 8, "train/loss": 2.0},
             {"step": 9, "train/loss": train, "test/loss": test},
@@ -293,6 +295,7 @@ def test_what_raises_the_training_loss_above_the_others_is_said_where_it_lies_th
     both = "The training loss lies above the others: it alone is taken with "
     assert note(0.5, 0.2, label_smoothing=0.1) == f"{both}label smoothing and dropout."
     assert note(0.5, 0.2) == f"{both}dropout."
+    assert note(0.5, 0.2, crop=0.5) == f"{both}dropout and augmentation."
     assert note(0.1, 0.2) is None
 
 

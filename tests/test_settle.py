@@ -65,6 +65,7 @@ def test_a_run_says_that_it_takes_stretches(tmp_path: Path, phase: float, is_cro
         assert setup.config.data.augment.crop == (0.5 if is_cropped or flag else 1.0)
         said = "\n".join(opening(setup, tmp_path))
         assert ("so training takes stretches of them" in said) == is_said
+        assert ("padding, before crops" in said) == (setup.config.data.augment.crop < 1)
 
 
 def test_a_checkpoint_holds_the_moments_of_its_own_weights(tmp_path: Path) -> None:

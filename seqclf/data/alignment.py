@@ -53,7 +53,7 @@ def _pieces(values_TF: Tensor, width: int) -> Tensor:
     Steps at the end that fill no piece do not count.
     """
     width = min(width, len(values_TF))
-    # The first step is taken off before: the rounding of a high level is as large as small changes.
+    # The first step is taken off: a constant would else deviate from its own rounded mean.
     changes_TF = (values_TF - values_TF[:1])[: len(values_TF) // width * width]
     means_PF = changes_TF.unflatten(0, (-1, width)).mean(1)
     centred_PF = means_PF - means_PF.mean(0)
