@@ -53,9 +53,8 @@ def _pieces(values_TF: Tensor, width: int) -> Tensor:
     Steps at the end that fill no piece do not count.
     """
     width = min(width, len(values_TF))
-    # The first step is taken off: a constant would else deviate from its own rounded mean.
-    changes_TF = (values_TF - values_TF[:1])[: len(values_TF) // width * width]
-    means_PF = changes_TF.unflatten(0, (-1, width)).mean(1)
+    whole_TF = values_TF[: len(values_TF) // width * width]
+    means_PF = whole_TF.unflatten(0, (-1, width)).mean(1)
     centred_PF = means_PF - means_PF.mean(0)
     deviation_F = centred_PF.square().mean(0).sqrt()
     normal_PF: Tensor = (centred_PF / deviation_F).where(deviation_F > 0, 0)
