@@ -262,8 +262,8 @@ class Classifier:
             f"LSTM        {layers}, {directions}, pooling {architecture.pooling}, stack "
             f"{architecture.stack}",
         ]
-        if architecture.conv:
-            lines.append(f"convolution {architecture.conv} channels beside the LSTM")
+        if architecture.rocket:
+            lines.append(f"convolution {architecture.rocket:,} fixed features beside the LSTM")
         if architecture.lengths is not None:
             shortest, longest = architecture.lengths
             lines.append(f"lengths     {shortest:,} to {longest:,} steps in training")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel
 
+from seqclf.rocket import MOST_DILATIONS, NUM_KERNELS
+
 
 def contradiction(architecture: BaseModel) -> str | None:
     """Return why no model can be as an Architecture describes it; None if one can."""
@@ -37,6 +39,15 @@ def contradiction(architecture: BaseModel) -> str | None:
             return f"{name}: half of a letter of UTF-16"
     if found["read"] in ("pixels", "permuted") and size != 1:
         return f"read: {found['read']}, whose steps have 1 number, not {size:,}"
+    dilations = found["dilations"]
+    if bool(found["rocket"]) != bool(dilations):
+        return "rocket, dilations: one of them without the other"
+    if len(dilations) > MOST_DILATIONS or dilations != tuple(2**n for n in range(len(dilations))):
+        return "dilations: not the first powers of two"
+    if dilations and found["rocket"] % (each := NUM_KERNELS * len(dilations)):
+        return f"rocket: {found['rocket']:,}, no multiple of {each:,}"
+    if dilations and found["num_tokens"]:
+        return "rocket: fixed convolutions of tokens"
     if found["lengths"] and found["lengths"][0] > found["lengths"][1]:
         return "lengths: the shortest sequence is longer than the longest"
     return None

@@ -1,6 +1,6 @@
 """LSTMClassifier: images, series or tokens -> steps -> LSTM layers -> pooling -> logits.
 
-A convolution branch (conv.py) may read the same steps beside the LSTM.
+Features of fixed convolutions (rocket.py) may stand beside what the LSTM says.
 
 Shapes: B batch, T steps, F features, H hidden (twice if bidirectional), E prefixes, C classes.
 """
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqclf.contradictions import contradiction
-from seqclf.conv import ConvBranch, Moments, count_parameters
 from seqclf.data.reading import Count, Reading
+from seqclf.rocket import RocketFeatures
 
 Pooling = Literal["last", "mean", "max", "attention"]
 Keep = Literal["first", "last"]
@@ -76,10 +76,21 @@ class Architecture(BaseModel):
     max_length: Count | None = None
     keep: Keep = "first"
     stack: Count = 1
-    conv: Annotated[int, Field(ge=0, multiple_of=2)] = 0
+    rocket: Annotated[int, Field(ge=0)] = 0
+    dilations: tuple[Count, ...] = ()  # of the fixed convolutions
     reading: Reading = Reading()
     lengths: tuple[Count, Count] | None = None  # of the shortest and the longest training sequence
     temperature: Positive = 1.0  # what logits are divided by before they are probabilities
+
+    @model_validator(mode="before")
+    @classmethod
+    def _forgets(cls, content: object) -> object:
+        """Read a description of a version that had trained convolutions in place of fixed ones."""
+        if not isinstance(content, dict) or "conv" not in content:
+            return content
+        if content["conv"] != 0:
+            raise ValueError("conv: trained convolutions, which seqclf has no more; train it anew")
+        return {name: value for name, value in content.items() if name != "conv"}
 
     @model_validator(mode="after")
     def _agrees(self) -> Architecture:
@@ -95,9 +106,9 @@ class Architecture(BaseModel):
         inputs_of_layers = self.stack * num_features + width * (self.num_layers - 1)
         lstm = 4 * width * (inputs_of_layers + self.num_layers * (self.hidden_size + 2))
         attention = (width + 1) * (self.pooling == "attention")
-        linear = (width + self.conv + 1) * len(self.classes)
+        linear = (width + self.rocket + 1) * len(self.classes)
         embedding = self.num_tokens * self.embedding_size
-        return lstm + attention + linear + embedding + count_parameters(num_features, self.conv)
+        return lstm + attention + linear + embedding
 
     def build(self, init: Init = "tutorial", init_steps: int = 2) -> LSTMClassifier:
         """Build a model with fresh weights; `init_steps` is the length of the longest sequence."""
@@ -118,14 +129,13 @@ class LSTMClassifier(nn.Module):
     (`read`), divides pixel values by `scale`, and normalises features with `mean` and `std`: so raw
     numbers go to the device, and prediction cannot forget a conversion. With `num_tokens` the input
     is tokens below that number, and each becomes an embedding of `embedding_size` numbers. The LSTM
-    takes `stack` steps at once (`stack_steps`), and a branch of `conv` channels single ones.
+    takes `stack` steps at once (`stack_steps`). `rocket` features of fixed convolutions, which read
+    single steps, stand beside its output.
     """
 
     mean: Tensor | None
     std: Tensor | None
     temperature = 1.0  # what divides the logits, which are raw, before they are probabilities
-    reference: tuple[Tensor, Tensor | None] | None = None
-    """Training examples as `forward` takes them, for the convolutions: values, and lengths."""
 
     def __init__(
         self,
@@ -146,7 +156,8 @@ class LSTMClassifier(nn.Module):
         num_tokens: int = 0,
         embedding_size: int = 32,
         stack: int = 1,
-        conv: int = 0,
+        rocket: int = 0,
+        dilations: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         width = hidden_size * (2 if bidirectional else 1)
@@ -161,8 +172,8 @@ class LSTMClassifier(nn.Module):
         # A module of its own, because the dropout inside cuDNN's LSTM ignores re-seeding.
         self.dropout = nn.Dropout(dropout)
         self.attention = nn.Linear(width, 1) if pooling == "attention" else None
-        self.conv = ConvBranch(num_features, conv) if conv else None
-        self.out = nn.Linear(width + conv, num_classes)
+        self.rocket = RocketFeatures(num_features, dilations, rocket) if rocket else None
+        self.out = nn.Linear(width + rocket, num_classes)
         self.pooling = pooling
         self.scale = scale
         self.read = read
@@ -196,26 +207,10 @@ class LSTMClassifier(nn.Module):
         stacked_BTF, stacked_lengths = self.stack_steps(input_BTF, lengths)
         output_BTH, final_BH = self.run_layers(stacked_BTF, stacked_lengths)
         pooled_BH = final_BH if self.pooling == "last" else self.pool(output_BTH, stacked_lengths)
-        if self.conv is not None:
-            moments = self.measure_reference() if self.training else None
-            pooled_BH = torch.cat([pooled_BH, self.conv(input_BTF, lengths, moments)], 1)
+        if self.rocket is not None:
+            pooled_BH = torch.cat([pooled_BH, self.rocket(input_BTF, lengths)], 1)
         logits_BC: Tensor = self.out(self.dropout(pooled_BH))
         return logits_BC
-
-    def measure_reference(self) -> list[Moments] | None:
-        """Return the moments of the convolutions over the reference rows, if there are any."""
-        if self.conv is None or self.reference is None:
-            return None
-        values, lengths = self.reference
-        return self.conv.measure(self.embed(self.steps(values)), lengths)
-
-    def train(self, mode: bool = True) -> LSTMClassifier:
-        """Switch as torch's `train` does; at the end of training store the reference's moments."""
-        with torch.no_grad():
-            moments = self.measure_reference() if self.training and not mode else None
-        if self.conv is not None and moments is not None:
-            self.conv.store(moments)
-        return super().train(mode)
 
     def run_layers(self, output_BTH: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the last layer's outputs, [B, T, H], and its final states, [B, H]."""
@@ -242,7 +237,7 @@ class LSTMClassifier(nn.Module):
 
         A second direction starts at its end, and so do stacks; convolutions look ahead.
         """
-        return self.rnn.bidirectional or self.stack > 1 or self.conv is not None
+        return self.rnn.bidirectional or self.stack > 1 or self.rocket is not None
 
     def pool_prefixes(self, output_BTH: Tensor) -> Tensor:
         """Pool the outputs up to each step, [B, T, H]."""

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from seqclf.auto import choose_conv, choose_crop, choose_noise, choose_stack
+from seqclf.auto import choose_crop, choose_noise, choose_rocket, choose_stack, usual_length
 from seqclf.config.naming import run_name
 from seqclf.config.settings import Config, Value
-from seqclf.conv import REFERENCE
 from seqclf.data import idx
 from seqclf.data.batches import BatchPlan, count_steps
 from seqclf.data.blocks import Blocks
 from seqclf.data.orders import LARGEST_STORED, make_buckets
 from seqclf.data.reading import Reading
-from seqclf.data.sequences import Sequences
+from seqclf.data.sequences import Sequences, spread_over_classes
 from seqclf.data.sources import Splits
 from seqclf.errors import UserError
 from seqclf.loss import class_weights
@@ -32,11 +31,13 @@ from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.optim import count_warmup_steps, lr_at
 from seqclf.processes.memory import free_memory
 from seqclf.processes.runtime import Runtime
+from seqclf.rocket import choose_dilations, whole_thresholds
 
 NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data set
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
 MOST_TIMES = 20  # how often a run with short epochs is evaluated
 FEW = 50  # validation examples; fewer are too few to choose by
+REFERENCE, REFERENCE_BATCH = 256, 8  # training examples, and how many are read at once
 DECAY = 0.1  # share of a run over which the rate falls when the patience has run out
 
 
@@ -57,26 +58,28 @@ class Setup:
     """Weight of each class in the loss, float32 [C], if the config asks for any."""
 
     def build_model(self) -> LSTMClassifier:
-        """Make the model with its first weights, a function of the seed alone."""
+        """Make the model with its first weights, a function of the seed and the training examples.
+
+        The examples decide the thresholds of fixed convolutions, if there are any.
+        """
         # On the CPU, so that every device starts from the same weights.
         # Not torch.manual_seed, which seeds the generators of all devices.
         torch.default_generator.manual_seed(self.config.seed)
         num_steps = -(-self.longest // self.architecture.stack)
-        return self.architecture.build(self.config.model.init, num_steps)
+        model = self.architecture.build(self.config.model.init, num_steps)
+        if model.rocket is not None:
+            model.rocket.fit(lambda: self._read_reference(model))
+        return model
 
-    def reference(self, device: torch.device) -> tuple[Tensor, Tensor | None] | None:
-        """Return the training examples that the convolutions are normalised by, on a device.
+    def _read_reference(self, model: LSTMClassifier) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the training examples that fixed convolutions are fitted to, ready to be read.
 
-        They are the same in every step and process, and hold as much of each class as all do.
+        A few of each class: all of a small data set.
         """
-        if not self.config.model.conv:
-            return None
         train = self.splits.train
-        by_class = train.labels.argsort(stable=True)
-        count = min(REFERENCE, len(train))
-        places = torch.linspace(0, len(train) - 1, count).round().long()
-        values, lengths = train.rows(by_class[places.to(by_class.device)])
-        return values.to(device), None if lengths is None else lengths.to(device)
+        for ids in spread_over_classes(train.labels, REFERENCE).split(REFERENCE_BATCH):
+            values, lengths = train.rows(ids.to(train.labels.device))
+            yield model.embed(model.steps(values.cpu())), None if lengths is None else lengths.cpu()
 
     def on_device(self, device: torch.device) -> Setup:
         """Copy the data set to the device if it should lie there, and the class weights always.
@@ -218,11 +221,11 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
             "choose by; prepare it with one, or set data.val_fraction, such as 0.1"
         )
     train, augment = splits.train, config.data.augment
-    conv, stack = config.model.conv, config.model.stack
+    rocket, stack = config.model.rocket, config.model.stack
     noise, crop = augment.noise, augment.crop
-    conv = choose_conv(train, longest=longest) if conv == "auto" else conv
+    rocket = choose_rocket(train, longest=longest) if rocket == "auto" else rocket
     stack = choose_stack(train, longest=longest) if stack == "auto" else stack
-    noise = choose_noise(train, conv=conv) if noise == "auto" else noise
+    noise = choose_noise(train, rocket=rocket) if noise == "auto" else noise
     crop = choose_crop(train, longest=longest) if crop == "auto" else crop
     if noise and not train.std:
         raise UserError(
@@ -234,9 +237,15 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
             f"data.augment.crop: {crop}: takes nothing from sequences of at most {longest} steps; "
             "lower it, or leave it out"
         )
+    if rocket and train.num_tokens:
+        raise UserError(
+            f"model.rocket: {config.model.rocket}: fixed convolutions read numbers, and "
+            f"{config.data.path} holds tokens; leave it out"
+        )
+    rocket = whole_thresholds(rocket, len(choose_dilations(usual_length(train, longest))))
     batch_size, hidden_size = config.sizes(len(train))
     augment = augment.model_copy(update={"noise": noise, "crop": crop})
-    model = {"hidden_size": hidden_size, "stack": stack, "conv": conv}
+    model = {"hidden_size": hidden_size, "stack": stack, "rocket": rocket}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"augment": augment}),
@@ -294,6 +303,7 @@ def make_architecture(config: Config, train: Sequences, *, num_features: int) ->
     """Put together everything that builds the model, and that reads new files for it."""
     longest, _ = steps_and_features(train, config.data.read)
     shortest = longest if train.lengths is None else int(train.lengths.min())
+    dilations = choose_dilations(usual_length(train, longest)) if config.model.rocket else ()
     return Architecture(
         input_size=num_features,
         classes=train.classes,
@@ -308,6 +318,7 @@ def make_architecture(config: Config, train: Sequences, *, num_features: int) ->
         keep=config.data.keep,
         reading=train.reading or Reading(),
         lengths=(shortest, longest),
+        dilations=dilations,
         **config.model.model_dump(exclude={"init"}),
     )
 

@@ -25,10 +25,10 @@ def reason_against(architecture: Architecture) -> str | None:
             "the model reads in both directions, and the second one begins at the end of a "
             "sequence; train a model with --model.bidirectional false"
         )
-    if architecture.conv:
+    if architecture.rocket:
         return (
-            "the model's convolution branch looks some steps ahead, so it reads each prefix anew; "
-            "train a model with --model.conv 0"
+            "the model's fixed convolutions look some steps ahead, so it reads each prefix anew; "
+            "train a model with --model.rocket 0"
         )
     if architecture.max_length is not None and architecture.keep == "last":
         return (

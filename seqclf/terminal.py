@@ -268,7 +268,7 @@ def model_text(model: Model, num_parameters: int) -> str:
     count = model.num_layers
     text = f"LSTM, {count} layer{'s' * (count > 1)} of {model.hidden_size}"
     text += ", both directions" * model.bidirectional
-    text += f", {model.conv} convolutions beside it" * (model.conv != 0)
+    text += f", {model.rocket:,} features of fixed convolutions beside it" * (model.rocket != 0)
     return f"{text}, pooling {model.pooling}: {num_parameters:,} parameters"
 
 

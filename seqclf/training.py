@@ -224,7 +224,6 @@ def train_in(
         # The run holds the same Setup: else the host would keep a second copy of the data.
         setup = run.setup = setup.on_device(runtime.device)
         model = setup.build_model().to(runtime.device)
-        model.reference = setup.reference(runtime.device)
         optimizer = make_optimizer(model, setup.config.optim)
         state = restore(run, model, optimizer)
         run.share_session()

@@ -345,6 +345,15 @@ def test_a_flag_for_the_length_beats_a_files_other_one(tmp_path: Path) -> None:
     )
 
 
+def test_an_older_run_may_say_that_it_has_no_trained_convolutions(tmp_path: Path) -> None:
+    remedy = "model.conv: unknown key; seqclf has fixed convolutions now: --model.rocket auto, or 0"
+    assert remedy in complaint(tmp_path, "model: {conv: 0}")
+    (tmp_path / "run.json").write_text("{}")
+    assert load_text(tmp_path, "model: {conv: 0, stack: 3}").model.stack == 3
+    for value in ("64", "auto"):
+        assert remedy in complaint(tmp_path, f"model: {{conv: {value}}}")
+
+
 def test_an_older_run_may_name_both_lengths(tmp_path: Path) -> None:
     text = "train:\n  steps: 7\n  epochs: 0.5"
     (tmp_path / "run.json").write_text("{}")

@@ -59,8 +59,11 @@ def test_a_description_that_fits_is_loaded(folder: Path) -> None:
         ({"hidden_size": -1}, "hidden_size: Input should be greater"),
         ({"num_layers": 0}, "num_layers: Input should be greater"),
         ({"stack": 0}, "stack: Input should be greater"),
-        ({"conv": -2}, "conv: Input should be greater"),
-        ({"conv": 3}, "conv: Input should be a multiple of 2"),
+        ({"rocket": -84}, "rocket: Input should be greater"),
+        ({"rocket": 84}, "rocket, dilations: one of them without the other"),
+        ({"rocket": 84, "dilations": [2]}, "dilations: not the first powers of two"),
+        ({"rocket": 84, "dilations": [2**n for n in range(21)]}, "dilations: not the first"),
+        ({"rocket": 85, "dilations": [1]}, "rocket: 85, no multiple of 84"),
         ({"num_tokens": -1}, "num_tokens: Input should be greater"),
         ({"max_length": 0}, "max_length: Input should be greater"),
         ({"max_length": 2**63}, "max_length: Input should be less"),
@@ -105,7 +108,7 @@ def test_what_cannot_be_is_refused(
         load_model(folder)
 
 
-@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers", "stack", "conv"])
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers", "stack"])
 def test_a_model_much_larger_than_its_file_is_not_built(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,9 +165,9 @@ def test_memory_that_is_not_there_is_refused_before_training(
     weights = 4 * 64 * (3 * 28 + 64 + 2) + 10 * 65
     kept = 128 * (28 * 28 + 10 * 8 * 64)  # ten times three of 28 steps
     assert least_memory(config, stacked, 28, 1) == 4 * (4 * weights + kept)
-    branch = ARCHITECTURE.model_copy(update={"conv": 8})
+    branch = ARCHITECTURE.model_copy(update={"rocket": 168, "dilations": (1, 2)})
     weights = branch.num_parameters
-    kept = 28 * (28 + 8 * 64) * 128 + 28 * 16 * 8 * (128 + 32)  # and 32 reference rows
+    kept = 128 * 28 * (28 + 8 * 64 + 2 * 84)
     assert least_memory(config, branch, 28, 1) == 4 * (4 * weights + kept)
     vast = ARCHITECTURE.model_copy(update={"hidden_size": 10**30, "num_layers": 10**9})
     with pytest.raises(UserError, match="GiB of memory"):

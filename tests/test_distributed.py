@@ -46,8 +46,9 @@ def random_images(count: int, seed: int = 0) -> Sequences:
 
 def tiny_model() -> LSTMClassifier:
     torch.manual_seed(0)
-    model = LSTMClassifier(5, CLASSES, hidden_size=8, scale=255.0, conv=4)
-    model.reference = (random_images(4, seed=1).values, None)
+    model = LSTMClassifier(5, CLASSES, hidden_size=8, scale=255.0, rocket=84, dilations=(1,))
+    assert model.rocket is not None
+    model.rocket.fit(lambda: [(model.embed(random_images(4, seed=1).values), None)])
     return model
 
 

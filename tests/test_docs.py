@@ -179,7 +179,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*words, *SHORT, str(path)]) == 0
     for number in range(1, 5):
         shutil.copytree(path, place / "runs" / f"mine-{number}")
-    one_way = ["--model.bidirectional", "false", "--model.conv", "0", *SHORT]
+    one_way = ["--model.bidirectional", "false", "--model.rocket", "0", *SHORT]
     assert main([*words, *one_way, str(place / "runs" / "one-way")]) == 0
     return place
 

@@ -118,7 +118,7 @@ def test_a_length_that_cannot_be_is_refused(
 @pytest.mark.parametrize("pooling", get_args(Pooling))
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_number_that_cannot_be_has_no_answer(pooling: str, bad: float) -> None:
-    classifier = simple(pooling=pooling, conv=2)
+    classifier = simple(pooling=pooling, rocket=84, dilations=(1,))
     lengths = np.array([6, 2, 4])
     values = VALUES.copy()
     values[0, 3, 1] = bad
@@ -145,7 +145,7 @@ def test_gaps_are_filled_as_predict_fills_them() -> None:
 
 
 def test_a_token_that_cannot_be_is_refused() -> None:
-    classifier = simple(input_size=1, num_tokens=5, tokens=WORDS, conv=2)
+    classifier = simple(input_size=1, num_tokens=5, tokens=WORDS)
     lengths = np.array([2, 1])
     tokens = np.array([[1, 4], [2, -9]])
     found = found_by_onnx(classifier, {"values": tokens, "lengths": lengths})
@@ -195,7 +195,7 @@ def test_permuted_pixels_of_unknown_number_are_refused() -> None:
 
 def check_step(architecture: Architecture, seed: int) -> None:
     """Assert that the graph of a step says what a stream says, or is refused."""
-    changes = {"bidirectional": False, "conv": 0, "keep": "first"}
+    changes = {"bidirectional": False, "rocket": 0, "dilations": (), "keep": "first"}
     architecture = architecture.model_copy(update=changes)
     classifier = make(architecture, seed)
     if architecture.read != "rows" or architecture.reading.measured:
@@ -239,7 +239,7 @@ def test_rows_of_a_batch_may_be_at_different_steps() -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"bidirectional": True}, {"conv": 2}])
+@pytest.mark.parametrize("changes", [{"bidirectional": True}, {"rocket": 84, "dilations": (1,)}])
 def test_a_model_that_looks_ahead_has_no_steps(changes: dict[str, Any]) -> None:
     classifier = simple(**changes)
     with pytest.raises(UserError, match="--state: the model"):

@@ -85,9 +85,6 @@ def run_on_cuda(
     with fake_cuda(), pytest.MonkeyPatch.context() as patch:
         sequences = make_sequences(architecture, on_device=on_device)
         model = architecture.build().to(CUDA)
-        if architecture.conv:
-            rows, lengths = sequences.rows(torch.arange(3))
-            model.reference = (rows.to(CUDA), None if lengths is None else lengths.to(CUDA))
 
         def backward(_: Runtime, loss: Tensor, weight: Tensor) -> None:
             assert (loss * weight).device.type == "cuda"

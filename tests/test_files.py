@@ -111,11 +111,11 @@ def test_workers_change_nothing(dataset: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "length", "count", "expected"),
     [
-        ([0.5, 1.0], 256, 60, (4, 0.0, 64)),
-        ([0.5, 1.0], 20, 60, (1, 0.0, 64)),
+        ([0.5, 1.0], 256, 60, (4, 0.0, 5040)),
+        ([0.5, 1.0], 20, 60, (1, 0.0, 5040)),
         ([0.5, 1.0], 100, 2600, (2, 0.0, 0)),  # many
         ([0.5, 1.0], 499, 2600, (6, 0.0, 0)),
-        ([0.5, 1.0], 500, 2600, (6, 0.0, 64)),  # many, and long
+        ([0.5, 1.0], 500, 2600, (6, 0.0, 5040)),  # many, and long
         ("ab ", 256, 60, (1, 0.0, 0)),  # bytes of text
     ],
 )
@@ -134,7 +134,7 @@ def test_what_auto_means_depends_on_the_data(
     config = load_config(recipe, {"data.path": str(tmp_path / "data")})[0]
     settled = settle(config, load(config.data, seed=0)).config
     model = settled.model
-    assert (model.stack, settled.data.augment.noise, model.conv) == expected
+    assert (model.stack, settled.data.augment.noise, model.rocket) == expected
     assert settled.data.augment.crop == 1.0  # these rows do not change
 
 
@@ -341,7 +341,7 @@ def test_prepare_train_predict_by_command(
     assert done.returncode == 0, done.stderr
     assert "padding" in done.stdout
     assert (
-        "auto        noise 0.0, crop 1.0, hidden_size 64, stack 1, conv 64, batch_size "
+        "auto        noise 0.0, crop 1.0, hidden_size 64, stack 1, rocket 5040, batch_size "
         in done.stdout
     )
     words = [str(run), f"{tmp_path}/x.jsonl", "--out", f"{tmp_path}/p.csv"]

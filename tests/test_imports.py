@@ -13,7 +13,7 @@ from helpers.launching import ROOT
 
 # The wings are the modules and packages of the first level. Each may import those before it only.
 STORY = (
-    "errors metrics config data conv contradictions model prefixes stepwise loss optim console "
+    "errors metrics config data rocket contradictions model prefixes stepwise loss optim console "
     "processes step evaluate calibrate auto settle run step_log tally predict average counts "
     "inputs stream hub classifier predictions measure export demo terminal baselines report "
     "tracking training examples fit estimator channels aeon sktime sweep jobs cli __main__ __init__"

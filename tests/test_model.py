@@ -188,7 +188,7 @@ POOLINGS: list[Pooling] = ["last", "mean", "max", "attention"]
 
 
 def ragged_model(
-    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int = 1, conv: int = 0
+    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int = 1, rocket: int = 0
 ) -> LSTMClassifier:
     torch.manual_seed(2)
     model = LSTMClassifier(
@@ -201,19 +201,22 @@ def ragged_model(
         mean=(0.5, 0.0, -1.0),
         std=(2.0, 1.0, 0.5),
         stack=stack,
-        conv=conv,
+        rocket=rocket,
+        dilations=(1, 2) if rocket else (),
     )
+    if model.rocket is not None:
+        model.rocket.fit(lambda: [(model.embed(torch.randn(9, 7, 3)), None)])
     return model.eval()
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize(("stack", "conv"), [(1, 0), (2, 0), (9, 0), (1, 4), (2, 4)])
+@pytest.mark.parametrize(("stack", "rocket"), [(1, 0), (2, 0), (9, 0), (1, 336), (2, 168)])
 def test_padding_is_invisible(
-    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int, conv: int
+    pooling: Pooling, bidirectional: bool, num_layers: int, stack: int, rocket: int
 ) -> None:
-    model = ragged_model(pooling, bidirectional, num_layers, stack, conv)
+    model = ragged_model(pooling, bidirectional, num_layers, stack, rocket)
     values = torch.randn(5, 7, 3)
     alone = torch.cat([model(row[None, :n]) for row, n in zip(values, LENGTHS, strict=True)])
     assert (alone - alone.roll(1, 0)).abs().amax(1).min() > 1e-3  # they do differ
@@ -231,11 +234,11 @@ def test_padding_is_invisible(
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("stack", "conv"), [(1, 0), (3, 0), (3, 4)])
+@pytest.mark.parametrize(("stack", "rocket"), [(1, 0), (3, 0), (3, 336)])
 def test_padding_changes_no_gradient(
-    pooling: Pooling, bidirectional: bool, stack: int, conv: int
+    pooling: Pooling, bidirectional: bool, stack: int, rocket: int
 ) -> None:
-    model = ragged_model(pooling, bidirectional, 2, stack, conv).double()
+    model = ragged_model(pooling, bidirectional, 2, stack, rocket).double()
     values = torch.randn(5, 7, 3, dtype=torch.float64)
 
     def gradients() -> list[Tensor]:
@@ -329,10 +332,10 @@ def test_tokens_are_embedded() -> None:
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_tokens", [0, 11])
-@pytest.mark.parametrize(("stack", "conv"), [(1, 0), (4, 0), (4, 6)])
+@pytest.mark.parametrize(("stack", "rocket"), [(1, 0), (4, 0), (4, 168)])
 @pytest.mark.parametrize("pooling", get_args(Pooling))
 def test_an_architecture_counts_its_parameters(
-    num_layers: int, bidirectional: bool, num_tokens: int, stack: int, conv: int, pooling: Pooling
+    num_layers: int, bidirectional: bool, num_tokens: int, stack: int, rocket: int, pooling: Pooling
 ) -> None:
     architecture = Architecture(
         input_size=1 if num_tokens else 5,
@@ -347,6 +350,7 @@ def test_an_architecture_counts_its_parameters(
         pooling=pooling,
         dropout=0.0,
         stack=stack,
-        conv=conv,
+        rocket=0 if num_tokens else rocket,
+        dilations=(1,) if rocket and not num_tokens else (),
     )
     assert architecture.num_parameters == sum(p.numel() for p in architecture.build().parameters())

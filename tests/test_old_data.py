@@ -73,11 +73,17 @@ def test_an_old_model_predicts_a_file(old: Path, capsys: Capture) -> None:
     assert train_tiny(old / "run", settings(old)) == 0
     expected = predict(capsys, old / "run", old / "x.jsonl")
     architecture = json.loads((old / "run" / "model" / "config.json").read_text())
-    del architecture["lengths"], architecture["reading"]
+    for name in ("lengths", "reading", "rocket", "dilations"):
+        del architecture[name]
+    architecture["conv"] = 0  # of trained convolutions, which seqclf had then
     (old / "run" / "model" / "config.json").write_text(json.dumps(architecture))
     change_json(old / "run" / "run.json", architecture=architecture)
     assert predict(capsys, old / "run", old / "x.jsonl") == expected
     assert call(capsys, "evaluate", old / "run", old / "x.jsonl")[0] == 0
+    change_json(old / "run" / "model" / "config.json", conv=64)
+    code, _, err = call(capsys, "evaluate", old / "run", old / "x.jsonl")
+    assert code == 2
+    assert "conv: trained convolutions, which seqclf has no more; train it anew" in err
 
 
 def test_examples_without_ids_are_counted_and_said_to_be(old: Path, capsys: Capture) -> None:

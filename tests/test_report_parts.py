@@ -321,7 +321,7 @@ def test_a_page_says_what_the_validation_examples_did(
 def test_a_run_of_one_step_without_a_test_split_has_a_page(tmp_path: Path) -> None:
     images, labels = load_digits(return_X_y=True)
     data = images.reshape(-1, 8, 8), labels
-    settings = {"train.steps": 1, "train.threads": 1, "model.hidden_size": 8, "model.conv": 4}
+    settings = {"train.steps": 1, "train.threads": 1, "model.hidden_size": 8, "model.rocket": 84}
     seqclf.train(
         {**settings, "tracking.wandb": "disabled"},
         train=(data[0][:100], data[1][:100]),
@@ -336,7 +336,8 @@ def test_a_run_of_one_step_without_a_test_split_has_a_page(tmp_path: Path) -> No
     assert (page.headline, page.reading, page.baselines, page.curves) == (None, None, [], {})
     assert page.loss_note is None  # one point is no curve
     assert dict(page.overview)["model"].startswith(
-        "LSTM, 1 layer of 8, both directions, 4 convolutions beside it, pooling max: "
+        "LSTM, 1 layer of 8, both directions, 84 features of fixed convolutions beside it, "
+        "pooling max: "
     )
     assert [row.name for row in page.splits] == ["training", "validation"]
     assert "No curve: nothing was logged twice." in render(page)

@@ -9,32 +9,52 @@ import numpy as np
 import pytest
 import torch
 from helpers.data import toy_dataset
-from helpers.files import step_dir
 from helpers.launching import ROOT
-from helpers.training import CONSTANT_RATE, train_tiny
 
 from seqclf.config.load import load_config
 from seqclf.config.settings import Config
 from seqclf.data import sources
 from seqclf.data.prepare import Input, Preparation, prepare
 from seqclf.errors import UserError
-from seqclf.run.weights import find_weights
+from seqclf.rocket import Batches, RocketFeatures
 from seqclf.settle import settle
 from seqclf.terminal import opening
 
 
-def test_convolutions_are_normalised_over_examples_of_all_classes() -> None:
-    config = Config.model_validate({"data": {"name": "digits"}, "model": {"conv": 4}})
+def test_fixed_convolutions_are_fitted_to_examples_of_all_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = Config.model_validate({"data": {"name": "digits"}, "model": {"rocket": 100}})
     splits = sources.load(config.data, seed=0)
-    values, lengths = settle(config, splits).reference(torch.device("cpu")) or (None, None)
-    assert values is not None
-    assert (len(values), lengths) == (32, None)
+    taken: list[torch.Tensor] = []
+    real = RocketFeatures.fit
+
+    def fit(self: RocketFeatures, batches: Batches) -> None:
+        taken.extend(values for values, _ in batches())
+        real(self, batches)
+
+    monkeypatch.setattr(RocketFeatures, "fit", fit)
+    setup = settle(config, splits)
+    assert (setup.config.model.rocket, setup.architecture.dilations) == (84, (1,))
+    model = setup.build_model()
+    values = torch.cat(taken) * splits.train.scale
+    assert len(values) == 256
     train = splits.train
     found = [(train.values == value).flatten(1).all(1).nonzero()[0, 0] for value in values]
     labels = train.labels[torch.stack(found)]
-    assert set(labels.bincount(minlength=10).tolist()) <= {3, 4}
-    without = config.model_copy(update={"model": config.model.model_copy(update={"conv": 0})})
-    assert settle(without, splits).reference(torch.device("cpu")) is None
+    assert set(labels.bincount(minlength=10).tolist()) <= {25, 26}
+    again = setup.build_model().state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
+def test_fixed_convolutions_of_tokens_are_refused(tmp_path: Path) -> None:
+    lines = [{"text": "ab" * 9, "label": name} for name in "xy" * 9]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prepare([Input(tmp_path / "x.jsonl")], tmp_path / "data", Preparation(), print)
+    flags = {"data.path": str(tmp_path / "data"), "model.rocket": "500"}
+    config = load_config(ROOT / "configs" / "files.yaml", flags)[0]
+    with pytest.raises(UserError, match=r"model\.rocket: 500: fixed convolutions read numbers"):
+        settle(config, sources.load(config.data, seed=0))
 
 
 def test_a_crop_that_takes_nothing_is_refused(tmp_path: Path) -> None:
@@ -66,19 +86,3 @@ def test_a_run_says_that_it_takes_stretches(tmp_path: Path, phase: float, is_cro
         said = "\n".join(opening(setup, tmp_path))
         assert ("so training takes stretches of them" in said) == is_said
         assert ("padding, before crops" in said) == (setup.config.data.augment.crop < 1)
-
-
-def test_a_checkpoint_holds_the_moments_of_its_own_weights(tmp_path: Path) -> None:
-    """Also where nothing was evaluated at its step: predictions may be made from it."""
-    settings = {"model.conv": 4, "train.steps": 9, "eval.every": 5, "checkpoint.every": 7}
-    assert train_tiny(tmp_path, {**CONSTANT_RATE, **settings}) == 0
-    config = load_config(tmp_path / "config.yaml")[0]
-    setup = settle(config, sources.load(config.data, seed=config.seed))
-    model = find_weights(step_dir(tmp_path, 7)).build()
-    assert model.conv is not None
-    stored = {name: buffer.clone() for name, buffer in model.conv.named_buffers()}
-    assert len(stored) == 6
-    model.reference = setup.reference(torch.device("cpu"))
-    model.train().eval()  # computes them anew
-    for name, buffer in model.conv.named_buffers():
-        torch.testing.assert_close(buffer, stored[name], rtol=1e-5, atol=1e-6)

@@ -153,7 +153,7 @@ def test_added_features_stream() -> None:
     ("changes", "problem"),
     [
         ({"bidirectional": True}, "both directions, .* train a model with --model.bidirectional f"),
-        ({"conv": 4}, "convolution branch .* train a model with --model.conv 0"),
+        ({"rocket": 84, "dilations": (1,)}, "convolutions .* train a model with --model.rocket 0"),
         ({"max_length": 5, "keep": "last"}, "the last 5 steps .* --data.keep first"),
     ],
 )

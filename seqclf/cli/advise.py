@@ -155,7 +155,6 @@ def make_step(
     config = setup.config.model_copy(update={"train": train})
     plan = make_plan(config, setup.splits.train)
     model = setup.build_model().to(runtime.device)
-    model.reference = setup.reference(runtime.device)
     optimizer = make_optimizer(model, config.optim)
     prepared = runtime.prepare(model, reduces=reduces)
     steps = count()

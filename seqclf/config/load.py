@@ -126,8 +126,11 @@ def _read_file(path: str | Path) -> Tree:
         raise UserError(f"--config {path}: cannot read it: {reason}{recipes}") from None
     values, places = read_yaml(text, str(path))
     values = _drop_empty_sections(values, Config)
-    train = values.get("train")
+    train, model = values.get("train"), values.get("model")
     is_of_run = Path(path).with_name("run.json").exists()
+    if is_of_run and isinstance(model, dict) and model.get("conv") == 0:
+        # An older run may say that it has none of the convolutions that seqclf had then.
+        values["model"] = {name: value for name, value in model.items() if name != "conv"}
     if is_of_run and isinstance(train, dict) and train.get("steps") is not None:
         # An older run may name both lengths, of which the steps counted.
         values = _with_value(values, "train.epochs", None)
@@ -304,6 +307,8 @@ def _unknown_key(name: str) -> str:
     if name in names:  # one key with a dot in it
         return f"unknown key; write '{section}:' and below it '{leaf}:'"
     sections = sorted({full.rpartition(".")[0] for full in names} - {""})
+    if name == "model.conv":
+        return "unknown key; seqclf has fixed convolutions now: --model.rocket auto, or 0 for none"
     near = closest(name, names + sections)
     if not near:
         return "unknown key; `seqclf train --help` lists all"

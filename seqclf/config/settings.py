@@ -99,7 +99,7 @@ class Augment(Settings):
     noise: Literal["auto"] | NonNegativeFloat = 0.0
     """Add normal noise to the features of prepared data, of so many of their own standard
     deviations; 0 is off. auto: 0.2 where training examples are few and there is no
-    `model.conv`."""
+    `model.rocket`."""
     crop: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = 1.0
     """Train on a stretch of each sequence of prepared data, drawn by chance, which has at least
     this share of its steps; 1 is off. auto: 0.5 where training examples are few, have 64 steps or
@@ -169,10 +169,11 @@ class Model(Settings):
     stack: Literal["auto"] | PositiveInt = 1
     """Steps that are read at once, their features side by side: long sequences become shorter, and
     faster to read. auto: a quarter of the root of the usual length; of tokens 1."""
-    conv: Literal["auto"] | Annotated[int, Field(ge=0, multiple_of=2)] = 0
-    """Channels of a convolution branch beside the LSTM, which finds shapes wherever they stand. 0:
-    no branch; else an even number. auto: 64 with numbers of fewer than 2,000 training examples, or
-    if a training sequence of numbers or image has 500 steps or more; else 0."""
+    rocket: Literal["auto"] | NonNegativeInt = 0
+    """About how many features of fixed convolutions (MiniRocket) stand beside the LSTM. They see
+    shapes wherever these are, and are not trained. 0: none. auto: 5,000 with numbers of fewer than
+    2,000 training examples, or if a training sequence of numbers or image has 500 steps or more;
+    else 0."""
     init: Literal["orthogonal", "chrono", "tutorial"] = "orthogonal"
     """orthogonal: recurrent weights orthogonal, forget-gate bias 1. chrono: and gates that remember
     from one step up to the longest sequence, for long ones. tutorial: torch's defaults."""

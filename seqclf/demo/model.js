@@ -95,36 +95,35 @@ function makeModel(spec, weights) {
     return [center, average(steps, (step) => (step[c] - center) ** 2) + spec.row_epsilon];
   }
 
-  function convolve(steps) {
-    if (!spec.conv) return [];
+  /** The features of fixed convolutions: for how large a share of the steps each is above a threshold. */
+  function countAbove(steps) {
+    if (!spec.dilations.length) return [];
+    const [inputs, thresholds, widths, mean, factor] = ["inputs", "thresholds", "widths", "mean", "factor"]
+      .map((name) => weights[`rocket.${name}`]);
     const ofFeatures = Array.from(steps[0], (_, f) => momentsOf(steps, f));
-    const normalised = steps.map((step) => Array.from(step, (x, f) =>
-      (x - ofFeatures[f][0]) / Math.sqrt(ofFeatures[f][1])));
-    let inputs = steps.map((step, t) => [...step, ...normalised[t]]); // [T][channels]
-    for (let number = 0; `conv.layers.${number}.scale` in weights; number++) {
-      const [weight, scale, shift, mean, variance] = ["conv.weight", "scale", "shift", "mean", "variance"]
-        .map((name) => weights[`conv.layers.${number}.${name}`]);
-      // In the first layer the second half of the channels reads the normalised features only.
-      const groups = number ? 1 : 2, before = inputs[0].length / groups;
-      const after = scale.length, size = weight.length / (before * after);
-      const left = Math.floor((size - 1) / 2);
-      const found = inputs.map((_, t) => Float64Array.from(scale, (_, c) => {
-        const first = groups === 2 && c >= after / 2 ? before : 0;
+    const rows = steps.map((step) => [...step, ...Array.from(step, (x, f) =>
+      (x - ofFeatures[f][0]) / Math.sqrt(ofFeatures[f][1]))]); // [T][2 F]
+    const numKernels = spec.kernels.length, numTracks = rows[0].length;
+    const numThresholds = thresholds.length / (spec.dilations.length * numKernels);
+    const shares = new Float64Array(thresholds.length), track = new Float64Array(rows.length);
+    spec.dilations.forEach((dilation, d) => spec.kernels.forEach((kernel, k) => {
+      const read = inputs.subarray((d * numKernels + k) * numTracks, (d * numKernels + k + 1) * numTracks);
+      rows.forEach((row, t) => {
+        track[t] = 0;
+        for (let f = 0; f < numTracks; f++) if (read[f]) track[t] += row[f];
+      });
+      const middle = (kernel.length - 1) / 2;
+      for (let t = 0; t < rows.length; t++) {
         let sum = 0;
-        for (let k = 0; k < size; k++) {
-          const input = inputs[t + k - left];
-          if (!input) continue;
-          for (let f = 0; f < before; f++) sum += weight[(c * before + f) * size + k] * input[first + f];
+        for (let s = 0; s < kernel.length; s++) sum += kernel[s] * (track[t + (s - middle) * dilation] ?? 0);
+        for (let q = 0; q < numThresholds; q++) {
+          const place = (d * numThresholds + q) * numKernels + k;
+          const above = (sum - thresholds[place]) / widths[place] + 0.5;
+          shares[place] += Math.min(1, Math.max(0, above)) / rows.length;
         }
-        return sum;
-      }));
-      // The first channels are normalised by the training examples, the others over this sequence.
-      const moments = Array.from(scale, (_, c) =>
-        c < mean.length ? [mean[c], variance[c] + spec.epsilon] : momentsOf(found, c));
-      inputs = found.map((step) => step.map((x, c) =>
-        Math.max(0, ((x - moments[c][0]) / Math.sqrt(moments[c][1])) * scale[c] + shift[c])));
-    }
-    return inputs[0].map((_, c) => average(inputs, (input) => input[c]));
+      }
+    }));
+    return shares.map((share, r) => (share - mean[r]) * factor[r]);
   }
 
   function toProbabilities(pooled) {
@@ -145,7 +144,7 @@ function makeModel(spec, weights) {
     const steps = cut(sequence).map(embed);
     const { outputs, last } = runLayers(stackSteps(steps));
     const pooled = spec.pooling === "last" ? last : pool(outputs);
-    return toProbabilities(Float64Array.of(...pooled, ...convolve(steps)));
+    return toProbabilities(Float64Array.of(...pooled, ...countAbove(steps)));
   }
 
   function windowsOf(sequence) {

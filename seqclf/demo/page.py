@@ -18,7 +18,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
-from seqclf.conv import EPSILON, ROW_EPSILON
 from seqclf.data.readers.numbers import MISSING
 from seqclf.data.readers.rows import count_of
 from seqclf.data.sequences import Sequences
@@ -26,6 +25,7 @@ from seqclf.errors import UserError, printable
 from seqclf.inputs import num_features_of
 from seqclf.model import Architecture, LSTMClassifier, permutation
 from seqclf.predict import kind_of, named_features, predict_split
+from seqclf.rocket import ROW_EPSILON, make_kernels
 from seqclf.stepwise import reason_against
 
 Kind = Literal["image", "series", "tokens", "text"]
@@ -34,7 +34,7 @@ MOST_EXAMPLES = 30
 MOST_NUMBERS = 60_000  # in all examples
 MOST_NAMED = 8  # features in the page's head
 TAKEN = (  # of an architecture, under the same names
-    *("hidden_size", "num_layers", "bidirectional", "pooling", "stack", "conv"),
+    *("hidden_size", "num_layers", "bidirectional", "pooling", "stack", "dilations"),
     *("scale", "read", "max_length", "keep", "temperature", "mean", "std"),
 )
 INVITATIONS: dict[Kind, str] = {
@@ -113,8 +113,9 @@ def payload_of(
         "offset": reading.offset,
         "window": reading.window,
         "stride": reading.stride,
-        "epsilon": EPSILON,
+        "kernels": make_kernels().tolist() if model.rocket else [],
         "row_epsilon": ROW_EPSILON,
+        "products": 0 if model.rocket is None else model.rocket.products_per_step,
         "streams": reason_against(architecture) is None and architecture.stack == 1,
     }
     found: dict[str, Any] = {

@@ -8,15 +8,15 @@ classes. The LSTM's operators want the steps first: [T, B, F].
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from seqclf.conv import EPSILON, ROW_EPSILON, ConvBranch, Layer
 from seqclf.export.graph import Graph, ints, number, weights
 from seqclf.model import LSTMClassifier
+from seqclf.rocket import KERNEL_SIZE, ROW_EPSILON, RocketFeatures, make_kernels
 
 
 class Steps(NamedTuple):
@@ -139,9 +139,9 @@ def attention_scores(graph: Graph, attention: nn.Linear, outputs: str) -> str:
     return graph.op("Add", product, weights(attention.bias))
 
 
-def convolve(graph: Graph, branch: ConvBranch, steps: Steps) -> str:
-    """Return what the convolution branch finds, [B, C]."""
-    found_BCT = graph.op("Transpose", steps.values, perm=[0, 2, 1])
+def count_above(graph: Graph, features: RocketFeatures, steps: Steps) -> str:
+    """Return the features of fixed convolutions, [B, R]."""
+    values_BFT = graph.op("Transpose", steps.values, perm=[0, 2, 1])
     valid_BT1 = steps.valid(graph)
     valid_B1T = None
     if valid_BT1 is None or steps.lengths is None:
@@ -150,38 +150,35 @@ def convolve(graph: Graph, branch: ConvBranch, steps: Steps) -> str:
         valid_B1T = graph.op("Transpose", valid_BT1, perm=[0, 2, 1])
         count = graph.op("Unsqueeze", steps.lengths, ints(1))
     count = graph.op("Cast", count, to=TensorProto.FLOAT)
-    changes_BFT = graph.op("Sub", found_BCT, graph.op("Gather", found_BCT, ints(0), axis=2))
+    changes_BFT = graph.op("Sub", values_BFT, graph.op("Gather", values_BFT, ints(0), axis=2))
     normal_BFT = normalise_rows(graph, changes_BFT, valid_B1T, count)
-    found_BCT = graph.op("Concat", found_BCT, normal_BFT, axis=1)
-    for layer in cast(list[Layer], list(branch.layers)):
-        # Zeros stand before and after each row, where the convolution reaches beyond it.
-        found_BCT = keep(graph, found_BCT, valid_B1T)
-        options = {"pads": list(layer.pad), "group": layer.conv.groups}
-        found_BCT = graph.op("Conv", found_BCT, weights(layer.conv.weight), **options)
-        normal_BCT = normalise(graph, layer, found_BCT, valid_B1T, count)
-        scaled_BCT = graph.op("Mul", normal_BCT, weights(layer.scale))
-        found_BCT = graph.op("Relu", graph.op("Add", scaled_BCT, weights(layer.shift)))
-    sum_BC = graph.op("ReduceSum", keep(graph, found_BCT, valid_B1T), ints(2), keepdims=0)
-    return graph.op("Div", sum_BC, count)
-
-
-def normalise(graph: Graph, layer: Layer, found: str, valid: str | None, count: str) -> str:
-    """Normalise the first channels by the reference rows, the others over each row, [B, C, T].
-
-    `valid` is bool [B, 1, T] or None, `count` the number of valid steps, [B, 1] or [1].
-    """
-    num_channels = len(layer.scale)
-    sizes = ints(layer.num_by_reference, num_channels - layer.num_by_reference)
-    by_reference, by_row = graph.ops("Split", 2, found, sizes, axis=1)
-    centred = graph.op("Sub", by_reference, weights(layer.mean))
-    spread_D1 = weights((layer.variance + EPSILON).rsqrt())
-    by_reference = graph.op("Mul", centred, spread_D1)
-    by_row = normalise_rows(graph, by_row, valid, count)
-    return graph.op("Concat", by_reference, by_row, axis=1)
+    rows_BFT = keep(graph, graph.op("Concat", values_BFT, normal_BFT, axis=1), valid_B1T)
+    sums = []
+    tables = zip(
+        features.dilations, features.inputs, features.thresholds, features.widths, strict=True
+    )
+    for dilation, inputs_KF, thresholds_QK, widths_QK in tables:
+        kernels_KFS = inputs_KF[:, :, None] * make_kernels()[:, None]
+        reach = dilation * (KERNEL_SIZE // 2)
+        options = {"pads": [reach, reach], "dilations": [dilation]}
+        found_BKT = graph.op("Conv", rows_BFT, weights(kernels_KFS), **options)
+        for threshold_K, width_K in zip(thresholds_QK, widths_QK, strict=True):
+            over_BKT = graph.op("Sub", found_BKT, weights(threshold_K[:, None]))
+            scaled_BKT = graph.op("Mul", over_BKT, weights(6 / width_K[:, None]))
+            above_BKT = graph.op("HardSigmoid", scaled_BKT, alpha=1 / 6, beta=0.5)
+            above_BKT = keep(graph, above_BKT, valid_B1T)
+            sums.append(graph.op("ReduceSum", above_BKT, ints(2), keepdims=0))
+    shares_BR = graph.op("Div", graph.op("Concat", *sums, axis=1), count)
+    return graph.op(
+        "Mul", graph.op("Sub", shares_BR, weights(features.mean)), weights(features.factor)
+    )
 
 
 def normalise_rows(graph: Graph, found: str, valid: str | None, count: str) -> str:
-    """Normalise each channel of each row over its valid steps, [B, C, T]."""
+    """Normalise each channel of each row over its valid steps, [B, C, T].
+
+    `valid` is bool [B, 1, T] or None, `count` the number of valid steps, [B, 1] or [1].
+    """
     count = graph.op("Unsqueeze", count, ints(-1))
 
     def mean(values: str) -> str:

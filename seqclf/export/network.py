@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from seqclf.export.graph import Graph, number, weights
-from seqclf.export.layers import convolve, pool, run_layers, stack_steps
+from seqclf.export.layers import count_above, pool, run_layers, stack_steps
 from seqclf.export.raw import embed, inputs_of, read_raw
 from seqclf.inputs import what_is_read
 from seqclf.model import Architecture, LSTMClassifier
@@ -21,8 +21,8 @@ PROBABILITIES, LOGITS = "probabilities", "logits"
 # change the answer, so the graph has them.
 IN_GRAPH = (
     *("input_size", "scale", "read", "hidden_size", "num_layers", "bidirectional", "pooling"),
-    *("num_tokens", "embedding_size", "mean", "std", "max_length", "keep", "stack", "conv"),
-    *("reading", "lengths", "temperature"),
+    *("num_tokens", "embedding_size", "mean", "std", "max_length", "keep", "stack", "rocket"),
+    *("dilations", "reading", "lengths", "temperature"),
 )
 # These do not; the metadata has them. Dropout acts in training only.
 IN_METADATA = ("classes", "tokens", "features", "dropout")
@@ -48,8 +48,9 @@ def build_network(model: LSTMClassifier, architecture: Architecture) -> onnx.Mod
     stacked = stack_steps(graph, steps, architecture.stack, num_features)
     outputs, final_BH = run_layers(graph, model, stacked)
     pooled_BH = pool(graph, model, outputs, final_BH)
-    if model.conv is not None:
-        pooled_BH = graph.op("Concat", pooled_BH, convolve(graph, model.conv, steps), axis=1)
+    if model.rocket is not None:
+        features_BR = count_above(graph, model.rocket, steps)
+        pooled_BH = graph.op("Concat", pooled_BH, features_BR, axis=1)
     logits_BC = add_output(graph, model, pooled_BH)
     if raw.has_no_answer is not None:
         logits_BC = graph.op("Where", raw.has_no_answer, number(np.nan), logits_BC)

@@ -10,14 +10,14 @@ import psutil
 import torch
 
 from seqclf.config.settings import Config
-from seqclf.conv import REFERENCE, REFERENCE_STEPS
 from seqclf.errors import UserError
 from seqclf.model import Architecture
 from seqclf.processes.cgroups import group_memory
+from seqclf.rocket import NUM_KERNELS
 
 MEMORY_REMEDY = (
     "lower train.micro_batch_size (changes nothing but memory) or eval.batch_size, then "
-    "model.hidden_size, model.conv or train.batch_size"
+    "model.hidden_size, model.rocket or train.batch_size"
 )
 
 
@@ -57,8 +57,8 @@ def least_memory(
     """Return a lower bound of the bytes that training takes in a process, without its data.
 
     It counts weights, gradients, two moments, and what is kept for the backward pass: eight numbers
-    per step and unit of an LSTM, four per channel of a convolution. Measured runs took 1.2 to 2.2
-    times as much.
+    per step and unit of an LSTM; and what fixed convolutions find, twice. Measured runs took 1.2 to
+    2.2 times as much.
     """
     share = -(-config.sizes()[0] // world_size)
     batch = min(config.train.micro_batch_size or share, share)
@@ -67,9 +67,9 @@ def least_memory(
     features = architecture.embedding_size if architecture.num_tokens else architecture.input_size
     units = architecture.hidden_size * (1 + architecture.bidirectional) * architecture.num_layers
     per_example = num_steps * features + -(-num_steps // architecture.stack) * 8 * units
-    per_step = 4 * 4 * architecture.conv  # channels of its three layers together
-    steps = batch * num_steps + REFERENCE * min(num_steps, REFERENCE_STEPS)
-    numbers = batch * per_example + steps * per_step
+    if architecture.rocket:
+        per_example += 2 * NUM_KERNELS * num_steps
+    numbers = batch * per_example
     return 4 * (4 * architecture.num_parameters + numbers)
 
 

@@ -156,9 +156,10 @@ def examples_of_cells(
 
 def flop_of_example(model: LSTMClassifier, test: Sequences) -> float:
     """Return what it takes to read the longest example once."""
-    of_step = 0 if model.conv is None else sum(p.numel() for p in model.conv.parameters())
-    of_stack = sum(p.numel() for p in model.parameters()) - of_step
-    return 2 * most_steps(model, test) * (of_step + of_stack / model.stack)
+    of_step = 0 if model.rocket is None else model.rocket.products_per_step
+    of_stack = sum(p.numel() for layer in (model.rnn, *model.upper) for p in layer.parameters())
+    flop: float = 2 * most_steps(model, test) * (of_step + of_stack / model.stack)
+    return flop
 
 
 def choose_evenly(model: LSTMClassifier, test: Sequences, *, anew: bool) -> Tensor:

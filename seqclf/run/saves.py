@@ -72,7 +72,6 @@ def _write_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimiz
             "metrics_bytes": run.metrics_log.num_bytes,
         }
     )
-    model.eval().train()  # stores the moments of the convolutions (LSTMClassifier.train)
     files = {
         MODEL_FILE: encode_tensors(model.state_dict()),
         OPTIMIZER_FILE: encode_tensors(moment_tensors(model, optimizer)),

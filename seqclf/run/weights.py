@@ -34,7 +34,8 @@ SETTING_OF = {
     "num_layers": "model.num_layers",
     "bidirectional": "model.bidirectional",
     "stack": "model.stack",
-    "conv": "model.conv",
+    "rocket": "model.rocket",
+    "dilations": "the usual length of a sequence",
 }
 
 

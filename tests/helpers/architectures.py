@@ -12,6 +12,11 @@ from seqclf.data.reading import Reading
 from seqclf.model import Architecture, ImageOrder, Pooling
 
 WORDS = ("a", "b", "c", "d")
+ROCKETS: list[dict[str, Any]] = [
+    {"rocket": 0, "dilations": ()},
+    {"rocket": 84, "dilations": (1,)},
+    {"rocket": 336, "dilations": (1, 2)},
+]
 
 
 @st.composite
@@ -39,7 +44,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         "max_length": draw(st.none() | st.integers(1, 8)),
         "keep": draw(st.sampled_from(["first", "last"])),
         "stack": draw(st.integers(1, 4)),
-        "conv": draw(st.sampled_from([0, 0, 2, 6])),
+        **draw(st.sampled_from(ROCKETS if kind not in ("tokens", "text") else ROCKETS[:1])),
         "reading": Reading(),
         "lengths": lengths,
         "temperature": draw(st.sampled_from([1.0, 0.5, 3.0])),
@@ -80,6 +85,8 @@ def make(architecture: Architecture, seed: int = 0) -> Classifier:
     for parameter in model.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
     for name, buffer in model.named_buffers():
-        if name.startswith("conv."):
+        if name == "rocket.thresholds":
+            buffer.uniform_(-1, 1)
+        elif name.startswith("rocket.") and name != "rocket.inputs":
             buffer.uniform_(0.5, 2)
     return Classifier(model, architecture)

@@ -28,7 +28,7 @@ EVERYTHING_ON: Settings = {
     "model.dropout": 0.3,
     "model.num_layers": 2,
     "model.hidden_size": 16,
-    "model.conv": 4,
+    "model.rocket": 84,
     "train.steps": 60,
     "train.batch_size": 50,
     "train.micro_batch_size": 16,

@@ -1,0 +1,196 @@
+"""The features of fixed convolutions: what they are, by hand, and what they are fitted to."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from seqclf.model import LSTMClassifier
+from seqclf.rocket import (
+    RocketFeatures,
+    choose_dilations,
+    join_normalised,
+    make_kernels,
+    whole_thresholds,
+)
+
+
+def make_features(
+    num_inputs: int = 3, dilations: tuple[int, ...] = (1, 2), num_features: int = 504
+) -> RocketFeatures:
+    """Return features that are fitted to noise."""
+    torch.manual_seed(2)
+    features = RocketFeatures(num_inputs, dilations, num_features)
+    rows = torch.randn(12, 30, num_inputs)
+    features.fit(lambda: [(rows[:5], None), (rows[5:], torch.tensor([30, 3, 9, 30, 20, 1, 12]))])
+    return features
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "dilations"),
+    [
+        *((1, (1,)), (9, (1,)), (16, (1,)), (17, (1, 2)), (33, (1, 2, 4))),
+        (2000, (1, 2, 4, 8, 16, 32, 64, 128)),
+    ],
+)
+def test_the_widest_kernel_spans_no_more_than_a_sequence(
+    num_steps: int, dilations: tuple[int, ...]
+) -> None:
+    assert choose_dilations(num_steps) == dilations
+    assert len(choose_dilations(10**12)) == 20
+
+
+def test_each_kernel_has_equally_many_thresholds() -> None:
+    assert [whole_thresholds(count, 2) for count in (0, 1, 168, 251, 253, 5000)] == [
+        *(0, 168, 168, 168, 336, 5040)
+    ]
+
+
+def test_the_kernels_are_those_of_minirocket() -> None:
+    """Dempster et al., 2021: all with weights -1 and 2 whose sum is 0."""
+    kernels = make_kernels()
+    assert kernels.shape == (84, 9)
+    assert len({tuple(row) for row in kernels.tolist()}) == 84
+    assert (kernels.sum(1) == 0).all()
+    assert ((kernels == -1) | (kernels == 2)).all()
+
+
+@pytest.mark.parametrize("num_steps", [30, 5, 1])
+def test_a_feature_is_a_share_of_the_steps(num_steps: int) -> None:
+    """The same in plain loops and float64, of one row."""
+    features = make_features()
+    values = torch.randn(1, num_steps, 3)
+    row = values[0].double().numpy()
+    deviation = np.sqrt(row.var(0) + 1e-5)
+    both = np.concatenate([row, (row - row.mean(0)) / deviation], 1)
+    expected = []
+    for number, dilation in enumerate(features.dilations):
+        inputs = features.inputs[number].double().numpy()
+        for q in range(3):
+            for k, places in enumerate(combinations(range(9), 3)):
+                threshold, width = (
+                    float(table[number, q, k]) for table in (features.thresholds, features.widths)
+                )
+                total = 0.0
+                for t in range(num_steps):
+                    found = 0.0
+                    for tap in range(9):
+                        step = t + (tap - 4) * dilation
+                        if 0 <= step < num_steps:
+                            found += (2 if tap in places else -1) * float(inputs[k] @ both[step])
+                    total += min(1.0, max(0.0, (found - threshold) / width + 0.5))
+                expected.append(total / num_steps)
+    mean, factor = features.mean.double().numpy(), features.factor.double().numpy()
+    wanted = torch.from_numpy((np.array(expected) - mean) * factor)
+    torch.testing.assert_close(features(values, None)[0].double(), wanted, rtol=0, atol=2e-4)
+    exact = features.double()(values.double(), None)[0]
+    torch.testing.assert_close(exact, wanted, rtol=0, atol=1e-9)
+
+
+def test_thresholds_are_quantiles_of_what_kernels_find() -> None:
+    """So features of these examples have mean 0, and deviations near GAIN / sqrt(R)."""
+    torch.manual_seed(0)
+    features = RocketFeatures(1, (1,), 840)
+    rows = torch.randn(200, 256, 1)
+    features.fit(lambda: [(part, None) for part in rows.split(8)])
+    shares = features(rows, None) / features.factor + features.mean
+    places = torch.arange(1, 841) * 0.618034 % 1
+    distance = (shares.mean(0) - (1 - places)).abs()
+    assert (distance.median() < 0.003, distance.max() < 0.04) == (True, True)
+    found = features(rows, None)
+    torch.testing.assert_close(found.mean(0), torch.zeros(840), rtol=0, atol=1e-5)
+    deviations = found.std(0, correction=0) * math.sqrt(840)
+    assert 2.3 < deviations.median() <= deviations.max() < 4  # rare steps have small ones
+
+
+def test_each_row_counts_equally_in_the_thresholds() -> None:
+    """A long row does not outvote short ones: as many steps of each are looked at."""
+    ones = [(torch.randn(1, 20, 1), None) for _ in range(9)]
+    features, other = RocketFeatures(1, (1,), 84), RocketFeatures(1, (1,), 84)
+    features.fit(lambda: [*ones, (50 * torch.randn(1, 60, 1), None)])
+    other.fit(lambda: [*ones, (50 * torch.randn(1, 60_000, 1), None)])
+    raw = other.inputs[0, :, 0] == 1
+    ratio = (other.thresholds - features.thresholds).abs() / features.thresholds.abs().mean()
+    assert ratio[0, 0, raw].median() < 0.5
+
+
+def test_half_the_kernels_see_no_level_and_no_scale_of_a_row() -> None:
+    features = make_features().double()
+    values, lengths = torch.randn(3, 30, 3, dtype=torch.float64), torch.tensor([30, 9, 20])
+    factor, level = torch.tensor([4.0, 9.0, 2.0]), torch.tensor([-50.0, 0.0, 7.0])
+    found, changed = (
+        features(read, lengths).unflatten(1, (2, 3, 84))
+        for read in (values, values * factor[:, None, None] + level[:, None, None])
+    )
+    reads_normalised = features.inputs[:, :, 3:].sum(2) > 0
+    assert (reads_normalised.sum(1) == 42).all()
+    difference = (found - changed).abs().amax(2)
+    assert difference[:, reads_normalised].max() < 1e-3
+    assert difference[:, ~reads_normalised].mean() > 0.01
+
+
+def test_kernels_of_several_features_read_one_to_nine_of_them() -> None:
+    torch.manual_seed(0)
+    inputs = RocketFeatures(40, (1, 2, 4), 252).inputs
+    counts = inputs.sum(2)
+    assert (int(counts.min()), int(counts.max())) == (1, 9)
+    assert (inputs.sum((0, 1)).view(2, 40).sum(0) > 0).all()
+    assert (RocketFeatures(1, (1,), 84).inputs.sum(2) == 1).all()
+
+
+@pytest.mark.parametrize("level", [0.0, 1000.0])
+def test_rounding_moves_no_step_across_a_threshold(level: float) -> None:
+    """Thresholds are values that steps have, so a step counts in part there."""
+    rows = torch.arange(90.0).remainder(7).repeat(4, 1)[:, :, None] + level
+    features = RocketFeatures(1, (1, 2), 1680)
+    features.fit(lambda: [(rows, None)])
+    noisy = rows * (1 + 1e-7 * torch.randn(rows.shape))
+    change = (features(noisy, None) - features(rows, None)).abs().max()
+    assert change < (1e-3 if level == 0 else 0.3)
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_rows_that_do_not_change_have_features(value: float) -> None:
+    features = RocketFeatures(2, (1,), 84)
+    rows = torch.full((3, 9, 2), value)
+    features.fit(lambda: [(rows, torch.tensor([9, 1, 4]))])
+    for tensor in (*features.state_dict().values(), features(rows, None)):
+        assert tensor.isfinite().all()
+    assert features(torch.randn(2, 1, 2), None).isfinite().all()
+
+
+def test_nothing_here_is_trained() -> None:
+    model = LSTMClassifier(3, 2, hidden_size=4, rocket=84, dilations=(1,))
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model(torch.randn(2, 9, 3)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not any(name.startswith("rocket") for name, _ in model.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+def test_a_row_that_hardly_changes_is_normalised_with_the_digits_it_has() -> None:
+    values = 1000 + 0.01 * torch.randn(2, 3, 40)
+    found, exact = (join_normalised(read, None) for read in (values, values.double()))
+    torch.testing.assert_close(found[:, 3:].double(), exact[:, 3:], rtol=1e-4, atol=1e-4)
+    level = torch.full((1, 1, 7), 0.1)
+    assert (join_normalised(level, None)[:, 1:] == 0).all()
+
+
+def test_padding_may_hold_anything() -> None:
+    features, lengths = make_features(), torch.tensor([30, 9])
+    values = torch.randn(2, 30, 3)
+    spoiled: Tensor = values.clone()
+    spoiled[1, 9:] = torch.nan
+    torch.testing.assert_close(features(spoiled, lengths), features(values, lengths))
+
+
+def test_half_precision_beside_it_changes_no_feature() -> None:
+    features, values = make_features(), torch.randn(4, 30, 3)
+    expected = features(values, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(features(values, None), expected)
