@@ -52,6 +52,7 @@ class RocketFeatures(nn.Module):
     normalised for an output layer that they share with an LSTM.
     """
 
+    kernels: Tensor
     inputs: Tensor
     thresholds: Tensor
     widths: Tensor
@@ -63,6 +64,7 @@ class RocketFeatures(nn.Module):
         self.dilations = dilations
         num_thresholds = num_features // (len(dilations) * NUM_KERNELS)
         shape = (len(dilations), num_thresholds, NUM_KERNELS)
+        self.register_buffer("kernels", make_kernels(), persistent=False)
         self.register_buffer("inputs", _draw_inputs(len(dilations), num_inputs))
         self.register_buffer("thresholds", torch.zeros(shape))
         self.register_buffer("widths", torch.ones(shape))
@@ -123,14 +125,16 @@ class RocketFeatures(nn.Module):
         """Yield what the kernels find at each dilation, [B, K, T]."""
         valid_B1T = _valid(values_BTF, lengths)
         rows_BFT = _keep(join_normalised(values_BTF.mT, valid_B1T), valid_B1T)
-        kernels_KS1 = make_kernels().to(rows_BFT)[..., None]
+        num_steps = rows_BFT.shape[2]
         for dilation, inputs_KF in zip(self.dilations, self.inputs, strict=True):
             reach = dilation * (KERNEL_SIZE // 2)
-            wide_BFT = F.pad(rows_BFT, (reach, reach))
-            starts = range(0, dilation * KERNEL_SIZE, dilation)
-            taps = [wide_BFT[..., start : start + rows_BFT.shape[2]] for start in starts]
-            # A product of matrices, as cuDNN's convolutions round their inputs to ten bits (TF32).
-            yield (kernels_KS1 * inputs_KF[:, None]).flatten(1) @ torch.cat(taps, 1)
+            read_BKT = F.pad(inputs_KF @ rows_BFT, (reach, reach))
+            found_BKT = torch.zeros_like(read_BKT[..., :num_steps])
+            # Sums, not conv1d: on a GPU that rounds its inputs to ten bits (TF32).
+            for number, weight_K in enumerate(self.kernels.mT):
+                start = number * dilation
+                found_BKT.addcmul_(read_BKT[..., start : start + num_steps], weight_K[:, None])
+            yield found_BKT
 
 
 def make_kernels() -> Tensor:
@@ -148,7 +152,7 @@ def _draw_inputs(num_dilations: int, num_inputs: int) -> Tensor:
     shape = (num_dilations, NUM_KERNELS)
     counts_DK = (most + 1) ** torch.rand(shape)
     ranks_DKF = torch.rand(*shape, num_inputs).argsort(2).argsort(2)
-    drawn_DKF = (ranks_DKF < counts_DK.long().clamp(1, most)[..., None]).float()
+    drawn_DKF = (ranks_DKF < counts_DK.long().clamp(1, most)[..., None]).to(counts_DK)
     is_normalised_DK = (torch.arange(num_dilations)[:, None] + torch.arange(NUM_KERNELS)) % 2
     shares_DK2 = torch.stack([1 - is_normalised_DK, is_normalised_DK], 2)
     return (shares_DK2[..., None] * drawn_DKF[:, :, None]).flatten(2)

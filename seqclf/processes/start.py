@@ -137,7 +137,10 @@ def _make_accelerator(device: str, precision: EffectivePrecision) -> Accelerator
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         dynamo_backend="no",
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        # Buffers are alike from the first step on, and training does not change them.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        ],
     )
 
 

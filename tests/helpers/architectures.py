@@ -87,6 +87,6 @@ def make(architecture: Architecture, seed: int = 0) -> Classifier:
     for name, buffer in model.named_buffers():
         if name == "rocket.thresholds":
             buffer.uniform_(-1, 1)
-        elif name.startswith("rocket.") and name != "rocket.inputs":
+        elif name in ("rocket.widths", "rocket.mean", "rocket.factor"):
             buffer.uniform_(0.5, 2)
     return Classifier(model, architecture)
