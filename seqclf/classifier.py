@@ -219,8 +219,8 @@ class Classifier:
     def stream(self) -> Stream:
         """Return a stream, which reads a sequence step by step at a constant cost a step.
 
-        Raises UserError for a model that cannot: one that reads in both directions, that has a
-        convolution branch, that is a mean of several, or that keeps the last steps of a sequence
+        Raises UserError for a model that cannot: one that reads in both directions, that has
+        fixed convolutions, that is a mean of several, or that keeps the last steps of a sequence
         (`data.keep: last`).
 
         >>> stream = classifier.stream()  # doctest: +SKIP

@@ -34,7 +34,7 @@ def choose_dilations(num_steps: int) -> tuple[int, ...]:
     return tuple(2**power for power in range(min(reach.bit_length(), MOST_DILATIONS)))
 
 
-def whole_thresholds(num_features: int, num_dilations: int) -> int:
+def round_features(num_features: int, num_dilations: int) -> int:
     """Return about as many features, with equally many thresholds of each kernel; 0 stays 0."""
     each = num_dilations * NUM_KERNELS
     return max(1, round(num_features / each)) * each if num_features else 0

@@ -31,7 +31,7 @@ from seqclf.model import Architecture, LSTMClassifier, read_images
 from seqclf.optim import count_warmup_steps, lr_at
 from seqclf.processes.memory import free_memory
 from seqclf.processes.runtime import Runtime
-from seqclf.rocket import choose_dilations, whole_thresholds
+from seqclf.rocket import choose_dilations, round_features
 
 NUM_READERS = 2  # threads that read ahead, where memory cannot keep the data set
 SHORT_EPOCH = 100  # steps; of shorter epochs not each one ends with an evaluation
@@ -242,7 +242,7 @@ def settle_config(config: Config, splits: Splits, *, longest: int) -> Config:
             f"model.rocket: {config.model.rocket}: fixed convolutions read numbers, and "
             f"{config.data.path} holds tokens; leave it out"
         )
-    rocket = whole_thresholds(rocket, len(choose_dilations(usual_length(train, longest))))
+    rocket = round_features(rocket, len(choose_dilations(usual_length(train, longest))))
     batch_size, hidden_size = config.sizes(len(train))
     augment = augment.model_copy(update={"noise": noise, "crop": crop})
     model = {"hidden_size": hidden_size, "stack": stack, "rocket": rocket}

@@ -44,7 +44,7 @@ class Stream:
     open, and gives the mean of the windows that are whole.
 
     A stream belongs to one sequence and to one thread at a time. Raises UserError for a model that
-    reads in both directions, has a convolution branch, or reads the last steps of a sequence only.
+    reads in both directions, has fixed convolutions, or reads the last steps of a sequence only.
 
     >>> stream = classifier.stream()  # doctest: +SKIP
     >>> for step in steps:  # doctest: +SKIP

@@ -16,7 +16,7 @@ from seqclf.rocket import (
     choose_dilations,
     join_normalised,
     make_kernels,
-    whole_thresholds,
+    round_features,
 )
 
 
@@ -46,7 +46,7 @@ def test_the_widest_kernel_spans_no_more_than_a_sequence(
 
 
 def test_each_kernel_has_equally_many_thresholds() -> None:
-    assert [whole_thresholds(count, 2) for count in (0, 1, 168, 251, 253, 5000)] == [
+    assert [round_features(count, 2) for count in (0, 1, 168, 251, 253, 5000)] == [
         *(0, 168, 168, 168, 336, 5040)
     ]
 
