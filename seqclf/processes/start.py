@@ -137,10 +137,7 @@ def _make_accelerator(device: str, precision: EffectivePrecision) -> Accelerator
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         dynamo_backend="no",
-        # Buffers are alike from the first step on, and training does not change them.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
 
