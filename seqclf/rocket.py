@@ -19,8 +19,9 @@ NUM_KERNELS = math.comb(KERNEL_SIZE, 3)  # one for each place of three weights o
 MOST_DILATIONS = 20  # the last one spans four million steps
 MOST_INPUTS = 9  # features that a kernel reads at most
 SAMPLES = 256  # steps of a row that thresholds are chosen by
+STEPS_AT_ONCE = 4096  # of a CPU: what they come to stays in its cache
 WIDTH = 0.02  # share of steps around a threshold over which a step counts in part
-LEAST_WIDTH = 1e-3  # in deviations: rounding cannot move a step across a wider threshold
+LEAST_WIDTH = 3e-3  # in deviations of the values, whose rounding a kernel leaves where they cancel
 EPSILON, ROW_EPSILON = 0.01, 1e-5  # added to deviations of features, and to variances of rows
 GAIN = 4.0  # the output layer learns from the features this much faster than from their mean
 GOLDEN_RATIO = 0.618034  # its multiples, without what is before the point, lie evenly in 0 to 1
@@ -46,10 +47,10 @@ class RocketFeatures(nn.Module):
     The kernels are those of Dempster, Schmidt and Webb, "MiniRocket: A Very Fast (Almost)
     Deterministic Transform for Time Series Classification", KDD 2021, and so are the thresholds:
     quantiles of what the kernels find in training examples. Nothing here is trained, so a small
-    data set cannot be learned by heart here. Other than there, half of the kernels read rows
-    normalised to mean 0 and variance 1, which have no level and no scale; a step near a threshold
-    counts in part, so rounding changes a logit by no more than rounding; and the features are
-    normalised for an output layer that they share with an LSTM.
+    data set cannot be learned by heart here. Other than there, rows are read without their mean,
+    as the LSTM sees levels; half of the kernels read them with variance 1, too, without a scale; a
+    step near a threshold counts in part, so that rounding decides nothing; and the features are
+    normalised for an output layer that they share with the LSTM.
     """
 
     kernels: Tensor
@@ -72,16 +73,29 @@ class RocketFeatures(nn.Module):
         self.register_buffer("factor", torch.ones(num_features))
 
     @property
-    def products_per_step(self) -> int:
-        """About how many multiplications a step takes."""
-        return self.inputs.numel() * KERNEL_SIZE + self.thresholds.numel()
+    def operations_per_step(self) -> int:
+        """About how many numbers are added, multiplied or compared for a step."""
+        num_dilations, num_thresholds, num_kernels = self.thresholds.shape
+        per_kernel = KERNEL_SIZE + 3 * num_thresholds
+        return self.inputs.numel() + num_dilations * num_kernels * per_kernel
 
     @torch.no_grad()
     def forward(self, values_BTF: Tensor, lengths: Tensor | None) -> Tensor:
         """Map sequences [B, T, F] to features [B, R]; steps beyond `lengths` are padding."""
+        device, (num_rows, num_steps, _) = values_BTF.device.type, values_BTF.shape
+        at_once = max(1, STEPS_AT_ONCE // num_steps) if device == "cpu" else num_rows
         # Half precision would not tell which side of a threshold a step is on.
-        with torch.autocast(values_BTF.device.type, enabled=False):
-            return (self._count(values_BTF, lengths) - self.mean) * self.factor
+        with torch.autocast(device, enabled=False):
+            shares_BR = torch.cat(
+                [
+                    self._count(
+                        values_BTF[first : first + at_once],
+                        None if lengths is None else lengths[first : first + at_once],
+                    )
+                    for first in range(0, num_rows, at_once)
+                ]
+            )
+            return (shares_BR - self.mean) * self.factor
 
     @torch.no_grad()
     def fit(self, batches: Batches) -> None:
@@ -100,8 +114,9 @@ class RocketFeatures(nn.Module):
             below_QK, threshold_QK, above_QK = (
                 _quantiles(found_NK, places_DQK[number] + change) for change in (-WIDTH, 0, WIDTH)
             )
-            least_K = (LEAST_WIDTH * found_NK.std(0, correction=0)).clamp(min=LEAST_WIDTH**2)
-            self.thresholds[number] = threshold_QK
+            least_K = LEAST_WIDTH * found_NK.std(0, correction=0).clamp(min=1)
+            # Between two values that steps have: many steps may have the same one.
+            self.thresholds[number] = (threshold_QK + _next(found_NK, threshold_QK + least_K)) / 2
             self.widths[number] = (above_QK - below_QK).maximum(least_K)
         features_NR = torch.cat([self._count(*batch) for batch in batches()])
         deviation_R = features_NR.std(0, correction=0)
@@ -124,7 +139,7 @@ class RocketFeatures(nn.Module):
     def _convolve(self, values_BTF: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
         """Yield what the kernels find at each dilation, [B, K, T]."""
         valid_B1T = _valid(values_BTF, lengths)
-        rows_BFT = _keep(join_normalised(values_BTF.mT, valid_B1T), valid_B1T)
+        rows_BFT = _keep(centre_rows(values_BTF.mT, valid_B1T), valid_B1T)
         num_steps = rows_BFT.shape[2]
         for dilation, inputs_KF in zip(self.dilations, self.inputs, strict=True):
             reach = dilation * (KERNEL_SIZE // 2)
@@ -144,7 +159,7 @@ def make_kernels() -> Tensor:
 
 
 def _draw_inputs(num_dilations: int, num_inputs: int) -> Tensor:
-    """Draw which features each kernel adds up, [D, K, 2 F]: as they are, and normalised.
+    """Draw which features each kernel adds up, [D, K, 2 F]: with their scale, or without.
 
     Neighbours read the two in turn. One feature, or two, is as likely as more, up to MOST_INPUTS.
     """
@@ -173,8 +188,14 @@ def _quantiles(sorted_NK: Tensor, places_QK: Tensor) -> Tensor:
     return sorted_NK.gather(0, (places_QK.clamp(0, 1) * (len(sorted_NK) - 1)).round().long())
 
 
-def join_normalised(values_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
-    """Return the values, and after them the same, normalised over each row, [B, 2 F, T].
+def _next(sorted_NK: Tensor, values_QK: Tensor) -> Tensor:
+    """Return the first number of each column above each value, or the last one, [Q, K]."""
+    places_KQ = torch.searchsorted(sorted_NK.mT.contiguous(), values_QK.mT.contiguous(), right=True)
+    return sorted_NK.gather(0, places_KQ.mT.clamp(max=len(sorted_NK) - 1))
+
+
+def centre_rows(values_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
+    """Return rows with mean 0, and after them the same with variance 1, [B, 2 F, T].
 
     The first step is taken off before: what the mean of a level would be rounded by is as large as
     the changes of a row that hardly changes.
@@ -184,7 +205,7 @@ def join_normalised(values_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
     mean_BF1 = _keep(changes_BFT, valid_B1T).sum(2, keepdim=True) / count
     centred_BFT = changes_BFT - mean_BF1
     variance_BF1 = _keep(centred_BFT.square(), valid_B1T).sum(2, keepdim=True) / count
-    return torch.cat([values_BFT, centred_BFT * (variance_BF1 + ROW_EPSILON).rsqrt()], 1)
+    return torch.cat([centred_BFT, centred_BFT * (variance_BF1 + ROW_EPSILON).rsqrt()], 1)
 
 
 def _valid(values_BTF: Tensor, lengths: Tensor | None) -> Tensor | None:

@@ -50,6 +50,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
         ),
         (["train", "--optim.l", "1"], "unknown argument --optim.l"),
         (["train", "stray"], "unknown argument stray"),
+        (
+            ["train", "--model.conv", "64"],
+            "unknown argument --model.conv; seqclf has fixed convolutions now: --model.rocket auto",
+        ),
         (["train", "--optim.lr"], "--optim.lr: expected one argument"),
         (
             ["train", "--optim.lr", "fast"],

@@ -13,8 +13,8 @@ from torch import Tensor
 from seqclf.model import LSTMClassifier
 from seqclf.rocket import (
     RocketFeatures,
+    centre_rows,
     choose_dilations,
-    join_normalised,
     make_kernels,
     round_features,
 )
@@ -67,7 +67,7 @@ def test_a_feature_is_a_share_of_the_steps(num_steps: int) -> None:
     values = torch.randn(1, num_steps, 3)
     row = values[0].double().numpy()
     deviation = np.sqrt(row.var(0) + 1e-5)
-    both = np.concatenate([row, (row - row.mean(0)) / deviation], 1)
+    both = np.concatenate([row - row.mean(0), (row - row.mean(0)) / deviation], 1)
     expected = []
     for number, dilation in enumerate(features.dilations):
         inputs = features.inputs[number].double().numpy()
@@ -175,10 +175,10 @@ def test_nothing_here_is_trained() -> None:
 
 def test_a_row_that_hardly_changes_is_normalised_with_the_digits_it_has() -> None:
     values = 1000 + 0.01 * torch.randn(2, 3, 40)
-    found, exact = (join_normalised(read, None) for read in (values, values.double()))
+    found, exact = (centre_rows(read, None) for read in (values, values.double()))
     torch.testing.assert_close(found[:, 3:].double(), exact[:, 3:], rtol=1e-4, atol=1e-4)
     level = torch.full((1, 1, 7), 0.1)
-    assert (join_normalised(level, None)[:, 1:] == 0).all()
+    assert (centre_rows(level, None)[:, 1:] == 0).all()
 
 
 def test_padding_may_hold_anything() -> None:
@@ -187,6 +187,33 @@ def test_padding_may_hold_anything() -> None:
     spoiled: Tensor = values.clone()
     spoiled[1, 9:] = torch.nan
     torch.testing.assert_close(features(spoiled, lengths), features(values, lengths))
+
+
+def test_a_level_changes_no_feature() -> None:
+    """The LSTM sees levels; the kernels' sums of a large one would leave rounding as a shape."""
+    torch.manual_seed(3)
+    levels = torch.linspace(-3, 3, 13)[:, None, None].expand(-1, 2500, 1)
+    features = RocketFeatures(1, choose_dilations(2500), 756)
+    features.fit(lambda: [(levels, None)])
+    exact = features(levels, None)
+    assert torch.equal(exact, features(30 * levels, None))
+    noisy = levels + 1e-4 * torch.randn(levels.shape)
+    features.fit(lambda: [(noisy, None)])
+    found, wanted = features(noisy, None), features.double()(noisy.double(), None)
+    assert (found - wanted).abs().max() < 3e-3
+
+
+@pytest.mark.parametrize("num_steps", [1, 29, 3000])
+def test_rows_of_any_number_are_read_alike(num_steps: int) -> None:
+    """A CPU reads a few rows at a time."""
+    features, values = make_features(), torch.randn(9, num_steps, 3)
+    alone = torch.cat([features(row[None], None) for row in values])
+    torch.testing.assert_close(features(values, None), alone, rtol=0, atol=1e-4)
+    lengths = torch.randint(1, num_steps + 1, (9,))
+    alone = torch.cat(
+        [features(row[None, :n], None) for row, n in zip(values, lengths.tolist(), strict=True)]
+    )
+    torch.testing.assert_close(features(values, lengths), alone, rtol=0, atol=1e-4)
 
 
 def test_half_precision_beside_it_changes_no_feature() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from seqclf.cli.commands import COMMANDS
 from seqclf.cli.parser import build_parser
-from seqclf.config.load import closest, closest_word
+from seqclf.config.load import RETIRED, closest, closest_word
 from seqclf.config.settings import expand_path
 from seqclf.errors import (
     DISK_ERRORS,
@@ -154,8 +154,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         if not is_value:
             if not equals:
                 value = "" if next_word.startswith("-") else next_word
-            near = _meant_setting(flag.lstrip("-"), value, names)
+            name = flag.lstrip("-")
+            near = _meant_setting(name, value, names)
             hint = f"did you mean --{near}?" if near else f"see seqclf {arguments.command} --help"
+            hint = RETIRED.get(name, hint)
             mistakes.append(f"unknown argument {flag}; {hint}")
         follows_flag = word.startswith("--") and not equals
     raise UserError("\n".join(mistakes))

@@ -33,6 +33,9 @@ from seqclf.errors import UserError
 
 LENGTHS = ("train.steps", "train.epochs")
 MOST_READ = 2**24  # characters; read_yaml takes fewer, and says so
+RETIRED = {
+    "model.conv": "seqclf has fixed convolutions now: --model.rocket auto, or 0 for none",
+}
 OPEN_FILES = ("/dev/fd/", "/dev/stdin", "/proc/")  # a shell writes to the pipe of <(...)
 
 
@@ -307,8 +310,8 @@ def _unknown_key(name: str) -> str:
     if name in names:  # one key with a dot in it
         return f"unknown key; write '{section}:' and below it '{leaf}:'"
     sections = sorted({full.rpartition(".")[0] for full in names} - {""})
-    if name == "model.conv":
-        return "unknown key; seqclf has fixed convolutions now: --model.rocket auto, or 0 for none"
+    if name in RETIRED:
+        return f"unknown key; {RETIRED[name]}"
     near = closest(name, names + sections)
     if not near:
         return "unknown key; `seqclf train --help` lists all"

@@ -171,9 +171,9 @@ class Model(Settings):
     faster to read. auto: a quarter of the root of the usual length; of tokens 1."""
     rocket: Literal["auto"] | NonNegativeInt = 0
     """About how many features of fixed convolutions (MiniRocket) stand beside the LSTM. They see
-    shapes wherever these are, and are not trained. 0: none. auto: 5,000 with numbers of fewer than
-    2,000 training examples, or if a training sequence of numbers or image has 500 steps or more;
-    else 0."""
+    shapes wherever these are, and are not trained. 0: none; else at least 84 for each dilation.
+    auto: 5,000 with numbers of fewer than 2,000 training examples, or if a training sequence of
+    numbers or image has 500 steps or more; else 0."""
     init: Literal["orthogonal", "chrono", "tutorial"] = "orthogonal"
     """orthogonal: recurrent weights orthogonal, forget-gate bias 1. chrono: and gates that remember
     from one step up to the longest sequence, for long ones. tutorial: torch's defaults."""

@@ -101,8 +101,10 @@ function makeModel(spec, weights) {
     const [inputs, thresholds, widths, mean, factor] = ["inputs", "thresholds", "widths", "mean", "factor"]
       .map((name) => weights[`rocket.${name}`]);
     const ofFeatures = Array.from(steps[0], (_, f) => momentsOf(steps, f));
-    const rows = steps.map((step) => [...step, ...Array.from(step, (x, f) =>
-      (x - ofFeatures[f][0]) / Math.sqrt(ofFeatures[f][1]))]); // [T][2 F]
+    const rows = steps.map((step) => {
+      const centred = Array.from(step, (x, f) => x - ofFeatures[f][0]);
+      return [...centred, ...centred.map((x, f) => x / Math.sqrt(ofFeatures[f][1]))]; // [2 F]
+    });
     const numKernels = spec.kernels.length, numTracks = rows[0].length;
     const numThresholds = thresholds.length / (spec.dilations.length * numKernels);
     const shares = new Float64Array(thresholds.length), track = new Float64Array(rows.length);

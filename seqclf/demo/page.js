@@ -17,9 +17,9 @@ let sequence = [], ends = [], found = [], position = 0, playing = 0, reading = 0
 // ---- reading: what the model says after each step, a few prefixes at a time
 
 function endsOf(length) {
-  const { hidden_size: size, bidirectional, num_layers: layers, products, streams, width } = page.spec;
+  const { hidden_size: size, bidirectional, num_layers: layers, operations, streams, width } = page.spec;
   const lstm = 4 * size * (size + width) * (bidirectional ? 2 : 1) * layers;
-  const cost = length * (lstm + products);
+  const cost = length * (lstm + operations);
   const most = streams ? length : Math.max(8, Math.floor((2 * WORK) / cost));
   const stride = Math.ceil(length / Math.min(length, most, 500));
   const chosen = [];

@@ -115,7 +115,7 @@ def payload_of(
         "stride": reading.stride,
         "kernels": make_kernels().tolist() if model.rocket else [],
         "row_epsilon": ROW_EPSILON,
-        "products": 0 if model.rocket is None else model.rocket.products_per_step,
+        "operations": 0 if model.rocket is None else model.rocket.operations_per_step,
         "streams": reason_against(architecture) is None and architecture.stack == 1,
     }
     found: dict[str, Any] = {

@@ -151,8 +151,7 @@ def count_above(graph: Graph, features: RocketFeatures, steps: Steps) -> str:
         count = graph.op("Unsqueeze", steps.lengths, ints(1))
     count = graph.op("Cast", count, to=TensorProto.FLOAT)
     changes_BFT = graph.op("Sub", values_BFT, graph.op("Gather", values_BFT, ints(0), axis=2))
-    normal_BFT = normalise_rows(graph, changes_BFT, valid_B1T, count)
-    rows_BFT = keep(graph, graph.op("Concat", values_BFT, normal_BFT, axis=1), valid_B1T)
+    rows_BFT = keep(graph, centre_rows(graph, changes_BFT, valid_B1T, count), valid_B1T)
     sums = []
     tables = zip(
         features.dilations, features.inputs, features.thresholds, features.widths, strict=True
@@ -174,8 +173,8 @@ def count_above(graph: Graph, features: RocketFeatures, steps: Steps) -> str:
     )
 
 
-def normalise_rows(graph: Graph, found: str, valid: str | None, count: str) -> str:
-    """Normalise each channel of each row over its valid steps, [B, C, T].
+def centre_rows(graph: Graph, found: str, valid: str | None, count: str) -> str:
+    """Return rows with mean 0, and after them the same with variance 1, [B, 2 F, T].
 
     `valid` is bool [B, 1, T] or None, `count` the number of valid steps, [B, 1] or [1].
     """
@@ -187,4 +186,5 @@ def normalise_rows(graph: Graph, found: str, valid: str | None, count: str) -> s
 
     centred = graph.op("Sub", found, mean(found))
     variance = graph.op("Add", mean(graph.op("Mul", centred, centred)), number(ROW_EPSILON))
-    return graph.op("Div", centred, graph.op("Sqrt", variance))
+    normal = graph.op("Div", centred, graph.op("Sqrt", variance))
+    return graph.op("Concat", centred, normal, axis=1)

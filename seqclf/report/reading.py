@@ -34,6 +34,7 @@ from seqclf.report.matrix import Cell
 from seqclf.report.thumbnails import png_url, scaled
 
 MOST_FLOP = 2e10  # for reading many examples: half a second of a small CPU
+ELEMENTWISE = 6  # times as long as in a product of matrices an operation takes, number by number
 FEWEST_EXAMPLES = 20  # that are read, whatever it takes
 AT_ONCE = 250  # examples in a batch
 MOST_SHARES = 40  # points of the curve of accuracy
@@ -156,7 +157,7 @@ def examples_of_cells(
 
 def flop_of_example(model: LSTMClassifier, test: Sequences) -> float:
     """Return what it takes to read the longest example once."""
-    of_step = 0 if model.rocket is None else model.rocket.products_per_step
+    of_step = 0 if model.rocket is None else ELEMENTWISE * model.rocket.operations_per_step
     of_stack = sum(p.numel() for layer in (model.rnn, *model.upper) for p in layer.parameters())
     flop: float = 2 * most_steps(model, test) * (of_step + of_stack / model.stack)
     return flop

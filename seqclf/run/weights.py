@@ -35,7 +35,7 @@ SETTING_OF = {
     "bidirectional": "model.bidirectional",
     "stack": "model.stack",
     "rocket": "model.rocket",
-    "dilations": "the usual length of a sequence",
+    "dilations": "model.rocket, which depends on the usual length of a sequence, to 0 in both",
 }
 
 
