@@ -82,20 +82,9 @@ class RocketFeatures(nn.Module):
     @torch.no_grad()
     def forward(self, values_BTF: Tensor, lengths: Tensor | None) -> Tensor:
         """Map sequences [B, T, F] to features [B, R]; steps beyond `lengths` are padding."""
-        device, (num_rows, num_steps, _) = values_BTF.device.type, values_BTF.shape
-        at_once = max(1, STEPS_AT_ONCE // num_steps) if device == "cpu" else num_rows
         # Half precision would not tell which side of a threshold a step is on.
-        with torch.autocast(device, enabled=False):
-            shares_BR = torch.cat(
-                [
-                    self._count(
-                        values_BTF[first : first + at_once],
-                        None if lengths is None else lengths[first : first + at_once],
-                    )
-                    for first in range(0, num_rows, at_once)
-                ]
-            )
-            return (shares_BR - self.mean) * self.factor
+        with torch.autocast(values_BTF.device.type, enabled=False):
+            return (self._count(values_BTF, lengths) - self.mean) * self.factor
 
     @torch.no_grad()
     def fit(self, batches: Batches) -> None:
@@ -124,7 +113,19 @@ class RocketFeatures(nn.Module):
         self.factor.copy_(GAIN / math.sqrt(len(self.mean)) / (deviation_R + EPSILON))
 
     def _count(self, values_BTF: Tensor, lengths: Tensor | None) -> Tensor:
-        """Return how large a share of its steps each kernel is above each threshold, [B, R]."""
+        """Return for how large a share of a row's steps a kernel is above a threshold, [B, R]."""
+        num_rows, num_steps, _ = values_BTF.shape
+        at_once = max(1, STEPS_AT_ONCE // num_steps) if values_BTF.is_cpu else num_rows
+        shares = [
+            self._count_together(
+                values_BTF[first : first + at_once],
+                None if lengths is None else lengths[first : first + at_once],
+            )
+            for first in range(0, num_rows, at_once)
+        ]
+        return torch.cat(shares)
+
+    def _count_together(self, values_BTF: Tensor, lengths: Tensor | None) -> Tensor:
         valid_B1T = _valid(values_BTF, lengths)
         count = values_BTF.shape[1] if lengths is None else lengths[:, None]
         shares = []

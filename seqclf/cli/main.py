@@ -154,11 +154,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         if not is_value:
             if not equals:
                 value = "" if next_word.startswith("-") else next_word
-            name = flag.lstrip("-")
-            near = _meant_setting(name, value, names)
-            hint = f"did you mean --{near}?" if near else f"see seqclf {arguments.command} --help"
-            hint = RETIRED.get(name, hint)
-            mistakes.append(f"unknown argument {flag}; {hint}")
+            hint = f"see seqclf {arguments.command} --help"
+            if near := _meant_setting(flag.lstrip("-"), value, names):
+                hint = f"did you mean --{near}?"
+            mistakes.append(f"unknown argument {flag}; {RETIRED.get(flag.lstrip('-'), hint)}")
         follows_flag = word.startswith("--") and not equals
     raise UserError("\n".join(mistakes))
 
