@@ -154,6 +154,18 @@ def test_rounding_moves_no_step_across_a_threshold(level: float) -> None:
     assert change < (1e-3 if level == 0 else 0.3)
 
 
+def test_a_threshold_lies_between_values_that_steps_have() -> None:
+    """So of rows with few values no step counts in part, and rounding decides nothing."""
+    torch.manual_seed(1)
+    rows = torch.randint(0, 2, (50, 40, 1)).double().mul(2).sub(1)
+    rows[:, 20:] = -rows[:, :20]  # the mean of each row is 0, and its variance 1
+    features = RocketFeatures(1, (1,), 84 * 9).double()
+    features.fit(lambda: [(rows, None)])
+    counts = (features(rows, None) / features.factor + features.mean) * 40
+    is_whole = (counts - counts.round()).abs() < 1e-6
+    assert is_whole.double().mean() > 0.7
+
+
 @pytest.mark.parametrize("value", [0.0, 7.0])
 def test_rows_that_do_not_change_have_features(value: float) -> None:
     features = RocketFeatures(2, (1,), 84)
