@@ -207,9 +207,10 @@ class LSTMClassifier(nn.Module):
         stacked_BTF, stacked_lengths = self.stack_steps(input_BTF, lengths)
         output_BTH, final_BH = self.run_layers(stacked_BTF, stacked_lengths)
         pooled_BH = final_BH if self.pooling == "last" else self.pool(output_BTH, stacked_lengths)
+        pooled_BH = self.dropout(pooled_BH)
         if self.rocket is not None:
             pooled_BH = torch.cat([pooled_BH, self.rocket(input_BTF, lengths)], 1)
-        logits_BC: Tensor = self.out(self.dropout(pooled_BH))
+        logits_BC: Tensor = self.out(pooled_BH)
         return logits_BC
 
     def run_layers(self, output_BTH: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,9 @@ MOST_INPUTS = 9  # features that a kernel reads at most
 SAMPLES = 256  # steps of a row that thresholds are chosen by
 STEPS_AT_ONCE = 4096  # of a CPU: what they come to stays in its cache
 WIDTH = 0.02  # share of steps around a threshold over which a step counts in part
-LEAST_WIDTH = 3e-3  # in deviations of the values, whose rounding a kernel leaves where they cancel
+LEAST_WIDTH = 1e-4  # in deviations of the values, whose rounding a kernel leaves where they cancel
 EPSILON, ROW_EPSILON = 0.01, 1e-5  # added to deviations of features, and to variances of rows
-GAIN = 4.0  # the output layer learns from the features this much faster than from their mean
+GAIN = 8.0  # the output layer learns from the features this much faster than from their mean
 GOLDEN_RATIO = 0.618034  # its multiples, without what is before the point, lie evenly in 0 to 1
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
@@ -47,10 +47,9 @@ class RocketFeatures(nn.Module):
     The kernels are those of Dempster, Schmidt and Webb, "MiniRocket: A Very Fast (Almost)
     Deterministic Transform for Time Series Classification", KDD 2021, and so are the thresholds:
     quantiles of what the kernels find in training examples. Nothing here is trained, so a small
-    data set cannot be learned by heart here. Other than there, rows are read without their mean,
-    as the LSTM sees levels; half of the kernels read them with variance 1, too, without a scale; a
-    step near a threshold counts in part, so that rounding decides nothing; and the features are
-    normalised for an output layer that they share with the LSTM.
+    data set cannot be learned by heart here. Other than there, half of the kernels read rows with
+    mean 0 and variance 1; a step near a threshold counts in part, so that rounding decides
+    nothing; and the features are normalised for an output layer that they share with the LSTM.
     """
 
     kernels: Tensor
@@ -79,7 +78,6 @@ class RocketFeatures(nn.Module):
         per_kernel = KERNEL_SIZE + 3 * num_thresholds
         return self.inputs.numel() + num_dilations * num_kernels * per_kernel
 
-    @torch.no_grad()
     def forward(self, values_BTF: Tensor, lengths: Tensor | None) -> Tensor:
         """Map sequences [B, T, F] to features [B, R]; steps beyond `lengths` are padding."""
         # Half precision would not tell which side of a threshold a step is on.
@@ -105,7 +103,8 @@ class RocketFeatures(nn.Module):
             )
             least_K = LEAST_WIDTH * found_NK.std(0, correction=0).clamp(min=1)
             # Between two values that steps have: many steps may have the same one.
-            self.thresholds[number] = (threshold_QK + _next(found_NK, threshold_QK + least_K)) / 2
+            next_QK = _next(found_NK, threshold_QK + 2 * least_K)
+            self.thresholds[number] = (threshold_QK + next_QK) / 2
             self.widths[number] = (above_QK - below_QK).maximum(least_K)
         features_NR = torch.cat([self._count(*batch) for batch in batches()])
         deviation_R = features_NR.std(0, correction=0)
@@ -139,12 +138,11 @@ class RocketFeatures(nn.Module):
 
     def _convolve(self, values_BTF: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
         """Yield what the kernels find at each dilation, [B, K, T]."""
-        valid_B1T = _valid(values_BTF, lengths)
-        rows_BFT = _keep(centre_rows(values_BTF.mT, valid_B1T), valid_B1T)
+        rows_BFT, outside_BF1 = centre_rows(values_BTF.mT, _valid(values_BTF, lengths))
         num_steps = rows_BFT.shape[2]
         for dilation, inputs_KF in zip(self.dilations, self.inputs, strict=True):
-            reach = dilation * (KERNEL_SIZE // 2)
-            read_BKT = F.pad(inputs_KF @ rows_BFT, (reach, reach))
+            outside_BKT = (inputs_KF @ outside_BF1).expand(-1, -1, dilation * (KERNEL_SIZE // 2))
+            read_BKT = torch.cat([outside_BKT, inputs_KF @ rows_BFT, outside_BKT], 2)
             found_BKT = torch.zeros_like(read_BKT[..., :num_steps])
             # Sums, not conv1d: on a GPU that rounds its inputs to ten bits (TF32).
             for number, weight_K in enumerate(self.kernels.mT):
@@ -190,23 +188,31 @@ def _quantiles(sorted_NK: Tensor, places_QK: Tensor) -> Tensor:
 
 
 def _next(sorted_NK: Tensor, values_QK: Tensor) -> Tensor:
-    """Return the first number of each column above each value, or the last one, [Q, K]."""
+    """Return the first number of each column above each value, or the value if there is none."""
     places_KQ = torch.searchsorted(sorted_NK.mT.contiguous(), values_QK.mT.contiguous(), right=True)
-    return sorted_NK.gather(0, places_KQ.mT.clamp(max=len(sorted_NK) - 1))
+    return sorted_NK.gather(0, places_KQ.mT.clamp(max=len(sorted_NK) - 1)).maximum(values_QK)
 
 
-def centre_rows(values_BFT: Tensor, valid_B1T: Tensor | None) -> Tensor:
-    """Return rows with mean 0, and after them the same with variance 1, [B, 2 F, T].
+def centre_rows(values_BFT: Tensor, valid_B1T: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return rows with mean 0, after them the same with variance 1, [B, 2 F, T], and their outside.
 
-    The first step is taken off before: what the mean of a level would be rounded by is as large as
-    the changes of a row that hardly changes.
+    The outside, [B, 2 F, 1], is what the steps before and after a row, and its padding, are read
+    as: what 0 is without the row's mean; and 0 beside variance 1. The kernels' weights sum to 0, so
+    they find with it what they find in the row as it is, without the rounding of a large level.
     """
-    changes_BFT = values_BFT - values_BFT[..., :1]
+    # The first step is taken off before: what the mean of a level would be rounded by is as large
+    # as the changes of a row that hardly changes.
+    first_BF1 = values_BFT[..., :1]
+    changes_BFT = values_BFT - first_BF1
     count = values_BFT.shape[2] if valid_B1T is None else valid_B1T.sum(2, keepdim=True)
     mean_BF1 = _keep(changes_BFT, valid_B1T).sum(2, keepdim=True) / count
     centred_BFT = changes_BFT - mean_BF1
     variance_BF1 = _keep(centred_BFT.square(), valid_B1T).sum(2, keepdim=True) / count
-    return torch.cat([centred_BFT, centred_BFT * (variance_BF1 + ROW_EPSILON).rsqrt()], 1)
+    normal_BFT = centred_BFT * (variance_BF1 + ROW_EPSILON).rsqrt()
+    level_BF1 = first_BF1 + mean_BF1
+    outside_BF1 = torch.cat([-level_BF1, torch.zeros_like(level_BF1)], 1)
+    rows_BFT = torch.cat([centred_BFT, normal_BFT], 1)
+    return (rows_BFT if valid_B1T is None else rows_BFT.where(valid_B1T, outside_BF1)), outside_BF1
 
 
 def _valid(values_BTF: Tensor, lengths: Tensor | None) -> Tensor | None:

@@ -131,6 +131,11 @@ def test_killed_before_its_first_checkpoint_it_ends_the_same_or_is_refused(
             {"model.stack": 2},
             r"is \(32, 8\) .* is \(32, 16\) .* change model\.stack \(there 1, here 2\)",
         ),
+        (
+            {"model.rocket": 84},
+            r"change model\.rocket \(there 0, here 84\), model\.rocket, which depends on .* to 0 "
+            r"in both \(there \(\), here \(1,\)\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_name_tensor_shapes_and_setting(

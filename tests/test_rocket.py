@@ -67,7 +67,7 @@ def test_a_feature_is_a_share_of_the_steps(num_steps: int) -> None:
     values = torch.randn(1, num_steps, 3)
     row = values[0].double().numpy()
     deviation = np.sqrt(row.var(0) + 1e-5)
-    both = np.concatenate([row - row.mean(0), (row - row.mean(0)) / deviation], 1)
+    both = np.concatenate([row, (row - row.mean(0)) / deviation], 1)
     expected = []
     for number, dilation in enumerate(features.dilations):
         inputs = features.inputs[number].double().numpy()
@@ -105,7 +105,7 @@ def test_thresholds_are_quantiles_of_what_kernels_find() -> None:
     found = features(rows, None)
     torch.testing.assert_close(found.mean(0), torch.zeros(840), rtol=0, atol=1e-5)
     deviations = found.std(0, correction=0) * math.sqrt(840)
-    assert 2.3 < deviations.median() <= deviations.max() < 4  # rare steps have small ones
+    assert 4.6 < deviations.median() <= deviations.max() < 8  # rare steps have small ones
 
 
 def test_each_row_counts_equally_in_the_thresholds() -> None:
@@ -119,6 +119,16 @@ def test_each_row_counts_equally_in_the_thresholds() -> None:
     assert ratio[0, 0, raw].median() < 0.5
 
 
+def test_padding_is_no_example_for_thresholds() -> None:
+    rows = torch.randn(3, 40, 2)
+    lengths = torch.tensor([9, 40, 13])
+    together, alone = make_features(2), make_features(2)
+    together.fit(lambda: [(rows, lengths)])
+    alone.fit(lambda: [(row[None, :n], None) for row, n in zip(rows, lengths, strict=True)])
+    for name, value in together.named_buffers():
+        torch.testing.assert_close(value, alone.get_buffer(name), rtol=1e-4, atol=1e-3, msg=name)
+
+
 def test_half_the_kernels_see_no_level_and_no_scale_of_a_row() -> None:
     features = make_features().double()
     values, lengths = torch.randn(3, 30, 3, dtype=torch.float64), torch.tensor([30, 9, 20])
@@ -129,6 +139,7 @@ def test_half_the_kernels_see_no_level_and_no_scale_of_a_row() -> None:
     )
     reads_normalised = features.inputs[:, :, 3:].sum(2) > 0
     assert (reads_normalised.sum(1) == 42).all()
+    assert (reads_normalised[0] != reads_normalised[1]).all()
     difference = (found - changed).abs().amax(2)
     assert difference[:, reads_normalised].max() < 1e-3
     assert difference[:, ~reads_normalised].mean() > 0.01
@@ -143,15 +154,15 @@ def test_kernels_of_several_features_read_one_to_nine_of_them() -> None:
     assert (RocketFeatures(1, (1,), 84).inputs.sum(2) == 1).all()
 
 
-@pytest.mark.parametrize("level", [0.0, 1000.0])
+@pytest.mark.parametrize("level", [0.0, 30.0])
 def test_rounding_moves_no_step_across_a_threshold(level: float) -> None:
-    """Thresholds are values that steps have, so a step counts in part there."""
+    """A threshold lies between values that steps have, and the last digits of steps do not."""
     rows = torch.arange(90.0).remainder(7).repeat(4, 1)[:, :, None] + level
     features = RocketFeatures(1, (1, 2), 1680)
     features.fit(lambda: [(rows, None)])
     noisy = rows * (1 + 1e-7 * torch.randn(rows.shape))
     change = (features(noisy, None) - features(rows, None)).abs().max()
-    assert change < (1e-3 if level == 0 else 0.3)
+    assert change < (1e-3 if level == 0 else 0.03)
 
 
 def test_a_threshold_lies_between_values_that_steps_have() -> None:
@@ -176,6 +187,14 @@ def test_rows_that_do_not_change_have_features(value: float) -> None:
     assert features(torch.randn(2, 1, 2), None).isfinite().all()
 
 
+def test_a_gradient_reaches_the_steps() -> None:
+    """So an explanation by gradients sees these features, too."""
+    features, values = make_features(), torch.randn(2, 30, 3, requires_grad=True)
+    features(values, None).square().sum().backward()
+    assert values.grad is not None
+    assert (values.grad != 0).any((1, 2)).all()
+
+
 def test_nothing_here_is_trained() -> None:
     model = LSTMClassifier(3, 2, hidden_size=4, rocket=84, dilations=(1,))
     before = {name: value.clone() for name, value in model.named_buffers()}
@@ -187,10 +206,10 @@ def test_nothing_here_is_trained() -> None:
 
 def test_a_row_that_hardly_changes_is_normalised_with_the_digits_it_has() -> None:
     values = 1000 + 0.01 * torch.randn(2, 3, 40)
-    found, exact = (centre_rows(read, None) for read in (values, values.double()))
+    found, exact = (centre_rows(read, None)[0] for read in (values, values.double()))
     torch.testing.assert_close(found[:, 3:].double(), exact[:, 3:], rtol=1e-4, atol=1e-4)
     level = torch.full((1, 1, 7), 0.1)
-    assert (centre_rows(level, None)[:, 1:] == 0).all()
+    assert (centre_rows(level, None)[0] == 0).all()
 
 
 def test_padding_may_hold_anything() -> None:
@@ -201,18 +220,16 @@ def test_padding_may_hold_anything() -> None:
     torch.testing.assert_close(features(spoiled, lengths), features(values, lengths))
 
 
-def test_a_level_changes_no_feature() -> None:
-    """The LSTM sees levels; the kernels' sums of a large one would leave rounding as a shape."""
+def test_a_large_level_leaves_no_rounding_as_a_shape() -> None:
+    """A kernel's weights sum to 0, and only at the ends does a level come to anything."""
     torch.manual_seed(3)
-    levels = torch.linspace(-3, 3, 13)[:, None, None].expand(-1, 2500, 1)
-    features = RocketFeatures(1, choose_dilations(2500), 756)
-    features.fit(lambda: [(levels, None)])
-    exact = features(levels, None)
-    assert torch.equal(exact, features(30 * levels, None))
-    noisy = levels + 1e-4 * torch.randn(levels.shape)
-    features.fit(lambda: [(noisy, None)])
-    found, wanted = features(noisy, None), features.double()(noisy.double(), None)
-    assert (found - wanted).abs().max() < 3e-3
+    levels = torch.linspace(-90, 90, 13)[:, None, None].expand(-1, 2500, 1)
+    for rows in (levels, levels + 1e-2 * torch.randn(levels.shape)):
+        features = RocketFeatures(1, choose_dilations(2500), 756)
+        features.fit(lambda read=rows: [(read, None)])
+        found, wanted = features(rows, None), features.double()(rows.double(), None)
+        assert wanted.std() > 0.01
+        assert (found - wanted).abs().max() < 3e-3
 
 
 @pytest.mark.parametrize("num_steps", [1, 29, 3000])

@@ -160,7 +160,7 @@ class Model(Settings):
     bidirectional: bool = False
     """Read the sequence in both directions."""
     dropout: Probability = 0.0
-    """Probability of dropping a unit between layers and before the output layer."""
+    """Probability of dropping a unit of the LSTM between layers and before the output layer."""
     pooling: Literal["last", "mean", "max", "attention"] = "last"
     """What the output layer sees: the last state, or over all steps the mean, the maximum, or
     attention: a mean with learnt weights."""

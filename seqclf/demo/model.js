@@ -102,8 +102,8 @@ function makeModel(spec, weights) {
       .map((name) => weights[`rocket.${name}`]);
     const ofFeatures = Array.from(steps[0], (_, f) => momentsOf(steps, f));
     const rows = steps.map((step) => {
-      const centred = Array.from(step, (x, f) => x - ofFeatures[f][0]);
-      return [...centred, ...centred.map((x, f) => x / Math.sqrt(ofFeatures[f][1]))]; // [2 F]
+      const normal = Array.from(step, (x, f) => (x - ofFeatures[f][0]) / Math.sqrt(ofFeatures[f][1]));
+      return [...step, ...normal]; // [2 F]
     });
     const numKernels = spec.kernels.length, numTracks = rows[0].length;
     const numThresholds = thresholds.length / (spec.dilations.length * numKernels);

@@ -150,8 +150,9 @@ def count_above(graph: Graph, features: RocketFeatures, steps: Steps) -> str:
         valid_B1T = graph.op("Transpose", valid_BT1, perm=[0, 2, 1])
         count = graph.op("Unsqueeze", steps.lengths, ints(1))
     count = graph.op("Cast", count, to=TensorProto.FLOAT)
-    changes_BFT = graph.op("Sub", values_BFT, graph.op("Gather", values_BFT, ints(0), axis=2))
-    rows_BFT = keep(graph, centre_rows(graph, changes_BFT, valid_B1T, count), valid_B1T)
+    rows_BFT, outside_BF1 = centre_rows(graph, values_BFT, valid_B1T, count)
+    if valid_B1T is not None:
+        rows_BFT = graph.op("Where", valid_B1T, rows_BFT, outside_BF1)
     sums = []
     tables = zip(
         features.dilations, features.inputs, features.thresholds, features.widths, strict=True
@@ -159,8 +160,9 @@ def count_above(graph: Graph, features: RocketFeatures, steps: Steps) -> str:
     for dilation, inputs_KF, thresholds_QK, widths_QK in tables:
         kernels_KFS = inputs_KF[:, :, None] * make_kernels()[:, None]
         reach = dilation * (KERNEL_SIZE // 2)
-        options = {"pads": [reach, reach], "dilations": [dilation]}
-        found_BKT = graph.op("Conv", rows_BFT, weights(kernels_KFS), **options)
+        outside_BFT = graph.op("Expand", outside_BF1, ints(1, 1, reach))
+        read_BFT = graph.op("Concat", outside_BFT, rows_BFT, outside_BFT, axis=2)
+        found_BKT = graph.op("Conv", read_BFT, weights(kernels_KFS), dilations=[dilation])
         for threshold_K, width_K in zip(thresholds_QK, widths_QK, strict=True):
             over_BKT = graph.op("Sub", found_BKT, weights(threshold_K[:, None]))
             scaled_BKT = graph.op("Mul", over_BKT, weights(6 / width_K[:, None]))
@@ -173,10 +175,11 @@ def count_above(graph: Graph, features: RocketFeatures, steps: Steps) -> str:
     )
 
 
-def centre_rows(graph: Graph, found: str, valid: str | None, count: str) -> str:
-    """Return rows with mean 0, and after them the same with variance 1, [B, 2 F, T].
+def centre_rows(graph: Graph, values: str, valid: str | None, count: str) -> tuple[str, str]:
+    """Return rows with mean 0, after them the same with variance 1, [B, 2 F, T], and their outside.
 
-    `valid` is bool [B, 1, T] or None, `count` the number of valid steps, [B, 1] or [1].
+    `values` is [B, F, T], `valid` bool [B, 1, T] or None, `count` the number of valid steps, [B, 1]
+    or [1]. The outside, [B, 2 F, 1], is that of seqclf/rocket.py.
     """
     count = graph.op("Unsqueeze", count, ints(-1))
 
@@ -184,7 +187,12 @@ def centre_rows(graph: Graph, found: str, valid: str | None, count: str) -> str:
         total = graph.op("ReduceSum", keep(graph, values, valid), ints(2))
         return graph.op("Div", total, count)
 
-    centred = graph.op("Sub", found, mean(found))
+    first = graph.op("Gather", values, ints(0), axis=2)
+    changes = graph.op("Sub", values, first)
+    mean_change = mean(changes)
+    centred = graph.op("Sub", changes, mean_change)
     variance = graph.op("Add", mean(graph.op("Mul", centred, centred)), number(ROW_EPSILON))
     normal = graph.op("Div", centred, graph.op("Sqrt", variance))
-    return graph.op("Concat", centred, normal, axis=1)
+    minus_level = graph.op("Neg", graph.op("Add", first, mean_change))
+    outside = graph.op("Concat", minus_level, graph.op("Mul", minus_level, number(0.0)), axis=1)
+    return graph.op("Concat", centred, normal, axis=1), outside
