@@ -17,6 +17,8 @@ import seqclf
 from seqclf.config.load import config_from
 from seqclf.data import sources
 from seqclf.data.pictures import Picture
+from seqclf.data.sequences import Sequences
+from seqclf.model import LSTMClassifier
 from seqclf.prefixes import probabilities
 from seqclf.report.compare import curves_by_setting
 from seqclf.report.compare_figures import draw_settings
@@ -35,6 +37,7 @@ from seqclf.report.overview import (
 from seqclf.report.page import page_of_run, show_baselines
 from seqclf.report.reading import (
     choose_columns,
+    choose_evenly,
     examples_of_cells,
     played_picture,
     read_example,
@@ -316,6 +319,17 @@ def test_a_page_says_what_the_validation_examples_did(
     config = config_from({**settings, "data.val_fraction": 0.1}, None, "the test")
     said = role_of_validation(config, num_examples, is_calibrated=is_calibrated)
     assert said == f"{role}, so it is no result"
+
+
+def test_fixed_convolutions_are_part_of_what_a_reading_takes() -> None:
+    """So of the same examples fewer are read with them."""
+    test = Sequences(torch.randn(500, 300, 1), torch.zeros(500).long(), ("a", "b"))
+    alone, beside = (
+        LSTMClassifier(1, 2, hidden_size=64, rocket=rocket, dilations=dilations)
+        for rocket, dilations in ((0, ()), (5040, (1, 2, 4, 8, 16, 32)))
+    )
+    counts = [len(choose_evenly(model, test, anew=True)) for model in (alone, beside)]
+    assert counts[0] > 2 * counts[1]
 
 
 def test_a_run_of_one_step_without_a_test_split_has_a_page(tmp_path: Path) -> None:
