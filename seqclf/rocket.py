@@ -21,7 +21,7 @@ MOST_INPUTS = 9  # features that a kernel reads at most
 SAMPLES = 256  # steps of a row that thresholds are chosen by
 STEPS_AT_ONCE = 4096  # of a CPU: what they come to stays in its cache
 WIDTH = 0.02  # share of steps around a threshold over which a step counts in part
-LEAST_WIDTH = 1e-4  # in deviations of the values, whose rounding a kernel leaves where they cancel
+LEAST_WIDTH = 1e-4  # in deviations of what kernels find; their sums are rounded by less
 EPSILON, ROW_EPSILON = 0.01, 1e-5  # added to deviations of features, and to variances of rows
 GAIN = 8.0  # the output layer learns from the features this much faster than from their mean
 GOLDEN_RATIO = 0.618034  # its multiples, without what is before the point, lie evenly in 0 to 1
@@ -49,7 +49,7 @@ class RocketFeatures(nn.Module):
     quantiles of what the kernels find in training examples. Nothing here is trained, so a small
     data set cannot be learned by heart here. Other than there, half of the kernels read rows with
     mean 0 and variance 1; a step near a threshold counts in part, so that rounding decides
-    nothing; and the features are normalised for an output layer that they share with the LSTM.
+    little; and the features are normalised for an output layer that they share with the LSTM.
     """
 
     kernels: Tensor
@@ -101,11 +101,12 @@ class RocketFeatures(nn.Module):
             below_QK, threshold_QK, above_QK = (
                 _quantiles(found_NK, places_DQK[number] + change) for change in (-WIDTH, 0, WIDTH)
             )
-            least_K = LEAST_WIDTH * found_NK.std(0, correction=0).clamp(min=1)
+            # Of the kernel that finds most: what another one finds may be what rounding left.
+            least = LEAST_WIDTH * found_NK.std(0, correction=0).max().clamp(min=1)
             # Between two values that steps have: many steps may have the same one.
-            next_QK = _next(found_NK, threshold_QK + 2 * least_K)
+            next_QK = _next(found_NK, threshold_QK + 2 * least)
             self.thresholds[number] = (threshold_QK + next_QK) / 2
-            self.widths[number] = (above_QK - below_QK).maximum(least_K)
+            self.widths[number] = (above_QK - below_QK).clamp(min=least)
         features_NR = torch.cat([self._count(*batch) for batch in batches()])
         deviation_R = features_NR.std(0, correction=0)
         self.mean.copy_(features_NR.mean(0))
@@ -203,11 +204,11 @@ def centre_rows(values_BFT: Tensor, valid_B1T: Tensor | None) -> tuple[Tensor, T
     # The first step is taken off before: what the mean of a level would be rounded by is as large
     # as the changes of a row that hardly changes.
     first_BF1 = values_BFT[..., :1]
-    changes_BFT = values_BFT - first_BF1
+    changes_BFT = _keep(values_BFT - first_BF1, valid_B1T)
     count = values_BFT.shape[2] if valid_B1T is None else valid_B1T.sum(2, keepdim=True)
-    mean_BF1 = _keep(changes_BFT, valid_B1T).sum(2, keepdim=True) / count
-    centred_BFT = changes_BFT - mean_BF1
-    variance_BF1 = _keep(centred_BFT.square(), valid_B1T).sum(2, keepdim=True) / count
+    mean_BF1 = changes_BFT.sum(2, keepdim=True) / count
+    centred_BFT = _keep(changes_BFT - mean_BF1, valid_B1T)
+    variance_BF1 = centred_BFT.square().sum(2, keepdim=True) / count
     normal_BFT = centred_BFT * (variance_BF1 + ROW_EPSILON).rsqrt()
     level_BF1 = first_BF1 + mean_BF1
     outside_BF1 = torch.cat([-level_BF1, torch.zeros_like(level_BF1)], 1)

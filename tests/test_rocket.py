@@ -108,6 +108,25 @@ def test_thresholds_are_quantiles_of_what_kernels_find() -> None:
     assert 4.6 < deviations.median() <= deviations.max() < 8  # rare steps have small ones
 
 
+def test_a_step_counts_in_part_near_a_threshold_among_one_step_in_twenty_five() -> None:
+    """Closer steps than a kernel's rounding count in part together, as in rows that are quiet."""
+    torch.manual_seed(0)
+    features, rows = RocketFeatures(1, (1,), 840), torch.randn(100, 256, 1)
+    for is_quiet in (False, True):
+        if is_quiet:
+            rows[:, 100:] *= 1e-6
+        features.fit(lambda: [(rows, None)])
+        (found_BKT,) = features._convolve(rows, None)
+        found_KN = found_BKT.transpose(0, 1).flatten(1)
+        distance_QKN = (found_KN - features.thresholds[0, :, :, None]).abs()
+        shares = (2 * distance_QKN < features.widths[0, :, :, None]).float().mean(2)
+        least = 1e-4 * found_KN.std(1, correction=0).max()
+        is_least = features.widths[0] < 1.001 * least
+        assert 0.035 < shares[~is_least].median() < 0.045
+        assert is_least.float().mean() > 0.4 if is_quiet else not is_least.any()
+        assert features.widths.min() > 0.999 * least
+
+
 def test_each_row_counts_equally_in_the_thresholds() -> None:
     """A long row does not outvote short ones: as many steps of each are looked at."""
     ones = [(torch.randn(1, 20, 1), None) for _ in range(9)]
@@ -217,7 +236,12 @@ def test_padding_may_hold_anything() -> None:
     values = torch.randn(2, 30, 3)
     spoiled: Tensor = values.clone()
     spoiled[1, 9:] = torch.nan
-    torch.testing.assert_close(features(spoiled, lengths), features(values, lengths))
+    spoiled.requires_grad_()
+    found = features(spoiled, lengths)
+    torch.testing.assert_close(found, features(values, lengths))
+    found.sum().backward()
+    assert spoiled.grad is not None
+    assert spoiled.grad.isfinite().all()
 
 
 def test_a_large_level_leaves_no_rounding_as_a_shape() -> None:
@@ -230,6 +254,18 @@ def test_a_large_level_leaves_no_rounding_as_a_shape() -> None:
         found, wanted = features(rows, None), features.double()(rows.double(), None)
         assert wanted.std() > 0.01
         assert (found - wanted).abs().max() < 3e-3
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 5])
+def test_a_level_is_no_shape_of_a_short_row(num_steps: int) -> None:
+    """Where all that a kernel reads cancels, only rounding is left, and it counts for nothing."""
+    torch.manual_seed(1)
+    rows = (torch.arange(-300.0, 301, 50)[:, None, None]).repeat(1, num_steps, 2)
+    features = RocketFeatures(2, (1,), 84 * 4)
+    features.fit(lambda: [(rows, None)])
+    found, exact = features(rows, None), features.double()(rows.double(), None)
+    assert exact.std() > 0.01
+    assert (found - exact).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("num_steps", [1, 29, 3000])

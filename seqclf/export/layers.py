@@ -184,8 +184,10 @@ def centre_rows(graph: Graph, values: str, valid: str | None, count: str) -> tup
     count = graph.op("Unsqueeze", count, ints(-1))
 
     def mean(values: str) -> str:
-        total = graph.op("ReduceSum", keep(graph, values, valid), ints(2))
-        return graph.op("Div", total, count)
+        # The runtime adds up one number after the other, which rounds long rows of float32.
+        exact = graph.op("Cast", keep(graph, values, valid), to=TensorProto.DOUBLE)
+        total = graph.op("ReduceSum", exact, ints(2))
+        return graph.op("Div", graph.op("Cast", total, to=TensorProto.FLOAT), count)
 
     first = graph.op("Gather", values, ints(0), axis=2)
     changes = graph.op("Sub", values, first)
