@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from seqclf.data.notes import MOST_NAMED
+from seqclf.data.passes import CONSTANT, SMALLEST
 from seqclf.data.readers.rows import Row, count_of, quote
 from seqclf.data.reading import Reading
 from seqclf.data.zero_ends import ZeroSides
@@ -21,6 +22,8 @@ FAR_VALUES = 5
 # And so are values that vary so many times less than those of training, in several sequences.
 FLAT_VALUES = 100
 LEAST_SEQUENCES = 5
+FAR = "another unit, or another column?"
+UNREAD = "the model does not read what training examples had one value of"
 
 
 @dataclass
@@ -57,22 +60,28 @@ class _Values:
         if self.num_sequences >= LEAST_SEQUENCES:
             # What is constant may be a switch that is off.
             is_far_F |= (std_F > 1e-6) & (std_F < 1 / FLAT_VALUES)
+        in_training_F = np.array(architecture.std)
+        changes_F = self.distances / self.num_steps * in_training_F
+        is_unread_F = in_training_F == CONSTANT
+        is_unread_F &= changes_F > np.maximum(1e-6 * np.abs(architecture.mean), SMALLEST)
         names = architecture.features or ("the values",) * len(mean_F)
         offset_F = np.array(reading.offset or np.zeros(len(mean_F)))
-        found = []
-        for feature in np.flatnonzero(is_far_F).tolist():
+        found: dict[str, list[str]] = {UNREAD: [], FAR: []}
+        for feature in np.flatnonzero(is_far_F | is_unread_F).tolist():
             if names[feature] in {f"{name} measured" for name in reading.measured}:
                 continue
             mean, std = architecture.mean[feature], architecture.std[feature]
             offset = offset_F[feature] if feature < len(offset_F) else 0.0
             here = mean + mean_F[feature] * std + offset
-            found.append(
+            spread = "always" if is_unread_F[feature] else f"+- {std:.3g}"
+            found[UNREAD if is_unread_F[feature] else FAR].append(
                 f"{quote(names[feature])}: {here:.4g} +- {std_F[feature] * std:.3g} here, "
-                f"{mean + offset:.4g} +- {std:.3g} in training"
+                f"{mean + offset:.4g} {spread} in training"
             )
-        if found:
-            more = f" and {len(found) - MOST_NAMED} more" * (len(found) > MOST_NAMED)
-            yield f"{'; '.join(found[:MOST_NAMED])}{more}; another unit, or another column?"
+        for question, features in found.items():
+            more = f" and {len(features) - MOST_NAMED} more" * (len(features) > MOST_NAMED)
+            if features:
+                yield f"{'; '.join(features[:MOST_NAMED])}{more}; {question}"
 
 
 @dataclass

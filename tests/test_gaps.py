@@ -16,6 +16,7 @@ from helpers.files import read_status
 from helpers.launching import ROOT
 from helpers.reading import write
 
+from seqclf.data.passes import CONSTANT
 from seqclf.data.prepared import Dataset, open_dataset
 from seqclf.run.weights import load_model
 
@@ -158,7 +159,7 @@ def test_a_feature_that_is_constant_and_far_is_zero(tmp_path: Path, capsys: Capt
     source = write_numbers(tmp_path / "x.csv", digits(10**9))
     train(tmp_path, source, "--drop", "t", steps=1)
     dataset = open_dataset(tmp_path / "data")
-    assert (dataset.info.mean[1], dataset.info.std[1]) == (10**9, 1)
+    assert (dataset.info.mean[1], dataset.info.std[1]) == (10**9, CONSTANT)
     model, _ = load_model(tmp_path / "run")
     assert model.embed(dataset.splits["test"][0][0][None])[0, :, 1].tolist() == [0] * T
 

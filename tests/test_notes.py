@@ -10,19 +10,24 @@ import numpy as np
 import pytest
 
 from seqclf.cli import main
+from seqclf.data.passes import CONSTANT as DEVIATION_OF_CONSTANT
 from seqclf.data.passes import FeatureFacts
 from seqclf.data.prepared import open_dataset
 
 GENERATOR = np.random.default_rng(0)
 Steps = Callable[[int], np.ndarray]  # of the sequence with this number
 
-CONSTANT = "{}: the same at all steps of a sequence, in every sequence; --drop leaves a column out"
+CONSTANT = (
+    "{}: the same at all steps of a sequence, in every sequence; leave it out, if it tells nothing "
+    "(--drop, of a column)"
+)
 TINY = "{}: all values within 1.2e-38, which training counts as 0; give them in a smaller unit"
 RISING = (
     "{}: rises from step to step in every sequence; if it is the time, --time sorts the steps by it"
 )
 DECISIVE = (
-    "{}: this feature alone tells the classes apart; if it says the label in other words, --drop it"
+    "{}: this feature alone tells the classes apart; if it says the label in other words, leave it "
+    "out (--drop, of a column)"
 )
 ONE_STEP = "every sequence has one step: is a line one sequence? --form wide reads it so"
 
@@ -182,10 +187,10 @@ def test_labels_that_are_measured_are_noted(tmp_path: Path) -> None:
     ]
 
 
-def test_a_feature_below_float32s_normal_numbers_is_divided_by_one(tmp_path: Path) -> None:
+def test_a_feature_below_float32s_normal_numbers_is_constant(tmp_path: Path) -> None:
     """By its own deviation it would be divided by 0, as training counts such numbers as 0."""
     steps = beside_noise(lambda number: noise(20) * 1e-42)
     notes_of(tmp_path, map(steps, range(20)))
     std = open_dataset(tmp_path / "d")[0].std
     assert std[0] == pytest.approx(1, abs=0.3)
-    assert std[1] == 1
+    assert std[1] == DEVIATION_OF_CONSTANT

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.launching import ROOT
 
+import seqclf
 from seqclf.cli import main
 from seqclf.data.prepared import open_dataset
 from seqclf.data.readers.rows import Row
@@ -140,6 +141,35 @@ def test_values_far_from_those_of_training_are_noted() -> None:
     assert nameless.count("the values: ") == 2
 
 
+def test_a_feature_without_another_value_in_training_is_not_read_and_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No example has trained its weights, so another value must not meet them."""
+    x = GENERATOR.normal(size=(60, 12, 3))
+    x[:, :, 0] += 4 * (np.arange(60) % 2)[:, None]
+    x[:, :, 1:] = [5, 0]
+    y = np.array(["a", "b"])[np.arange(60) % 2]
+    settings = {"train.steps": 60, "train.threads": 1, "tracking.wandb": "disabled"}
+    model = seqclf.train(settings, train=(x, y), run_dir=tmp_path / "run", verbose=0).model
+    expected = model.predict_proba(x)
+    assert (model.predict(x) == y).mean() > 0.9
+    for value in (5.01, 1e6, 9.5):
+        x[:, :, 1] = value
+        with pytest.warns(UserWarning, match="the model does not read what training ex"):
+            np.testing.assert_array_equal(model.predict_proba(x), expected)
+    np.save(tmp_path / "x.npy", x)
+    words = ["predict", f"{tmp_path}/run", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/out.csv"]
+    assert main.main(words) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("note: feature 1: 9.5 +- ")
+    assert (
+        " here, 5 always in training; the model does not read what training examples had one "
+        "value of"
+    ) in said
+    assert main.main(["describe", f"{tmp_path}/run/data"]) == 0
+    assert "feature 1            5     constant" in capsys.readouterr().out
+
+
 def test_a_sequence_shorter_than_a_window_is_noted(tmp_path: Path) -> None:
     x = padded(*[12] * 20)
     whole = "no sequence has 500 steps (the longest has 12): nothing was cut"
@@ -166,3 +196,17 @@ def test_predict_counts_sequences_shorter_than_a_window(window: int | None) -> N
     notes = list(tally.notes(model.model_copy(update={"reading": reading})))
     short = ["2 sequences shorter than a window of 10 steps: kept whole"] if window == 10 else []
     assert notes == short
+
+
+def test_classes_without_a_test_example_are_named(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "x.npz",
+        x=GENERATOR.normal(size=(40, 9, 2)),
+        y=np.array(["a", "b", "c", "d"])[[*[0, 1] * 18, 2, 2, 3, 3]],
+        split=np.array(["train"] * 20 + ["test"] * 16 + ["train", "train", "train", "test"]),
+    )
+    assert main.main(["prepare", f"{tmp_path}/x.npz", "--out", f"{tmp_path}/d"]) == 0
+    assert open_dataset(tmp_path / "d")[0].notes == (
+        "no example is in val",
+        "no test example is of class c: no test figure tells how well it does",
+    )

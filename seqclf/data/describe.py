@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqclf.data.passes import CONSTANT
 from seqclf.data.prepared import DatasetInfo, open_dataset
 from seqclf.data.readers.rows import quote
 
@@ -116,7 +117,8 @@ def _feature_lines(info: DatasetInfo) -> list[str]:
         shown, info.mean, info.std, info.reading.offset or (0.0,) * len(info.mean), strict=False
     ):
         number = f"{mean + offset:.10g}" if offset else f"{mean:.5g}"
-        lines.append(f"{title:<{width}} {number:>12} {std:>12.5g}")
+        spread = "constant" if std == CONSTANT else f"{std:.5g}"
+        lines.append(f"{title:<{width}} {number:>12} {spread:>12}")
     return lines + _more(info.features)
 
 

@@ -51,7 +51,7 @@ def write_index(
         index["groups"] = as_tensor(draft.groups)
     (folder / INDEX).write_bytes(save(index))
     paths = [*(piece.path for piece in draft.pieces), folder / INDEX]
-    notes = [*journal.notes, *_counts(draft), *find_notes(draft, labels, splits)]
+    notes = [*journal.notes, *_counts(draft), *find_notes(draft, labels, classes, splits)]
     return DatasetInfo(
         format=1 if len(draft.pieces) == 1 else 2,
         kind=draft.kind,

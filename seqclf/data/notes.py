@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ MOST_FEATURES = 2000  # of which the facts are compared
 MOST_DECIMALS = 10  # classes that may be called 0.5, 1.5 ...
 
 
-def find_notes(draft: Draft, labels: Tensor, splits: Tensor) -> Iterator[str]:
+def find_notes(
+    draft: Draft, labels: Tensor, classes: Sequence[str], splits: Tensor
+) -> Iterator[str]:
     """Yield a line for each finding, about features or sequences, that may be a mistake."""
     kept = splits != LEFT_OUT
     lengths = as_tensor(draft.offsets).diff()[kept]
@@ -32,6 +34,7 @@ def find_notes(draft: Draft, labels: Tensor, splits: Tensor) -> Iterator[str]:
     for number, split in enumerate(SPLITS):
         if number and not (splits == number).any():
             yield f"no example is in {split}"
+    yield from _class_notes(labels[splits == SPLITS.index("test")], classes)
     if _are_measured(draft.class_ids):
         yield (
             f"the {len(draft.class_ids):,} labels are numbers with decimals: seqclf tells classes "
@@ -39,6 +42,16 @@ def find_notes(draft: Draft, labels: Tensor, splits: Tensor) -> Iterator[str]:
         )
     if draft.kind == "vectors" and draft.num_features <= MOST_FEATURES:
         yield from _feature_notes(draft, find_facts(draft, labels, splits), longest=longest)
+
+
+def _class_notes(test_labels: Tensor, classes: Sequence[str]) -> Iterator[str]:
+    """Name the classes that the test examples tell nothing of, if there are any such examples."""
+    counts = torch.bincount(test_labels, minlength=len(classes)).tolist()
+    missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if 0 < len(missing) < len(classes):
+        shown = ", ".join(map(quote, missing[:MOST_NAMED]))
+        more = f" and {len(missing) - MOST_NAMED} more" * (len(missing) > MOST_NAMED)
+        yield f"no test example is of class {shown}{more}: no test figure tells how well it does"
 
 
 def _feature_notes(draft: Draft, facts: FeatureFacts, *, longest: int) -> Iterator[str]:
@@ -60,7 +73,7 @@ def _feature_notes(draft: Draft, facts: FeatureFacts, *, longest: int) -> Iterat
     if constant:
         yield (
             f"{titles(constant)}: the same at all steps of a sequence, in every sequence; "
-            "--drop leaves a column out"
+            "leave it out, if it tells nothing (--drop, of a column)"
         )
     if rising:
         yield (
@@ -70,7 +83,7 @@ def _feature_notes(draft: Draft, facts: FeatureFacts, *, longest: int) -> Iterat
     if decisive:
         yield (
             f"{titles(decisive)}: this feature alone tells the classes apart; if it says the label "
-            "in other words, --drop it"
+            "in other words, leave it out (--drop, of a column)"
         )
 
 

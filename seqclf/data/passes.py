@@ -18,6 +18,7 @@ from seqclf.data.prepared import LEFT_OUT, VALUE_TYPES
 MOST_VALUES = 10_000  # of a feature whose classes are compared
 MOST_STEPS, MOST_NUMBERS = 2**18, 2**24  # of the file that are in memory at once
 SMALLEST = float(np.finfo(np.float32).tiny)  # training counts smaller numbers as 0
+CONSTANT = 1e30  # for the deviation of a constant feature: a model reads it as 0 ever after
 CHANCE = 0.05  # of a finding that is none, among all features
 
 
@@ -94,8 +95,9 @@ def measure_features(draft: Draft, splits: Tensor) -> tuple[tuple[float, ...], t
     for _, steps in _train_steps(values, offsets, splits):
         squares += _sum((steps - mean) ** 2)
     std = np.sqrt(squares / count)
-    # A constant feature tells nothing, but its rounding errors would, divided by their deviation.
-    std[(std <= 1e-7 * np.abs(mean)) | (std < SMALLEST)] = 1.0
+    # A constant feature tells nothing, but its rounding errors would, divided by their deviation;
+    # and another value would meet weights that no example has trained.
+    std[(std <= 1e-7 * np.abs(mean)) | (std < SMALLEST)] = CONSTANT
     if draft.has_gaps.any():
         for chunk in _chunks(values):
             gaps = np.isnan(values[chunk])
