@@ -23,6 +23,7 @@ STEPS_AT_ONCE = 4096  # of a CPU: what they come to stays in its cache
 WIDTH = 0.02  # share of steps around a threshold over which a step counts in part
 LEAST_WIDTH = 1e-4  # in deviations of what kernels find; their sums are rounded by less
 EPSILON, ROW_EPSILON = 0.01, 1e-5  # added to deviations of features, and to variances of rows
+OUTSIDE = -3.0  # of a row, below nearly all values: so kernels see its ends, and how long it is
 GAIN = 8.0  # the output layer learns from the features this much faster than from their mean
 GOLDEN_RATIO = 0.618034  # its multiples, without what is before the point, lie evenly in 0 to 1
 
@@ -198,8 +199,8 @@ def centre_rows(values_BFT: Tensor, valid_B1T: Tensor | None) -> tuple[Tensor, T
     """Return rows with mean 0, after them the same with variance 1, [B, 2 F, T], and their outside.
 
     The outside, [B, 2 F, 1], is what the steps before and after a row, and its padding, are read
-    as: what 0 is without the row's mean; and 0 beside variance 1. The kernels' weights sum to 0, so
-    they find with it what they find in the row as it is, without the rounding of a large level.
+    as: what OUTSIDE is without the row's mean; and 0 beside variance 1. The kernels' weights sum to
+    0, so they find what they find in the row as it is, without the rounding of a large level.
     """
     # The first step is taken off before: what the mean of a level would be rounded by is as large
     # as the changes of a row that hardly changes.
@@ -210,8 +211,8 @@ def centre_rows(values_BFT: Tensor, valid_B1T: Tensor | None) -> tuple[Tensor, T
     centred_BFT = _keep(changes_BFT - mean_BF1, valid_B1T)
     variance_BF1 = centred_BFT.square().sum(2, keepdim=True) / count
     normal_BFT = centred_BFT * (variance_BF1 + ROW_EPSILON).rsqrt()
-    level_BF1 = first_BF1 + mean_BF1
-    outside_BF1 = torch.cat([-level_BF1, torch.zeros_like(level_BF1)], 1)
+    below_BF1 = OUTSIDE - (first_BF1 + mean_BF1)
+    outside_BF1 = torch.cat([below_BF1, torch.zeros_like(below_BF1)], 1)
     rows_BFT = torch.cat([centred_BFT, normal_BFT], 1)
     return (rows_BFT if valid_B1T is None else rows_BFT.where(valid_B1T, outside_BF1)), outside_BF1
 

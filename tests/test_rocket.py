@@ -81,8 +81,8 @@ def test_a_feature_is_a_share_of_the_steps(num_steps: int) -> None:
                     found = 0.0
                     for tap in range(9):
                         step = t + (tap - 4) * dilation
-                        if 0 <= step < num_steps:
-                            found += (2 if tap in places else -1) * float(inputs[k] @ both[step])
+                        read = both[step] if 0 <= step < num_steps else [-3.0] * 3 + [0.0] * 3
+                        found += (2 if tap in places else -1) * float(inputs[k] @ read)
                     total += min(1.0, max(0.0, (found - threshold) / width + 0.5))
                 expected.append(total / num_steps)
     mean, factor = features.mean.double().numpy(), features.factor.double().numpy()
@@ -204,6 +204,16 @@ def test_rows_that_do_not_change_have_features(value: float) -> None:
     for tensor in (*features.state_dict().values(), features(rows, None)):
         assert tensor.isfinite().all()
     assert features(torch.randn(2, 1, 2), None).isfinite().all()
+
+
+def test_rows_that_differ_in_length_alone_have_other_features() -> None:
+    features = RocketFeatures(1, (1, 2), 84 * 4)
+    rows, lengths = torch.zeros(9, 60, 1), torch.arange(20, 65, 5)
+    features.fit(lambda: [(rows, lengths)])
+    deviations = features(rows, lengths).std(0).view(2, 2, 84)
+    is_raw_DK = features.inputs[:, :, 0] > 0
+    assert (deviations[:, 0][is_raw_DK] > 0.05).float().mean() > 0.5
+    assert (deviations[:, 0][~is_raw_DK] == 0).all()
 
 
 def test_a_gradient_reaches_the_steps() -> None:

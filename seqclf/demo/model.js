@@ -110,6 +110,8 @@ function makeModel(spec, weights) {
     const shares = new Float64Array(thresholds.length), track = new Float64Array(rows.length);
     spec.dilations.forEach((dilation, d) => spec.kernels.forEach((kernel, k) => {
       const read = inputs.subarray((d * numKernels + k) * numTracks, (d * numKernels + k + 1) * numTracks);
+      let outside = 0;
+      for (let f = 0; f < numTracks / 2; f++) if (read[f]) outside += spec.outside;
       rows.forEach((row, t) => {
         track[t] = 0;
         for (let f = 0; f < numTracks; f++) if (read[f]) track[t] += row[f];
@@ -117,7 +119,7 @@ function makeModel(spec, weights) {
       const middle = (kernel.length - 1) / 2;
       for (let t = 0; t < rows.length; t++) {
         let sum = 0;
-        for (let s = 0; s < kernel.length; s++) sum += kernel[s] * (track[t + (s - middle) * dilation] ?? 0);
+        for (let s = 0; s < kernel.length; s++) sum += kernel[s] * (track[t + (s - middle) * dilation] ?? outside);
         for (let q = 0; q < numThresholds; q++) {
           const place = (d * numThresholds + q) * numKernels + k;
           const above = (sum - thresholds[place]) / widths[place] + 0.5;

@@ -25,7 +25,7 @@ from seqclf.errors import UserError, printable
 from seqclf.inputs import num_features_of
 from seqclf.model import Architecture, LSTMClassifier, permutation
 from seqclf.predict import kind_of, named_features, predict_split
-from seqclf.rocket import ROW_EPSILON, make_kernels
+from seqclf.rocket import OUTSIDE, ROW_EPSILON, make_kernels
 from seqclf.stepwise import reason_against
 
 Kind = Literal["image", "series", "tokens", "text"]
@@ -115,6 +115,7 @@ def payload_of(
         "stride": reading.stride,
         "kernels": make_kernels().tolist() if model.rocket else [],
         "row_epsilon": ROW_EPSILON,
+        "outside": OUTSIDE,
         "operations": 0 if model.rocket is None else model.rocket.operations_per_step,
         "streams": reason_against(architecture) is None and architecture.stack == 1,
     }

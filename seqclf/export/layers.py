@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seqclf.export.graph import Graph, ints, number, weights
 from seqclf.model import LSTMClassifier
-from seqclf.rocket import KERNEL_SIZE, ROW_EPSILON, RocketFeatures, make_kernels
+from seqclf.rocket import KERNEL_SIZE, OUTSIDE, ROW_EPSILON, RocketFeatures, make_kernels
 
 
 class Steps(NamedTuple):
@@ -195,6 +195,6 @@ def centre_rows(graph: Graph, values: str, valid: str | None, count: str) -> tup
     centred = graph.op("Sub", changes, mean_change)
     variance = graph.op("Add", mean(graph.op("Mul", centred, centred)), number(ROW_EPSILON))
     normal = graph.op("Div", centred, graph.op("Sqrt", variance))
-    minus_level = graph.op("Neg", graph.op("Add", first, mean_change))
-    outside = graph.op("Concat", minus_level, graph.op("Mul", minus_level, number(0.0)), axis=1)
+    below = graph.op("Sub", number(OUTSIDE), graph.op("Add", first, mean_change))
+    outside = graph.op("Concat", below, graph.op("Mul", below, number(0.0)), axis=1)
     return graph.op("Concat", centred, normal, axis=1), outside
