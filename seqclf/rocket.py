@@ -49,8 +49,9 @@ class RocketFeatures(nn.Module):
     Deterministic Transform for Time Series Classification", KDD 2021, and so are the thresholds:
     quantiles of what the kernels find in training examples. Nothing here is trained, so a small
     data set cannot be learned by heart here. Other than there, half of the kernels read rows with
-    mean 0 and variance 1; a step near a threshold counts in part, so that rounding decides
-    little; and the features are normalised for an output layer that they share with the LSTM.
+    mean 0 and variance 1, and the others see where a row ends; a step near a threshold counts in
+    part, so that rounding decides little; and the features are normalised for an output layer that
+    they share with the LSTM.
     """
 
     kernels: Tensor

@@ -118,6 +118,16 @@ def simple(**changes: Any) -> Classifier:
     return make(Architecture.model_validate(fields | {"read": "rows"} | changes))
 
 
+def test_fixed_convolutions_read_the_ends_alike(browser: Browser, tmp_path: Path) -> None:
+    classifier = simple(rocket=168, dilations=(1, 2))
+    values = np.random.default_rng(0).normal(1, 2, size=(13, 2))
+    with opened(browser, write_page(classifier, tmp_path)) as page:
+        for length in (1, 4, 13):
+            found, _ = page.evaluate(READ, [values[:length].tolist(), []])
+            expected = classifier.predict_proba([values[:length]])[0]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.filterwarnings("ignore:.* shorter than a window")
 @pytest.mark.parametrize("stride", [None, 2])
 def test_windows_are_cut_inside(stride: int | None, browser: Browser, tmp_path: Path) -> None:

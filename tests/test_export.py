@@ -129,6 +129,21 @@ def test_a_number_that_cannot_be_has_no_answer(pooling: str, bad: float) -> None
     np.testing.assert_allclose(found[1:], expected, rtol=0, atol=1e-6)
 
 
+def test_long_quiet_rows_say_the_same() -> None:
+    """Where steps lie close to each other, the last digits of a mean move many at once."""
+    generator = torch.Generator().manual_seed(0)
+    rows = 5 + 1e-4 * torch.randn(8, 20_000, 2, generator=generator)
+    rows[:, ::400] += 3 * torch.randn(8, 50, 2, generator=generator)
+    classifier = simple(rocket=84 * 3 * 6, dilations=(1, 2, 4))
+    features = classifier._members[0].model.rocket
+    assert features is not None
+    features.fit(lambda: [(rows, None)])
+    lengths = np.full(len(rows), rows.shape[1])
+    found = found_by_onnx(classifier, {"values": rows.numpy(), "lengths": lengths})
+    expected = classifier.predict_proba(list(rows.numpy()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+
+
 def test_gaps_are_filled_as_predict_fills_them() -> None:
     reading = Reading(fill_missing=True)
     classifier = simple(reading=reading, mean=(0.3, -0.2), std=(2.0, 0.5))
